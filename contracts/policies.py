@@ -1,0 +1,143 @@
+"""The policy artifact: a folder that holds a trained policy, and the pointer to the champion.
+
+    policy.json       this module's `PolicyCard`, written last: a folder without it is not a policy
+    linear.npz        linear policies: `theta` [K, D] and `covariance` [K, D, D] (the inverse of A), float32, and
+                      `num_samples` [K]; serves without TensorFlow
+    network.npz       neural policies, instead: `weights_0` [D, H], `bias_0` [H], `weights_1` … (each followed by a relu),
+                      then `theta` [K, E] and `bias` [K] on what comes out, and `covariance` [K, E, E] where the policy
+                      says how sure it is; serves without TensorFlow
+    saved_model/      SavedModel with TF-Agents' `action` signature
+    checkpoint/       what the next window's training continues from
+
+A policy store is a folder of policy folders with `champion.json`, which names the one that serves.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from contracts.errors import InputError
+from contracts.records import Action, PolicyVersion, Timestamp
+from contracts.windows import Split, TrainingWindow
+
+CARD_NAME = "policy.json"
+LINEAR_NAME = "linear.npz"
+NETWORK_NAME = "network.npz"
+SAVED_MODEL_NAME = "saved_model"
+CHECKPOINT_NAME = "checkpoint"
+CHAMPION_NAME = "champion.json"
+SCHEMA_VERSION = 1
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Movie(msgspec.Struct, frozen=True, kw_only=True):
+    """What an action stands for.
+
+    An action stays the same movie's for ever: movies are added at the end and never removed. A masked one is not
+    offered for now, a retired one never again.
+    """
+
+    action: Action
+    movie_id: str
+    title: str = ""
+    year: int | None = None
+    genres: list[str] = []
+    features: list[float] = []  # what else is known of it, in numbers: popularity, latent factors
+    status: Literal["active", "masked", "retired"] = "active"
+
+
+class TrainedWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """One split of one window that a policy (or one of its ancestors) was trained on, once."""
+
+    window: TrainingWindow
+    split: Split
+    records: Annotated[int, Meta(ge=0)]
+
+
+class Exploration(msgspec.Struct, frozen=True, kw_only=True):
+    """How actions are drawn when this policy serves. Not trained: it can be changed without retraining."""
+
+    strategy: str = "ucb"
+    epsilon: Share = 0.02
+    alpha: Annotated[float, Meta(ge=0)] = 0.5  # width of the confidence bound, in standard deviations
+    temperature: Annotated[float, Meta(gt=0)] = 1.0  # softmax
+    gamma: Annotated[float, Meta(gt=0)] = 100.0  # inverse-gap weighting
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """An off-policy estimate of a policy's reward a decision."""
+
+    estimator: str
+    value: float
+    low: float
+    high: float
+    effective_sample_size: float
+    decisions: int
+
+
+class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):
+    """`policy.json`."""
+
+    schema_version: Annotated[int, Meta(ge=1)] = SCHEMA_VERSION
+    version: PolicyVersion
+    parent: PolicyVersion | None
+    algorithm: str
+    hyperparameters: dict[str, float | int | str | bool]
+    observation_dim: Annotated[int, Meta(ge=1)]
+    num_actions: Annotated[int, Meta(ge=1)]
+    catalogue: list[Movie]
+    trained_on: list[TrainedWindow]
+    exploration: Exploration
+    evaluation: Evaluation | None = None
+
+    def __post_init__(self) -> None:
+        if self.catalogue and [movie.action for movie in self.catalogue] != list(range(self.num_actions)):
+            raise ValueError(f"catalogue must list actions 0 to {self.num_actions - 1} in order")
+
+
+class Champion(msgspec.Struct, frozen=True, kw_only=True):
+    """`champion.json`: the version that serves, and the one to go back to.
+
+    With a `candidate` (or as an apprentice) it is tried out beside it, as `mode` says:
+
+      canary      the candidate takes `candidate_share` of the decisions
+      shadow      the champion serves all; what the candidate would have done is logged apart
+      apprentice  the safe baseline serves all; what the champion would have done is logged apart
+    """
+
+    version: PolicyVersion
+    previous: PolicyVersion | None
+    promoted_at: Timestamp
+    reason: str
+    candidate: PolicyVersion | None = None
+    candidate_share: Share = 0.0
+    mode: Literal["canary", "shadow", "apprentice"] = "canary"
+
+
+Verdict = Literal["better", "worse", "undecided"]
+
+
+def decode_card(data: bytes, where: str) -> PolicyCard:
+    """The card in `data`. Raises InputError that names `where` and what is wrong."""
+    try:
+        card = msgspec.json.decode(data, type=PolicyCard)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{where}: not a policy: {error}") from None
+    if (found := card.schema_version) > SCHEMA_VERSION:
+        raise InputError(f"{where}: schema_version {found} is newer than this code's {SCHEMA_VERSION}")
+    return card
+
+
+def decode_champion(data: bytes, where: str) -> Champion:
+    """The pointer in `data`. Raises InputError that names `where` and what is wrong."""
+    try:
+        return msgspec.json.decode(data, type=Champion)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{where}: not a champion pointer: {error}") from None
+
+
+def encode_json(value: PolicyCard | Champion) -> bytes:
+    """`value` as indented JSON, the same bytes for the same value."""
+    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"

@@ -1,0 +1,117 @@
+"""Training windows and their manifests.
+
+A training window is `[start, end)` on `decided_at`. It closes at `end + reward_window + settle`: from then on its
+decisions and their rewards are all there, so exporting it again gives the same bytes. Its folder is
+`<windows>/window=<start>/` with `part-<split>-*.tfrecord` and `manifest.json`, written last: a folder without a
+manifest is not a window, and nobody reads it.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from contracts.errors import InputError
+from contracts.event_segments import compact_time
+from contracts.records import Timestamp
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+# "holdback": a share chosen by `decision_id`, on which a candidate is compared with the champion before either has
+# trained on it; the window after next trains on it.
+Split = Literal["train", "holdback"]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class TrainingWindow(msgspec.Struct, frozen=True, order=True):
+    """`[start, end)` on `decided_at`."""
+
+    start: Timestamp
+    end: Timestamp
+
+    def __post_init__(self) -> None:
+        if self.end <= self.start:
+            raise ValueError(f"training window must end after its start, got [{self.start}, {self.end})")
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"window={compact_time(self.start)}"
+
+    def closes_at(self, reward_window_seconds: float, settle_seconds: float) -> datetime:
+        """The moment from which it may be exported."""
+        return self.end + timedelta(seconds=reward_window_seconds + settle_seconds)
+
+
+class WindowFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One TFRecord file of a window."""
+
+    name: str
+    split: Split
+    records: Count
+    bytes: Count
+    sha256: str
+
+
+class WindowCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of every decision made, and of every reward that occurred, in a window.
+
+    Decisions made in the window: `decisions = rewards + defaulted + dropped`. A reward that occurred in it is the first
+    in time for its decision (counted in `rewards` of that decision's window), or a repeat, late or an orphan (counted
+    here).
+    """
+
+    decisions: Count
+    rewards: Count  # decisions with a reward in time
+    defaulted: Count  # decisions that took the default reward
+    dropped: Count  # decisions left out for having none
+    repeated_rewards: Count  # another reward for a decision that has one
+    late_rewards: Count
+    orphan_rewards: Count
+    duplicate_decisions: Count  # the same decision read again
+    duplicate_rewards: Count  # the same reward read again
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`manifest.json` of a window."""
+
+    schema_version: Annotated[int, Meta(ge=1)] = SCHEMA_VERSION
+    window: TrainingWindow
+    reward_window_seconds: float
+    settle_seconds: float
+    missing_reward: Literal["default", "drop"]
+    default_reward: float
+    holdback_share: float
+    observation_dim: Annotated[int, Meta(ge=0)]  # 0 only when there are no records
+    files: list[WindowFile]
+    counts: WindowCounts
+    policy_versions: dict[str, Count]
+
+    def records(self, *splits: Split) -> int:
+        """Number of records in the given splits."""
+        return sum(file.records for file in self.files if file.split in splits)
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in `data`. Raises InputError that names `where` and what is wrong."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{where}: not a window manifest: {error}") from None
+    if (found := manifest.schema_version) > SCHEMA_VERSION:
+        raise InputError(f"{where}: schema_version {found} is newer than this code's {SCHEMA_VERSION}")
+    return manifest
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """`manifest` as indented JSON, the same bytes for the same manifest."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+def window_of(moment: datetime, origin: datetime, window_seconds: float) -> TrainingWindow:
+    """The window of length `window_seconds` on the grid from `origin` that holds `moment`."""
+    length = timedelta(seconds=window_seconds)
+    start = origin.astimezone(UTC) + (moment - origin) // length * length
+    return TrainingWindow(start, start + length)

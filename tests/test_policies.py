@@ -1,0 +1,63 @@
+import re
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from contracts.errors import InputError
+from contracts.policies import (
+    Champion,
+    Exploration,
+    Movie,
+    PolicyCard,
+    TrainedWindow,
+    decode_card,
+    decode_champion,
+    encode_json,
+)
+from contracts.windows import TrainingWindow
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+CARD = PolicyCard(
+    version="v2",
+    parent="v1",
+    algorithm="lin_ucb",
+    hyperparameters={"tikhonov": 0.3},
+    observation_dim=3,
+    num_actions=2,
+    catalogue=[Movie(action=0, movie_id="50", title="Star Wars (1977)"), Movie(action=1, movie_id="1")],
+    trained_on=[TrainedWindow(window=TrainingWindow(START, START + timedelta(seconds=5)), split="train", records=9)],
+    exploration=Exploration(),
+)
+
+
+def test_a_card_survives_the_way_through_json_with_the_same_bytes():
+    data = encode_json(CARD)
+    assert decode_card(data, "policy.json") == CARD
+    assert encode_json(decode_card(data, "policy.json")) == data
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"num_actions": 2', b'"num_actions": 0', "num_actions"),
+        (b'"epsilon": 0.02', b'"epsilon": 2', "epsilon"),
+        (b'"action": 1', b'"action": 0', "catalogue"),
+        (b'"version": "v2"', b'"version": ""', "version"),
+        (b'"schema_version": 1', b'"schema_version": 99', "schema_version 99 is newer than this code's"),
+        (b"}", b"", "policy.json: not a policy"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_refused_in_one_line(old, new, message):
+    data = encode_json(CARD)
+    assert old in data
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        decode_card(data.replace(old, new), "policy.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_champion_pointer():
+    champion = Champion(version="v2", previous="v1", promoted_at=START, reason="better")
+    assert decode_champion(encode_json(champion), "champion.json") == champion
+    with pytest.raises(InputError, match=r"champion\.json: not a champion pointer"):
+        decode_champion(msgspec.json.encode({"version": "v2"}), "champion.json")
