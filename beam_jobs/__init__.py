@@ -1,0 +1,1 @@
+"""Apache Beam jobs: simulate, ingest and export. One job is one module."""

@@ -1,0 +1,453 @@
+"""The warehouse on BigQuery: the tables of `contracts.schemas`, day-partitioned and clustered, written and read as batches.
+
+Writing. Each way's guarantee, seen through the deduplicating join and reads:
+
+    streaming_inserts    `insertAll` of 500 rows at a time. At least once: a retried request may add rows again (the
+                         insert id makes BigQuery remove most of those); reading removes them all.
+    file_loads           a load job a batch, for batch jobs. Exactly once: the job's id is derived from the batch's name,
+                         and BigQuery runs a job id once, however often it is asked to.
+    storage_write_api    Arrow batches appended to a table's default stream: half the price and many times the rate of
+                         `insertAll`. At least once: a retried append adds rows again; reading removes them. (Beam's own
+                         sink of that name can do exactly once, in Java, row by row.)
+
+A row that BigQuery refuses becomes a dead letter with BigQuery's reason, whatever the way.
+
+Reading goes through the Storage Read API: the columns asked for, of the partitions that the range of time touches.
+"""
+
+import base64
+import io
+import re
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from hashlib import blake2b
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.metrics import Metrics
+from google.api_core import exceptions
+from google.cloud import bigquery
+from google.cloud.bigquery_storage_v1 import BigQueryReadClient, BigQueryWriteClient, types
+
+from beam_jobs.payloads import IngestCounts
+from beam_jobs.tables import TableRows, arrow_schema, record_batch
+from contracts.errors import InputError
+from contracts.records import DeadLetter
+from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES, Table, columns
+
+PREFIX = "bigquery:"
+ROWS_A_REQUEST = 500
+BYTES_A_REQUEST = 5_000_000  # half of what insertAll takes
+TIMEOUT_SECONDS = 60.0
+MAX_READ_STREAMS = 100
+# The client's own default goes on for ten minutes.
+_RETRY = bigquery.DEFAULT_RETRY.with_timeout(TIMEOUT_SECONDS)
+_DATASET = re.compile(r"([a-z][a-z0-9.:-]*[a-z0-9])\.([A-Za-z0-9_]+)")
+
+
+class Dataset(NamedTuple):
+    """Where the tables are."""
+
+    project: str
+    name: str
+
+    def table(self, table: Table) -> str:
+        """`project.dataset.table`."""
+        return f"{self.project}.{self.name}.{table.name}"
+
+
+def parse_dataset(text: str) -> Dataset:
+    """`bigquery:PROJECT.DATASET`. Raises InputError."""
+    match = _DATASET.fullmatch(text.removeprefix(PREFIX))
+    if not match:
+        raise InputError(f"--warehouse: bigquery:PROJECT.DATASET expected, got {text!r}")
+    return Dataset(match[1], match[2])
+
+
+def client(project: str) -> bigquery.Client:
+    """A client of the BigQuery API."""
+    return bigquery.Client(project=project)
+
+
+def read_client() -> BigQueryReadClient:
+    """A client of the Storage Read API."""
+    return BigQueryReadClient()
+
+
+def write_client() -> BigQueryWriteClient:
+    """A client of the Storage Write API."""
+    return BigQueryWriteClient()
+
+
+def schema(table: Table) -> list[bigquery.SchemaField]:
+    """The schema of `table`, derived from the contract."""
+    return [
+        bigquery.SchemaField(column.name, column.type, column.mode, description=column.description or None)
+        for column in columns(table.record)
+    ]
+
+
+def ensure_tables(dataset: Dataset, expiry_days: float | None) -> None:
+    """Creates the tables that are absent; checks the schema of those that are there.
+
+    Raises InputError: no such data set, no permission, or a table with another schema (which column).
+    """
+    api = client(dataset.project)
+    for table in TABLES:
+        wanted = bigquery.Table(dataset.table(table), schema=schema(table))
+        wanted.time_partitioning = bigquery.TimePartitioning(
+            type_=bigquery.TimePartitioningType.DAY,
+            field=table.partitioned_by,
+            expiration_ms=round(expiry_days * 86_400_000) if expiry_days else None,
+        )
+        wanted.clustering_fields = list(table.clustered_by)
+        try:
+            api.get_dataset(dataset.name, retry=_RETRY, timeout=TIMEOUT_SECONDS)
+            api.create_table(wanted, exists_ok=True, retry=_RETRY, timeout=TIMEOUT_SECONDS)
+            found = api.get_table(dataset.table(table), retry=_RETRY, timeout=TIMEOUT_SECONDS)
+        except exceptions.NotFound:
+            raise InputError(f"--warehouse: there is no data set {dataset.project}.{dataset.name}") from None
+        except exceptions.Forbidden as error:
+            raise InputError(f"--warehouse: no permission for {dataset.table(table)}: {error.message:.200}") from None
+        _check_schema(dataset.table(table), table, found.schema)
+    api.close()
+
+
+def _check_schema(where: str, table: Table, found: Sequence[bigquery.SchemaField]) -> None:
+    # The API's older names for the same types.
+    aliases = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}
+    by_name = {field.name: (aliases.get(field.field_type, field.field_type), field.mode) for field in found}
+    for column in columns(table.record):
+        wanted = (column.type, column.mode)
+        if by_name.get(column.name) != wanted:
+            got = " ".join(by_name[column.name]) if column.name in by_name else "no such column"
+            raise InputError(f"{where}: column {column.name!r} must be {' '.join(wanted)}, got {got}")
+    for name in by_name.keys() - {column.name for column in columns(table.record)}:
+        if by_name[name][1] == "REQUIRED":
+            raise InputError(f"{where}: column {name!r} is REQUIRED, and no record has it")
+
+
+def json_rows(rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as BigQuery takes them in JSON: moments in ISO 8601, bytes in base 64."""
+    return [{name: _json_value(value) for name, value in row.items()} for row in rows.to_pylist()]
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value
+
+
+class SinkMetrics:
+    """Counts of a sink, and how old an event is once it is stored."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._refused = Metrics.counter("bigquery", f"{table.name}_refused")
+        self._latency = Metrics.distribution("bigquery", f"{table.name}_latency_ms")
+
+    def stored(self, element: TableRows, refused: dict[int, str]) -> Iterator[Any]:
+        """What a sink gives: (name, how many rows are in the table), and dead letters of those that are not.
+
+        Raises RuntimeError when it is dead letters that are refused: there is nowhere left to put them.
+        """
+        if refused and self._table is DEAD_LETTERS:
+            raise RuntimeError(f"BigQuery refuses a dead letter: {next(iter(refused.values()))}")
+        now = time.time() * 1000  # a metric; no row depends on it
+        for moment in element.rows.column(self._table.partitioned_by).cast(pa.int64()).to_pylist():
+            self._latency.update(int(now - moment / 1000))
+        if refused:
+            self._refused.inc(len(refused))
+            rows = element.rows.take(pa.array(sorted(refused)))
+            letters = [
+                refused_row(self._table, row, refused[place])
+                for row, place in zip(json_rows(rows), sorted(refused), strict=True)
+            ]
+            yield beam.pvalue.TaggedOutput("refused", TableRows(element.name, record_batch(DEAD_LETTERS, letters)))
+        yield element.name, IngestCounts(**{self._table.name: element.rows.num_rows - len(refused)})
+
+
+class InsertRowsFn(beam.DoFn):
+    """TableRows -> (name, how many rows are in the table); on `refused`, TableRows of dead letters. `insertAll`."""
+
+    def __init__(self, dataset: Dataset, table: Table) -> None:
+        self._dataset = dataset
+        self._table = table
+        self._metrics = SinkMetrics(table)
+
+    def setup(self) -> None:
+        """One client a worker."""
+        self._client = client(self._dataset.project)
+
+    def teardown(self) -> None:
+        """Closes it."""
+        self._client.close()
+
+    def process(self, element: TableRows) -> Iterator[Any]:
+        """Inserts one batch."""
+        rows = json_rows(element.rows)
+        refused: dict[int, str] = {}
+        done = 0
+        while done < len(rows):
+            request = _fitting(rows[done : done + ROWS_A_REQUEST])
+            errors = self._client.insert_rows_json(
+                self._dataset.table(self._table),
+                request,
+                row_ids=[self._row_id(row) for row in request],
+                skip_invalid_rows=True,
+                timeout=TIMEOUT_SECONDS,
+                retry=_RETRY,
+            )
+            refused |= {done + error["index"]: _reason(error) for error in errors}
+            done += len(request)
+        yield from self._metrics.stored(element, refused)
+
+    def _row_id(self, row: dict[str, Any]) -> str:
+        return blake2b(repr([row[name] for name in self._table.key]).encode(), digest_size=16).hexdigest()
+
+
+def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first rows that fit into one request; at least one."""
+    size = 0
+    for place, row in enumerate(rows):
+        size += len(msgspec.json.encode(row))
+        if size > BYTES_A_REQUEST and place:
+            return rows[:place]
+    return rows
+
+
+def _reason(error: dict[str, Any]) -> str:
+    return "; ".join(
+        " ".join(filter(None, (entry.get("location"), entry.get("reason"), entry.get("message"))))
+        for entry in error["errors"]
+    )
+
+
+def refused_row(table: Table, row: dict[str, Any], reason: str) -> DeadLetter:
+    """A row that BigQuery refused, as a dead letter: the event's JSON form, which can be replayed."""
+    kind = table.record.__struct_config__.tag
+    return DeadLetter(
+        payload=msgspec.json.encode({"kind": kind} | row),
+        error_type="RefusedByBigQuery",
+        error_message=reason.replace("\n", " "),
+        stage=f"insert_{table.name}",
+        failed_at=datetime.fromisoformat(row[table.partitioned_by]),
+        source=row["decision_id"],
+    )
+
+
+class LoadRowsFn(beam.DoFn):
+    """TableRows -> (name, how many rows are in the table), by a load job a batch."""
+
+    def __init__(self, dataset: Dataset, table: Table) -> None:
+        self._dataset = dataset
+        self._table = table
+
+    def setup(self) -> None:
+        """One client a worker."""
+        self._client = client(self._dataset.project)
+
+    def teardown(self) -> None:
+        """Closes it."""
+        self._client.close()
+
+    def process(self, element: TableRows) -> Iterator[Any]:
+        """Loads one batch; a load that ran before is not run again, unless it failed."""
+        data = io.BytesIO()
+        pq.write_table(pa.Table.from_batches([element.rows]), data)
+        destination = self._dataset.table(self._table)
+        digest = blake2b(f"{destination} {element.name}".encode(), digest_size=16).hexdigest()
+        for attempt in count():
+            job, began = self._load(data, destination, f"ingest_events_{digest}_{attempt}")
+            if began:
+                job.result()  # raises when it fails; the runner's next try gets the next id
+                break
+            job.reload()
+            while not job.done():
+                time.sleep(1)
+            if not job.error_result:
+                break
+        yield element.name, IngestCounts(**{self._table.name: element.rows.num_rows})
+
+    def _load(self, data: io.BytesIO, destination: str, job_id: str) -> tuple[bigquery.LoadJob, bool]:
+        """The job of that id, and whether it began just now."""
+        data.seek(0)
+        lists = bigquery.ParquetOptions()
+        lists.enable_list_inference = True
+        job_config = bigquery.LoadJobConfig(
+            source_format=bigquery.SourceFormat.PARQUET,
+            write_disposition=bigquery.WriteDisposition.WRITE_APPEND,
+            create_disposition=bigquery.CreateDisposition.CREATE_NEVER,
+            schema=schema(self._table),
+            parquet_options=lists,
+        )
+        try:
+            return (
+                self._client.load_table_from_file(
+                    data, destination, job_id=job_id, job_config=job_config, timeout=TIMEOUT_SECONDS
+                ),
+                True,
+            )
+        except exceptions.Conflict:
+            return self._client.get_job(job_id, timeout=TIMEOUT_SECONDS), False
+
+
+class AppendRowsFn(beam.DoFn):
+    """TableRows -> (name, how many rows are in the table); on `refused`, TableRows of dead letters. Storage Write API."""
+
+    def __init__(self, dataset: Dataset, table: Table) -> None:
+        self._dataset = dataset
+        self._table = table
+        self._stream = f"projects/{dataset.project}/datasets/{dataset.name}/tables/{table.name}/streams/_default"
+        self._metrics = SinkMetrics(table)
+
+    def setup(self) -> None:
+        """One client a worker."""
+        self._client = write_client()
+
+    def process(self, element: TableRows) -> Iterator[Any]:
+        """Appends one batch. BigQuery refuses a request as a whole, and says for which rows: the others go again."""
+        refused: dict[int, str] = {}
+        a_request = max(1, BYTES_A_REQUEST * element.rows.num_rows // max(1, element.rows.nbytes))
+        for begin in range(0, element.rows.num_rows, a_request):
+            rows = element.rows.slice(begin, a_request)
+            if errors := self._append(rows):
+                refused |= {begin + place: reason for place, reason in errors.items()}
+                good = np.ones(rows.num_rows, bool)
+                good[list(errors)] = False
+                if good.any() and (again := self._append(rows.filter(pa.array(good)))):
+                    raise RuntimeError(f"BigQuery refuses rows that it took before: {next(iter(again.values()))}")
+        yield from self._metrics.stored(element, refused)
+
+    def _append(self, rows: pa.RecordBatch) -> dict[int, str]:
+        """Appends `rows`; of those that are refused, the reasons. Raises GoogleAPICallError for anything else."""
+        data = types.AppendRowsRequest.ArrowData(
+            writer_schema=types.ArrowSchema(serialized_schema=rows.schema.serialize().to_pybytes()),
+            rows=types.ArrowRecordBatch(serialized_record_batch=rows.serialize().to_pybytes()),
+        )
+        request = types.AppendRowsRequest(write_stream=self._stream, arrow_rows=data)
+        [answer] = self._client.append_rows(iter([request]), timeout=TIMEOUT_SECONDS)
+        if answer.error.code and not answer.row_errors:
+            raise exceptions.from_grpc_status(answer.error.code, answer.error.message)  # type: ignore[no-untyped-call]
+        return {error.index: f"{error.code.name} {error.message}" for error in answer.row_errors}
+
+
+def count_decisions(dataset: Dataset, start: datetime, end: datetime) -> int:
+    """How many decisions there are in `[start, end)`, each counted once. Raises InputError: no such table."""
+    query = (
+        f"SELECT COUNT(DISTINCT decision_id) AS decisions FROM `{dataset.table(DECISIONS)}`"
+        " WHERE decided_at >= @start AND decided_at < @end"
+    )
+    parameters = [
+        bigquery.ScalarQueryParameter("start", "TIMESTAMP", start),
+        bigquery.ScalarQueryParameter("end", "TIMESTAMP", end),
+    ]
+    api = client(dataset.project)
+    try:
+        job = api.query(query, job_config=bigquery.QueryJobConfig(query_parameters=parameters))
+        [row] = job.result(timeout=TIMEOUT_SECONDS)
+    except exceptions.NotFound:
+        raise InputError(f"--warehouse: there is no table {dataset.table(DECISIONS)}") from None
+    except exceptions.Forbidden as error:
+        raise InputError(f"--warehouse: no permission for {dataset.table(DECISIONS)}: {error.message:.200}") from None
+    finally:
+        api.close()
+    return int(row["decisions"])
+
+
+class ReadStream(NamedTuple):
+    """One stream of a read session."""
+
+    name: str
+    arrow_schema: bytes
+    table: Table
+    columns: tuple[str, ...] | None
+
+
+def open_streams(
+    dataset: Dataset, table: Table, start: datetime, end: datetime, names: Sequence[str] | None = None
+) -> list[ReadStream]:
+    """Opens a read session over `start <= partition column < end`: the work to be shared out.
+
+    Raises InputError: no such table, no permission.
+    """
+    names = tuple(names) if names is not None else None
+    moment = table.partitioned_by
+    session = types.ReadSession(
+        table=f"projects/{dataset.project}/datasets/{dataset.name}/tables/{table.name}",
+        data_format=types.DataFormat.ARROW,
+        read_options=types.ReadSession.TableReadOptions(
+            selected_fields=names or arrow_schema(table).names,
+            row_restriction=f"{moment} >= '{_literal(start)}' AND {moment} < '{_literal(end)}'",
+        ),
+    )
+    try:
+        opened = read_client().create_read_session(
+            parent=f"projects/{dataset.project}",
+            read_session=session,
+            max_stream_count=MAX_READ_STREAMS,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except exceptions.NotFound:
+        raise InputError(f"--warehouse: there is no table {dataset.table(table)}") from None
+    except exceptions.PermissionDenied as error:
+        raise InputError(f"--warehouse: no permission for {dataset.table(table)}: {error.message:.200}") from None
+    return [ReadStream(stream.name, opened.arrow_schema.serialized_schema, table, names) for stream in opened.streams]
+
+
+def _literal(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
+
+
+def read_stream(stream: ReadStream) -> Iterator[pa.RecordBatch]:
+    """The batches of one stream, with the contract's schema."""
+    wanted = arrow_schema(stream.table)
+    if stream.columns is not None:
+        wanted = pa.schema([wanted.field(name) for name in stream.columns])
+    found = pa.ipc.read_schema(pa.py_buffer(stream.arrow_schema))
+    for message in read_client().read_rows(stream.name):
+        data = message.arrow_record_batch.serialized_record_batch
+        batch = pa.ipc.read_record_batch(pa.py_buffer(data), found)
+        yield pa.RecordBatch.from_arrays(
+            [batch.column(name).cast(wanted.field(name).type) for name in wanted.names], schema=wanted
+        )
+
+
+def read_all(
+    dataset: Dataset, table: Table, start: datetime, end: datetime, names: Sequence[str] | None = None
+) -> pa.Table:
+    """All rows of the range in this process, as often as they are there, in no order."""
+    wanted = arrow_schema(table)
+    if names is not None:
+        wanted = pa.schema([wanted.field(name) for name in names])
+    streams = open_streams(dataset, table, start, end, names)
+    return pa.Table.from_batches([batch for stream in streams for batch in read_stream(stream)], wanted)
+
+
+def delete_dead_letters(dataset: Dataset, sources: Sequence[str], start: datetime, end: datetime) -> None:
+    """Removes the dead letters of those sources that failed in `[start, end)`.
+
+    Raises google.api_core.exceptions.BadRequest for rows streamed in the last 90 minutes, which BigQuery keeps.
+    """
+    api = client(dataset.project)
+    remaining = iter(sources)
+    while chunk := list(islice(remaining, 5_000)):
+        query = (
+            f"DELETE FROM `{dataset.table(DEAD_LETTERS)}`"
+            " WHERE failed_at >= @start AND failed_at < @end AND source IN UNNEST(@sources)"
+        )
+        parameters = [
+            bigquery.ScalarQueryParameter("start", "TIMESTAMP", start),
+            bigquery.ScalarQueryParameter("end", "TIMESTAMP", end),
+            bigquery.ArrayQueryParameter("sources", "STRING", chunk),
+        ]
+        api.query(query, job_config=bigquery.QueryJobConfig(query_parameters=parameters)).result()
+    api.close()

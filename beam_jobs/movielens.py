@@ -1,0 +1,148 @@
+"""The simulated viewer: what a user of MovieLens would have rated a movie, and so the truth that regret needs.
+
+The user x movie matrix of ratings (0 where there is none) is factorised by a truncated singular value decomposition,
+R ~ U S V^T. A user's observation is a row of U S^(1/2), a movie's factors are a row of V S^(1/2), and the expected
+reward of showing a movie is their product: the approximated rating. The observed reward adds Gaussian noise. Half of S
+on each side gives the observations a length of about one, on which the usual ridge and confidence settings of linear
+bandits work.
+
+The factorisation sees all movies; the actions are the most rated ones.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import svds
+
+from beam_jobs.ratings import Ratings
+from contracts.errors import InputError
+from contracts.policies import Movie
+
+# Six decimals: short to write as JSON, far below any noise, and the last bits in which one machine's linear algebra
+# differs from another's do not show.
+OBSERVATION_DECIMALS = 6
+
+
+class Reference(NamedTuple):
+    """Mean expected reward a decision, over users uniformly, of policies to compare with."""
+
+    oracle: float  # the best action for each user
+    best_fixed_action: float  # the one action that is best for all
+    best_fixed: int  # which one that is
+    uniform: float  # any action at random
+
+
+@dataclass(frozen=True)
+class MovieLens:
+    """Viewers with known preferences: `U` users, `K` actions, observations of `D` values."""
+
+    user_ids: list[int]  # [U]
+    catalogue: list[Movie]  # [K], action 0 is the movie with the most ratings
+    observations: np.ndarray  # [U, D] float32
+    movie_factors: np.ndarray  # [K, D] float64
+    reward_noise: float  # standard deviation
+
+    @classmethod
+    def build(cls, ratings: Ratings, *, num_actions: int, rank: int, reward_noise: float, seed: int) -> "MovieLens":
+        """Factorises `ratings`; the same arguments give the same bytes.
+
+        Raises:
+          InputError: more actions than movies, a rank that the matrix does not have, or negative noise.
+        """
+        num_users, num_movies = len(ratings.user_ids), len(ratings.movies)
+        if not 1 <= num_actions <= num_movies:
+            raise InputError(f"--num-actions must be from 1 to {num_movies} (the movies rated), got {num_actions}")
+        largest_rank = min(num_users, num_movies) - 1
+        if not 1 <= rank <= largest_rank:
+            raise InputError(
+                f"--rank must be from 1 to {largest_rank} (less than {num_users} users and {num_movies} movies),"
+                f" got {rank}"
+            )
+        if not 0 <= reward_noise < np.inf:
+            raise InputError(f"--reward-noise must be 0 or more, got {reward_noise}")
+        user_factors, movie_factors = _factorise(ratings, rank, seed)
+        popularity = np.bincount(ratings.movie, minlength=num_movies)
+        actions = np.argsort(-popularity, kind="stable")[:num_actions]  # ties by id: movies ascend by it
+        return cls(
+            user_ids=ratings.user_ids,
+            catalogue=[
+                Movie(
+                    action=action,
+                    movie_id=str(movie.movie_id),
+                    title=movie.title,
+                    year=movie.year,
+                    genres=list(movie.genres),
+                )
+                for action, movie in enumerate(ratings.movies[index] for index in actions)
+            ],
+            observations=user_factors.round(OBSERVATION_DECIMALS).astype(np.float32),
+            movie_factors=movie_factors[actions],
+            reward_noise=reward_noise,
+        )
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.user_ids)
+
+    @property
+    def num_actions(self) -> int:
+        """K."""
+        return len(self.catalogue)
+
+    @property
+    def observation_dim(self) -> int:
+        """D."""
+        return self.observations.shape[1]
+
+    def expected_from_observations(self, observations: np.ndarray) -> np.ndarray:
+        """[N, D] observations -> [N, K] float64 expected reward of each action."""
+        return np.asarray(observations, np.float32).astype(np.float64) @ self.movie_factors.T
+
+    def expected_rewards(self, users: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """[N] user indexes and [N] actions -> [N] float64."""
+        observations = self.observations[users].astype(np.float64)
+        return np.einsum("nd,nd->n", observations, self.movie_factors[actions])
+
+    def observed_rewards(self, users: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The expected reward plus Gaussian noise, [N] float64."""
+        return self.expected_rewards(users, actions) + rng.normal(0.0, self.reward_noise, len(users))
+
+    @cached_property
+    def expected_reward_matrix(self) -> np.ndarray:
+        """[U, K] float64."""
+        return self.expected_from_observations(self.observations)
+
+    @cached_property
+    def best_actions(self) -> np.ndarray:
+        """[U] int32, the lowest of equally good ones."""
+        return self.expected_reward_matrix.argmax(axis=1).astype(np.int32)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What policies that know everything, one thing and nothing would get."""
+        expected = self.expected_reward_matrix
+        by_action = expected.mean(axis=0)
+        return Reference(
+            oracle=float(expected.max(axis=1).mean()),
+            best_fixed_action=float(by_action.max()),
+            best_fixed=int(by_action.argmax()),
+            uniform=float(by_action.mean()),
+        )
+
+
+def _factorise(ratings: Ratings, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """[U, D] user and [M, D] movie factors, the strongest first."""
+    shape = len(ratings.user_ids), len(ratings.movies)
+    matrix = csr_array((ratings.rating, (ratings.user, ratings.movie)), shape=shape)
+    start = np.random.default_rng(seed).standard_normal(min(shape))
+    left, strengths, right = svds(matrix, k=rank, v0=start)
+    order = np.argsort(-strengths, kind="stable")
+    left, strengths, right = left[:, order], strengths[order], right[order]
+    # A pair of singular vectors may be negated: the larger side of each movie vector is made the positive one.
+    signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
+    halves = signs * np.sqrt(strengths)
+    return left * halves, right.T * halves

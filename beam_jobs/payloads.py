@@ -1,0 +1,126 @@
+"""Events as received, and what they are: the part of ingestion that every source and sink shares."""
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import msgspec
+from apache_beam.metrics import Metrics
+
+from beam_jobs.tables import TableRows, record_batch
+from contracts.records import UNREADABLE, DeadLetter, Decision, RewardEvent, describe_error, event_decoder
+from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
+
+JOB = "ingest_events"
+# As large as a Pub/Sub message can be; more than any valid event.
+MAX_EVENT_BYTES = 10 * 2**20
+KEPT_OF_TOO_LARGE_BYTES = 2**16
+EVENTS_A_BATCH = 10_000
+BYTES_A_BATCH = 8 * 2**20
+
+
+class IngestCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of events: `events = decisions + rewards + dead_letters`."""
+
+    events: int = 0
+    decisions: int = 0
+    rewards: int = 0
+    dead_letters: int = 0
+
+    def __add__(self, other: "IngestCounts") -> "IngestCounts":
+        return IngestCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+
+
+class PayloadBatch(NamedTuple):
+    """Events as received, before anything is known of them."""
+
+    name: str  # the same whenever the same events are read again
+    payloads: list[bytes]
+    sources: list[str]  # where each stood
+    received_at: list[datetime]  # when each came, as its source knows it
+
+
+class ParsedEvents(NamedTuple):
+    """Each a PCollection of TableRows."""
+
+    decisions: Any
+    rewards: Any
+    dead_letters: Any
+
+
+class ParseEventsFn(beam.DoFn):
+    """PayloadBatch -> TableRows of each table, on the output named like it."""
+
+    def __init__(self) -> None:
+        self._counters = {table.name: Metrics.counter(JOB, table.name) for table in (DECISIONS, REWARDS, DEAD_LETTERS)}
+        self._events = Metrics.counter(JOB, "events")
+
+    def process(self, batch: PayloadBatch) -> Iterator[Any]:
+        """Decodes, validates, and tells the kinds apart."""
+        decisions: list[Decision] = []
+        rewards: list[RewardEvent] = []
+        dead_letters: list[DeadLetter] = []
+        for payload, source, received_at in zip(batch.payloads, batch.sources, batch.received_at, strict=True):
+            try:
+                event = _decode(payload)
+            except (*UNREADABLE, OverflowError) as error:
+                dead_letters.append(_dead_letter(error, payload, source, received_at))
+                continue
+            if isinstance(event, Decision):
+                decisions.append(event)
+            else:
+                rewards.append(event)
+        self._events.inc(len(batch.payloads))
+        for table, records in ((DECISIONS, decisions), (REWARDS, rewards), (DEAD_LETTERS, dead_letters)):
+            if records:
+                self._counters[table.name].inc(len(records))
+                rows = TableRows(batch.name, record_batch(table, records))
+                yield beam.pvalue.TaggedOutput(table.name, rows)
+
+
+def readable(payload: bytes) -> bool:
+    """Whether `payload` is an event, for the current code."""
+    try:
+        _decode(payload)
+    except (*UNREADABLE, OverflowError):
+        return False
+    return True
+
+
+def _decode(payload: bytes) -> Decision | RewardEvent:
+    if len(payload) > MAX_EVENT_BYTES:
+        raise OverflowError(
+            f"event is longer than {MAX_EVENT_BYTES} bytes; the payload kept is its first {KEPT_OF_TOO_LARGE_BYTES}"
+        )
+    event = event_decoder.decode(payload)
+    moment = event.decided_at if isinstance(event, Decision) else event.occurred_at
+    if not 1 < moment.year < 9999:
+        moment.astimezone(UTC)  # may lie outside the years that there are, in UTC
+    return event
+
+
+def _dead_letter(error: Exception, payload: bytes, source: str, failed_at: datetime) -> DeadLetter:
+    too_large = len(payload) > MAX_EVENT_BYTES
+    return DeadLetter(
+        payload=payload[:KEPT_OF_TOO_LARGE_BYTES] if too_large else payload,
+        error_type=type(error).__name__,
+        error_message=str(error) if isinstance(error, OverflowError) else describe_error(error, payload),
+        stage="parse",
+        failed_at=failed_at,
+        source=source,
+    )
+
+
+class ParseEvents(beam.PTransform):
+    """PCollection[PayloadBatch] -> ParsedEvents. Every payload is in exactly one of the three, and counted."""
+
+    def expand(self, batches: beam.PCollection[PayloadBatch]) -> Any:
+        """One pass over each batch."""
+        outputs = batches | "Parse" >> beam.ParDo(ParseEventsFn()).with_outputs(*ParsedEvents._fields)
+        return ParsedEvents(*(outputs[name] for name in ParsedEvents._fields))
+
+
+def add_counts(counts: Iterable[IngestCounts]) -> IngestCounts:
+    """Their sum."""
+    return sum(counts, IngestCounts())

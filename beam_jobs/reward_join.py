@@ -1,0 +1,205 @@
+"""Joins decisions with their rewards, as batches of rows.
+
+A reward is *in time* when `decided_at <= occurred_at <= decided_at + reward_window`. The first one in time (the smallest
+of those that occurred at the same moment) is the decision's reward. What else there is gets counted: another one in time
+is *repeated*, one outside of it is *late*, one without a decision is an *orphan*, and the same row read again is a
+*duplicate*. Decisions are counted where they were made, those rewards where they occurred (`contracts.windows`), so that
+over adjacent windows every row is counted once.
+
+Rows are grouped by a hash of `decision_id` into buckets and travel as Arrow RecordBatches, one element a bucket: the
+overhead of an element is Beam's main cost.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_jobs.tables import arrow_schema, record_schema
+from contracts.records import Interaction, utc_microseconds
+from contracts.schemas import DECISIONS, REWARDS
+from contracts.windows import TrainingWindow, WindowCounts
+
+KEY_COLUMNS = ("decision_id", "decided_at")
+
+
+@dataclass(frozen=True)
+class JoinSettings:
+    """`missing_reward`: a decision without a reward in time takes `default_reward`, or is dropped."""
+
+    window: TrainingWindow
+    reward_window_seconds: float
+    missing_reward: Literal["default", "drop"]
+    default_reward: float
+
+
+class JoinedBucket(NamedTuple):
+    """The interactions of one bucket, ordered by `(decided_at, decision_id)`, and what became of its rows."""
+
+    bucket: int
+    interactions: pa.RecordBatch  # columns of Interaction
+    counts: WindowCounts
+
+
+class JoinRewards(beam.PTransform):
+    """Three PCollections of (bucket, RecordBatch) -> PCollection[JoinedBucket].
+
+    Takes a dict of `decisions` (those made in the window, all columns), `earlier` (KEY_COLUMNS of decisions made before
+    it: with them a late reward can be told from an orphan) and `rewards` (those that occurred from the start of the
+    window less the reward window, to its end plus the reward window, inclusive).
+    """
+
+    def __init__(self, settings: JoinSettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def expand(self, inputs: Any) -> Any:
+        """Groups by bucket and joins each."""
+        return inputs | "ByBucket" >> beam.CoGroupByKey() | "JoinBucket" >> beam.ParDo(JoinBucketFn(self._settings))
+
+
+class JoinBucketFn(beam.DoFn):
+    """(bucket, batches of the three inputs) -> JoinedBucket."""
+
+    def __init__(self, settings: JoinSettings) -> None:
+        self._settings = settings
+
+    def process(self, element: tuple[int, dict[str, Sequence[pa.RecordBatch]]]) -> Iterator[JoinedBucket]:
+        """Joins one bucket."""
+        bucket, batches = element
+        decisions = pa.Table.from_batches(batches["decisions"], arrow_schema(DECISIONS))
+        key_schema = pa.schema([decisions.schema.field(name) for name in KEY_COLUMNS])
+        earlier = pa.Table.from_batches(batches["earlier"], key_schema)
+        rewards = pa.Table.from_batches(batches["rewards"], arrow_schema(REWARDS))
+        interactions, counts = join_rewards(decisions, earlier, rewards, self._settings)
+        yield JoinedBucket(bucket, interactions, counts)
+
+
+def join_rewards(
+    decisions: pa.Table, earlier: pa.Table, rewards: pa.Table, settings: JoinSettings
+) -> tuple[pa.RecordBatch, WindowCounts]:
+    """The join of one bucket (see the module): the same result in whatever order the rows come."""
+    start, end = (utc_microseconds(moment) for moment in (settings.window.start, settings.window.end))
+    decided = _microseconds(decisions["decided_at"])
+    occurred = _microseconds(rewards["occurred_at"])
+    value = rewards["reward"].to_numpy()
+    # One integer for each distinct id, in all three.
+    ids = [table["decision_id"].combine_chunks() for table in (decisions, earlier, rewards)]
+    encoded = pa.concat_arrays(ids).dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    decision_code, earlier_code, reward_code = np.split(codes, np.cumsum([len(ids[0]), len(ids[1])]))
+
+    kept = _earliest(decisions, decision_code, decided)
+    known = np.zeros(len(encoded.dictionary), bool)
+    decided_by_code = np.full(len(known), np.iinfo(np.int64).max)
+    np.minimum.at(decided_by_code, earlier_code, _microseconds(earlier["decided_at"]))
+    decided_by_code[decision_code[kept]] = decided[kept]
+    known[earlier_code] = known[decision_code] = True
+
+    order = np.lexsort((value, occurred, reward_code))
+    reward_code, occurred, value = reward_code[order], occurred[order], value[order]
+    again = np.zeros(len(order), bool)
+    again[1:] = (np.diff(reward_code) == 0) & (np.diff(occurred) == 0) & (value[1:] == value[:-1])
+    has_decision = known[reward_code]
+    # Rewards of unknown decisions are compared with nonsense here, and masked.
+    waited = occurred - np.where(has_decision, decided_by_code[reward_code], occurred)
+    in_time = has_decision & (waited >= 0) & (waited <= round(settings.reward_window_seconds * 1e6)) & ~again
+    candidates = np.flatnonzero(in_time)
+    first = np.zeros(len(order), bool)
+    first[candidates[np.unique(reward_code[candidates], return_index=True)[1]]] = True
+
+    reward_at = np.full(len(known), -1)  # place of each decision's reward
+    reward_at[reward_code[first]] = np.flatnonzero(first)
+    place = reward_at[decision_code[kept]]
+    rewarded = place >= 0
+    here = (occurred >= start) & (occurred < end)
+    missing = int((~rewarded).sum())
+    dropping = settings.missing_reward == "drop"
+    counts = WindowCounts(
+        decisions=len(kept),
+        rewards=int(rewarded.sum()),
+        defaulted=0 if dropping else missing,
+        dropped=missing if dropping else 0,
+        repeated_rewards=int((here & in_time & ~first).sum()),
+        late_rewards=int((here & has_decision & ~in_time & ~again).sum()),
+        orphan_rewards=int((here & ~has_decision & ~again).sum()),
+        duplicate_decisions=decisions.num_rows - len(kept),
+        duplicate_rewards=int((here & again).sum()),
+    )
+    if dropping:
+        kept, place, rewarded = kept[rewarded], place[rewarded], rewarded[rewarded]
+    joined = {
+        "reward": pa.array(np.where(rewarded, _take(value, place), settings.default_reward)),
+        "rewarded_at": pa.array(_take(occurred, place), mask=~rewarded).cast(pa.timestamp("us", tz="UTC")),
+        "defaulted": pa.array(~rewarded),
+    }
+    taken = decisions.take(pa.array(kept))
+    schema = record_schema(Interaction)
+    columns = [joined[name] if name in joined else taken[name] for name in schema.names]
+    table = pa.table(columns, schema=schema).sort_by([("decided_at", "ascending"), ("decision_id", "ascending")])
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema), counts
+
+
+def _microseconds(moments: pa.ChunkedArray) -> np.ndarray:
+    return moments.cast(pa.int64()).to_numpy()
+
+
+def _take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return values[places] if len(values) else np.zeros(len(places), values.dtype)
+
+
+def _earliest(decisions: pa.Table, code: np.ndarray, decided: np.ndarray) -> np.ndarray:
+    """Of each code the row that was decided first; of those that say different things of one moment, always the same."""
+    order = np.lexsort((decided, code))
+    begins = np.ones(len(order), bool)
+    begins[1:] = np.diff(code[order]) != 0
+    kept = order[begins]
+    group = np.cumsum(begins) - 1
+    for place in np.flatnonzero(~begins & (decided[order] == decided[kept][group])):
+        row = order[place]
+        if _text(decisions, row) < _text(decisions, kept[group[place]]):
+            kept[group[place]] = row
+    return kept
+
+
+def _text(rows: pa.Table, row: int) -> str:
+    return repr(rows.slice(row, 1).to_pylist())
+
+
+def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """[N] ids -> [N] uint64, evenly spread and the same in every process (Python's own hash is neither)."""
+    digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in ids.to_pylist())
+    return np.frombuffer(digests, "<u8")
+
+
+def split_into_buckets(rows: pa.Table, num_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(bucket, its rows), by the hash of `decision_id`."""
+    buckets = hash_ids(rows["decision_id"]) % num_buckets if num_buckets > 1 else np.zeros(rows.num_rows, np.uint64)
+    for bucket in np.unique(buckets).tolist():
+        inside = rows if num_buckets == 1 else rows.filter(pa.array(buckets == bucket))
+        for batch in inside.combine_chunks().to_batches():
+            yield int(bucket), batch
+
+
+def in_holdback(ids: pa.Array, share: float) -> np.ndarray:
+    """[N] ids -> [N] bool: whether each is in the share that is held back. Says nothing about its bucket."""
+    return (hash_ids(ids) >> np.uint64(32)) < np.uint64(round(share * 2**32))
+
+
+def observations(rows: pa.RecordBatch) -> np.ndarray:
+    """The observations of interactions, [N, D] float32. Raises ValueError that names a decision of another length."""
+    column = rows.column("observation")
+    lengths = pc.list_value_length(column).to_numpy()
+    if len(lengths) and (lengths != lengths[0]).any():
+        odd = int(np.flatnonzero(lengths != lengths[0])[0])
+        raise ValueError(
+            f"observations must have the same length, got {lengths[0]} and {lengths[odd]}"
+            f" (decision_id={rows.column('decision_id')[odd]})"
+        )
+    return column.flatten().to_numpy().astype(np.float32).reshape(len(lengths), -1)

@@ -1,0 +1,90 @@
+"""The metadata of the flex templates, derived from the jobs' own flags.
+
+python -m beam_jobs.templates templates/            write <job>.json for each job
+python -m beam_jobs.templates templates/ --check    exit with 1 when one differs from what is there
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+JOBS = ("generate_movielens", "ingest_events", "export_trajectories", "replay_dead_letters")
+# Flags of Beam's that a job is run with, beyond what the launcher adds itself.
+BEAM_PARAMETERS = [
+    {
+        "name": "sdk_container_image",
+        "label": "Worker image",
+        "helpText": "The template's own image: launcher and worker are one.",
+        "isOptional": True,
+        "paramType": "TEXT",
+    }
+]
+PARAMETER_TYPES = {
+    ("ingest_events", "dead_letter_topic"): "PUBSUB_TOPIC",
+}
+STREAMING = {"ingest_events"}
+
+
+def metadata(job: str) -> dict[str, Any]:
+    """`TemplateMetadata` of a job, as JSON: one parameter for each of its flags, of the same name."""
+    module = importlib.import_module(f"beam_jobs.{job}")
+    parser = module.parser()
+    found: dict[str, Any] = {
+        "name": job,
+        "description": " ".join(parser.description.split()),
+        "parameters": [_parameter(job, flag) for flag in parser._actions if flag.dest != "help"] + BEAM_PARAMETERS,
+    }
+    if job in STREAMING:
+        found |= {
+            "streaming": True,
+            "supportsAtLeastOnce": True,
+            "supportsExactlyOnce": True,
+            "defaultStreamingMode": "AT_LEAST_ONCE",
+        }
+    return found
+
+
+def _parameter(job: str, flag: argparse.Action) -> dict[str, Any]:
+    help_text = (flag.help or "").replace("%%", "%")
+    parameter: dict[str, Any] = {
+        "name": flag.dest,
+        "label": flag.dest.replace("_", " ").capitalize(),
+        "helpText": help_text[:1].upper() + help_text[1:] + ".",
+        "isOptional": not flag.required,
+        "paramType": PARAMETER_TYPES.get((job, flag.dest), "TEXT"),
+    }
+    pattern = getattr(flag.type, "pattern", None)
+    if flag.choices:
+        pattern = f"^({'|'.join(flag.choices)})$"
+        parameter |= {"paramType": "ENUM", "enumOptions": [{"value": choice} for choice in flag.choices]}
+    if pattern:
+        parameter["regexes"] = [pattern]
+    return parameter
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes or checks the files."""
+    flags = argparse.ArgumentParser(prog="python -m beam_jobs.templates", description=__doc__.split("\n\n")[0])
+    flags.add_argument("folder", type=Path)
+    flags.add_argument("--check", action="store_true", help="write nothing")
+    arguments = flags.parse_args(argv)
+    stale = []
+    for job in JOBS:
+        path = arguments.folder / f"{job}.json"
+        text = json.dumps(metadata(job), indent=2) + "\n"
+        if not path.is_file() or path.read_text() != text:
+            stale.append(path.name)
+            if not arguments.check:
+                path.write_text(text)
+    if stale and arguments.check:
+        sys.stderr.write(f"templates: error: {', '.join(stale)} differ from the jobs' flags: run without --check\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

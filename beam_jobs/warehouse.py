@@ -1,0 +1,168 @@
+"""The embedded warehouse: the tables of `contracts.schemas` as Parquet files, queried by DuckDB.
+
+    <warehouse>/<table>/day=YYYY-MM-DD/<name>.<first>-<last>.parquet
+    <warehouse>/ingested/<segment>.json
+
+`day` is that of the table's partition column (UTC), `first` and `last` its range in the file, in microseconds since the
+epoch: reading a range of time opens only files that can hold some of it, so a window costs the same however long the
+history is. A file is written under another name first, and the same rows have the same name and bytes: writing them
+again changes nothing. What was read twice under different names is removed when reading.
+"""
+
+import fcntl
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam_jobs.tables import arrow_schema
+from contracts.errors import InputError
+from contracts.records import utc_microseconds
+from contracts.schemas import DECISIONS, TABLES, Table, columns
+
+INGESTED_NAME = "ingested"
+MICROSECONDS_A_DAY = 86_400_000_000
+_FILE_NAME = re.compile(r".*\.(-?\d+)-(-?\d+)\.parquet")
+
+
+class Deduplicated(NamedTuple):
+    """Rows that are unique by the table's key, ordered by its partition column and key."""
+
+    rows: pa.Table
+    duplicates: int  # rows removed
+
+
+class ObservationDim(NamedTuple):
+    """How many decisions (each counted once) have observations of `length`, and one of them."""
+
+    length: int
+    decisions: int
+    example: str
+
+
+def create(warehouse: Path) -> None:
+    """Makes the folders of the tables, if need be."""
+    for name in (*(table.name for table in TABLES), INGESTED_NAME):
+        (warehouse / name).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def locked(warehouse: Path) -> Iterator[None]:
+    """Held by the one process that changes the tables; others wait."""
+    with (warehouse / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write(warehouse: Path, table: Table, name: str, rows: pa.RecordBatch) -> None:
+    """Writes `rows` as files named `name`, one for each day; replaces files of that name."""
+    if not rows.num_rows:
+        return
+    moments = rows.column(table.partitioned_by).cast(pa.int64()).to_numpy()
+    days = moments // MICROSECONDS_A_DAY
+    for day in np.unique(days):
+        inside = days == day
+        folder = warehouse / table.name / f"day={np.datetime64(int(day), 'D')}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.{moments[inside].min()}-{moments[inside].max()}.parquet"
+        unfinished = path.with_suffix(".unfinished")
+        pq.write_table(
+            pa.Table.from_batches([rows if inside.all() else rows.filter(pa.array(inside))]),
+            unfinished,
+            compression="zstd",
+            use_dictionary=[c.name for c in columns(table.record) if c.type == "STRING" and c.name not in table.key],
+        )
+        unfinished.rename(path)
+
+
+def read(
+    warehouse: Path, table: Table, start: datetime, end: datetime, names: Sequence[str] | None = None
+) -> Deduplicated:
+    """The rows of `table` with `start <= partition column < end`, of each key the earliest.
+
+    Args:
+      warehouse: The folder.
+      table: Which table.
+      start: First moment, with a time zone.
+      end: The moment after the last.
+      names: The columns wanted; all of them when None.
+
+    Raises:
+      InputError: `warehouse` holds no tables.
+    """
+    moment, key = table.partitioned_by, ", ".join(table.key)
+    schema = _schema(table, names)
+    with duckdb.connect() as connection:
+        if (source := _source(connection, warehouse, table, start, end)) is None:
+            return Deduplicated(schema.empty_table(), 0)
+        [(total, unique)] = connection.sql(f"SELECT count(*), count(DISTINCT ({key})) FROM {source}").fetchall()
+        query = f"SELECT {', '.join(schema.names)} FROM {source}"
+        if unique < total:
+            # All columns: rows that share key and moment but not the rest are told apart the same way each time.
+            rest = ", ".join(column.name for column in columns(table.record) if column.name != moment)
+            query += f" QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {moment}, {rest}) = 1"
+        rows = connection.sql(f"{query} ORDER BY {moment}, {key}").to_arrow_table()
+    return Deduplicated(rows.cast(schema), total - unique)
+
+
+def read_all(
+    warehouse: Path, table: Table, start: datetime, end: datetime, names: Sequence[str] | None = None
+) -> pa.Table:
+    """Like `read`, but every row as often as it was written, in no order."""
+    schema = _schema(table, names)
+    with duckdb.connect() as connection:
+        if (source := _source(connection, warehouse, table, start, end)) is None:
+            return schema.empty_table()
+        return connection.sql(f"SELECT {', '.join(schema.names)} FROM {source}").to_arrow_table().cast(schema)
+
+
+def observation_dims(warehouse: Path, start: datetime, end: datetime) -> list[ObservationDim]:
+    """The lengths of the observations of `[start, end)`, the most frequent first. Same errors as `read`."""
+    with duckdb.connect() as connection:
+        if (source := _source(connection, warehouse, DECISIONS, start, end)) is None:
+            return []
+        lengths = "len(observation), count(DISTINCT decision_id), min(decision_id)"
+        found = connection.sql(f"SELECT {lengths} FROM {source} GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
+        return [ObservationDim(*row) for row in found]
+
+
+def _schema(table: Table, names: Sequence[str] | None) -> pa.Schema:
+    schema = arrow_schema(table)
+    return schema if names is None else pa.schema([schema.field(name) for name in names])
+
+
+def _source(
+    connection: duckdb.DuckDBPyConnection, warehouse: Path, table: Table, start: datetime, end: datetime
+) -> str | None:
+    """What to select from for the rows of `[start, end)`; None when no file can hold any."""
+    paths = files(warehouse, table, start, end)
+    if not paths:
+        return None
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET VARIABLE paths = $paths", {"paths": paths})
+    moment = f"epoch_us({table.partitioned_by})"
+    inside = f"{moment} >= {utc_microseconds(start)} AND {moment} < {utc_microseconds(end)}"
+    return f"read_parquet(getvariable('paths')) WHERE {inside}"
+
+
+def files(warehouse: Path, table: Table, start: datetime, end: datetime) -> list[str]:
+    """Paths of the files that can hold rows of `[start, end)`. Raises InputError: `warehouse` holds no tables."""
+    if not any((warehouse / known.name).is_dir() for known in TABLES):
+        raise InputError(f"{warehouse} is not a warehouse: it has no folder named {TABLES[0].name}")
+    first, last = utc_microseconds(start), utc_microseconds(end) - 1
+    first_day, last_day = (f"day={moment.astimezone(UTC).date().isoformat()}" for moment in (start, end))
+    paths = []
+    for folder in sorted((warehouse / table.name).glob("day=*")):
+        if first_day <= folder.name <= last_day:
+            for path in folder.iterdir():
+                match = _FILE_NAME.fullmatch(path.name)
+                if match and int(match[1]) <= last and int(match[2]) >= first:
+                    paths.append(str(path))
+    return sorted(paths)

@@ -1,0 +1,275 @@
+"""BigQuery: against the emulator, and with clients that answer as BigQuery does where the emulator is laxer."""
+
+import base64
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from google.api_core import exceptions
+from google.cloud.bigquery_storage_v1 import types
+
+from beam_jobs import bigquery, export_trajectories, ingest_events, replay_dead_letters
+from beam_jobs.bigquery import Dataset
+from beam_jobs.export_trajectories import ExportSettings, export
+from beam_jobs.options import LOCAL_RUNNER
+from beam_jobs.payloads import IngestCounts
+from beam_jobs.tables import TableRows, record_batch
+from contracts.event_segments import segment_name
+from contracts.records import Decision, event_decoder
+from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES
+from contracts.windows import TrainingWindow
+from tests.simulated import events, rows
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+WINDOW = TrainingWindow(START, START + timedelta(seconds=5))
+SETTINGS = ExportSettings(reward_window_seconds=2, max_records_per_file=4_000)
+PROJECT = "local-test"
+
+
+@pytest.mark.parametrize("write_method", ingest_events.WRITE_METHODS)
+def test_a_folder_into_bigquery(
+    dataset: Dataset, tmp_path: Path, write_method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    payloads = [*events(40), b"?"]
+    (tmp_path / f"{segment_name(START, 'test')}.jsonl").write_bytes(b"\n".join(payloads) + b"\n")
+    flags = ["--events", str(tmp_path), "--warehouse", f"bigquery:{dataset.project}.{dataset.name}"]
+    assert ingest_events.main([*flags, "--write-method", write_method]) == 0
+    assert (
+        capsys.readouterr().out
+        == f"{len(payloads)} events: 40 decisions, {len(payloads) - 41} rewards, 1 dead letters\n"
+    )
+    stored = sorted(rows(dataset, DECISIONS), key=lambda row: row["decided_at"])
+    decisions = [event for event in map(event_decoder.decode, payloads[:-1]) if isinstance(event, Decision)]
+    assert [Decision(**row) for row in stored] == decisions
+    [letter] = rows(dataset, DEAD_LETTERS)
+    assert letter["payload"] == b"?"
+    assert letter["failed_at"] == START
+    # Of what is stored a replay finds nothing that can be read now; and of what can be, it moves all.
+    bounds = ["--start", "2026-01-01T00:00:00Z", "--end", "2026-01-02T00:00:00Z"]
+    assert replay_dead_letters.main([*flags[2:], *bounds]) == 0
+    assert capsys.readouterr().out == "1 dead letters: 0 replayed, 1 still cannot be read\n"
+
+
+def test_replay_from_bigquery(dataset: Dataset) -> None:
+    good = events(1)[0]
+    client = bigquery.client(PROJECT)
+    letter = {"error_type": "x", "error_message": "m", "stage": "parse", "failed_at": START.isoformat()}
+    payloads = [("Pz8=", "1"), (msgspec.json.encode(good).decode()[1:-1], "2")]
+    client.insert_rows_json(
+        dataset.table(DEAD_LETTERS), [letter | {"payload": payload, "source": source} for payload, source in payloads]
+    )
+    client.close()
+    counts = replay_dead_letters.replay(dataset, START, START + timedelta(days=1))
+    assert (counts.letters, counts.replayed, counts.remaining) == (2, 1, 1)
+    assert [row["source"] for row in rows(dataset, DEAD_LETTERS)] == ["1"]
+    assert len(rows(dataset, DECISIONS)) == 1
+
+
+def test_tables_are_created_as_the_contract_says(dataset: Dataset) -> None:
+    client = bigquery.client(PROJECT)
+    for table in TABLES:
+        found = client.get_table(dataset.table(table))
+        assert [(field.name, field.mode) for field in found.schema] == [
+            (field.name, field.mode) for field in bigquery.schema(table)
+        ]
+        assert found.time_partitioning.field == table.partitioned_by
+        assert found.time_partitioning.expiration_ms == 30 * 86_400_000
+        assert tuple(found.clustering_fields) == table.clustered_by
+    client.close()
+    bigquery.ensure_tables(dataset, expiry_days=None)  # there already
+
+
+def test_only_the_columns_and_the_range_asked_for_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What BigQuery is asked for: it then opens only the partitions that the range touches."""
+    asked: list[dict[str, Any]] = []
+
+    class ReadClient:
+        def create_read_session(self, **request: Any) -> types.ReadSession:
+            asked.append(request)
+            return types.ReadSession()
+
+    monkeypatch.setattr(bigquery, "read_client", ReadClient)
+    for rows_range in export_trajectories.row_ranges(WINDOW, SETTINGS):
+        bigquery.open_streams(
+            Dataset(PROJECT, "d"), rows_range.table, rows_range.start, rows_range.end, rows_range.columns
+        )
+    sessions = {request["read_session"].table.rpartition("/")[2]: request["read_session"] for request in asked[1:]}
+    assert list(sessions["decisions"].read_options.selected_fields) == ["decision_id", "decided_at"]
+    assert sessions["decisions"].read_options.row_restriction == (
+        "decided_at >= '2025-12-31T23:00:00+00:00' AND decided_at < '2026-01-01T00:00:00+00:00'"
+    )
+    assert sessions["rewards"].read_options.row_restriction == (
+        "occurred_at >= '2025-12-31T23:59:58+00:00' AND occurred_at < '2026-01-01T00:00:07.000001+00:00'"
+    )
+    assert {request["parent"] for request in asked} == {f"projects/{PROJECT}"}
+
+
+class LoadJob:
+    """A load job as BigQuery keeps it."""
+
+    def __init__(self, fails: bool) -> None:
+        self.error_result = {"reason": "backendError"} if fails else None
+
+    def result(self) -> None:
+        if self.error_result:
+            raise exceptions.InternalServerError("backendError")
+
+    def reload(self) -> None:
+        pass
+
+    def done(self) -> bool:
+        return True
+
+
+class LoadingClient:
+    """As BigQuery treats the ids of load jobs: each is run once. The emulator runs them again."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.jobs: dict[str, LoadJob] = {}
+        self.loaded = 0
+
+    def load_table_from_file(self, file: Any, destination: str, job_id: str, **_: Any) -> LoadJob:
+        if job_id in self.jobs:
+            raise exceptions.Conflict("Already Exists: Job")
+        self.jobs[job_id] = LoadJob(fails=self.failures > 0)
+        self.failures -= 1
+        if not self.jobs[job_id].error_result:
+            self.loaded += pq.read_table(file).num_rows
+        return self.jobs[job_id]
+
+    def get_job(self, job_id: str, **_: Any) -> LoadJob:
+        return self.jobs[job_id]
+
+
+def test_a_batch_is_loaded_once_however_often_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = LoadingClient(failures=2)
+    monkeypatch.setattr(bigquery, "client", lambda project: client)
+    decisions = [event for event in map(event_decoder.decode, events(7)) if isinstance(event, Decision)]
+    batch = TableRows("segment-000000", record_batch(DECISIONS, decisions))
+    load = bigquery.LoadRowsFn(Dataset(PROJECT, "d"), DECISIONS)
+    load.setup()
+    for _ in range(2):  # BigQuery fails; a runner tries again
+        with pytest.raises(exceptions.InternalServerError):
+            list(load.process(batch))
+    for _ in range(3):  # then it is loaded, and two workers more do the same work
+        assert list(load.process(batch)) == [("segment-000000", IngestCounts(decisions=7))]
+    assert client.loaded == 7
+    other = batch._replace(name="segment-000001")
+    list(load.process(other))
+    assert client.loaded == 14
+
+
+def test_how_old_events_are_once_stored_is_a_metric(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / f"{segment_name(START, 'test')}.jsonl").write_bytes(b"\n".join(events(5)) + b"\n")
+    pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"]))
+    segments = [str(path) for path in tmp_path.iterdir()]
+    ingest_events.build_pipeline(pipeline, segments, dataset, ingest_events.STORAGE_WRITE_API)
+    result = pipeline.run()
+    result.wait_until_finish()
+    [latency] = [
+        found.committed
+        for found in result.metrics().query()["distributions"]
+        if found.key.metric.name == "decisions_latency_ms"
+    ]
+    assert latency.count == 5
+    expected = (datetime.now(UTC) - START).total_seconds() * 1000
+    assert latency.min == pytest.approx(expected, abs=120_000)
+
+
+def test_a_quiet_window_of_bigquery(dataset: Dataset, tmp_path: Path) -> None:
+    manifest = export(dataset, tmp_path, WINDOW, SETTINGS)
+    assert (manifest.counts.decisions, manifest.files) == (0, [])
+
+
+class RefusingClient:
+    """As BigQuery answers when it refuses some rows: the emulator takes everything."""
+
+    def __init__(self, refused_action: int) -> None:
+        self.refused_action = refused_action
+        self.inserted: dict[str, list[dict[str, Any]]] = {}
+
+    def insert_rows_json(self, table: str, json_rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+        assert settings["skip_invalid_rows"]
+        assert len(settings["row_ids"]) == len(json_rows)
+        errors = [
+            {"index": place, "errors": [{"reason": "invalid", "location": "action", "message": "no such\naction"}]}
+            for place, row in enumerate(json_rows)
+            if row.get("action") == self.refused_action
+        ]
+        bad = {error["index"] for error in errors}
+        self.inserted.setdefault(table, []).extend(row for place, row in enumerate(json_rows) if place not in bad)
+        return errors
+
+    def close(self) -> None:
+        pass
+
+
+class RefusingWriteClient:
+    """The same for appended rows: a request with a row that is refused is refused as a whole."""
+
+    def __init__(self, refused_action: int) -> None:
+        self.refused_action = refused_action
+        self.inserted: dict[str, list[dict[str, Any]]] = {}
+
+    def append_rows(
+        self, requests: Iterator[types.AppendRowsRequest], timeout: float
+    ) -> list[types.AppendRowsResponse]:
+        [request] = requests
+        arrow = request.arrow_rows
+        schema = pa.ipc.read_schema(pa.py_buffer(arrow.writer_schema.serialized_schema))
+        batch = pa.ipc.read_record_batch(pa.py_buffer(arrow.rows.serialized_record_batch), schema)
+        errors = [
+            types.RowError(index=place, code=types.RowError.RowErrorCode.FIELDS_ERROR, message="no such\naction")
+            for place, row in enumerate(batch.to_pylist())
+            if row.get("action") == self.refused_action
+        ]
+        if errors:
+            return [types.AppendRowsResponse(error={"code": 3, "message": "row errors"}, row_errors=errors)]
+        self.inserted.setdefault(request.write_stream, []).extend(batch.to_pylist())
+        return [types.AppendRowsResponse(append_result={})]
+
+
+@pytest.mark.parametrize("write_method", ["streaming_inserts", "storage_write_api"])
+def test_rows_that_bigquery_refuses_become_dead_letters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write_method: str
+) -> None:
+    payloads = events(1_200)  # several requests
+    decisions = [event for event in map(event_decoder.decode, payloads) if isinstance(event, Decision)]
+    refused = [event for event in decisions if event.action == 3]
+    inserting, appending = RefusingClient(refused_action=3), RefusingWriteClient(refused_action=3)
+    monkeypatch.setattr(bigquery, "client", lambda project: inserting)
+    monkeypatch.setattr(bigquery, "write_client", lambda: appending)
+    monkeypatch.setattr(bigquery, "BYTES_A_REQUEST", 50_000)
+    (tmp_path / f"{segment_name(START, 'test')}.jsonl").write_bytes(b"\n".join(payloads) + b"\n")
+    options = PipelineOptions([f"--runner={LOCAL_RUNNER}"])
+    with beam.Pipeline(options=options) as pipeline:
+        ingest_events.build_pipeline(
+            pipeline, [str(path) for path in tmp_path.iterdir()], Dataset(PROJECT, "d"), write_method
+        )
+    if write_method == "streaming_inserts":
+        inserted = {table.name: inserting.inserted[f"{PROJECT}.d.{table.name}"] for table in TABLES}
+        reason = "action invalid no such action"
+    else:
+        stream = "projects/{}/datasets/d/tables/{}/streams/_default"
+        inserted = {table.name: appending.inserted[stream.format(PROJECT, table.name)] for table in TABLES}
+        reason = "FIELDS_ERROR no such action"
+    assert len(inserted["decisions"]) == 1_200 - len(refused)
+    assert len(inserted["rewards"]) == len(payloads) - 1_200
+    letters = inserted["dead_letters"]
+    assert len(letters) == len(refused) > 10
+    assert {(row["error_type"], row["error_message"], row["stage"]) for row in letters} == {
+        ("RefusedByBigQuery", reason, "insert_decisions")
+    }
+    sent = [
+        row["payload"] if isinstance(row["payload"], bytes) else base64.b64decode(row["payload"]) for row in letters
+    ]
+    replayable = sorted(map(event_decoder.decode, sent), key=lambda event: event.decision_id)
+    assert replayable == sorted(refused, key=lambda event: event.decision_id)

@@ -1,0 +1,72 @@
+"""The Terraform files: formatted, parsed by Terraform itself where it is installed, and in step with the contract.
+
+Validating against the Google provider needs its schema, which `terraform init` downloads.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from beam_jobs import table_schemas
+from contracts.schemas import TABLES
+
+INFRA = Path(__file__).parents[1] / "infra"
+
+
+def test_table_schemas_are_up_to_date() -> None:
+    assert table_schemas.main([str(INFRA / "tables"), "--check"]) == 0
+    assert {path.stem for path in (INFRA / "tables").iterdir()} == {table.name for table in TABLES}
+
+
+def test_stale_schemas_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert table_schemas.main([str(tmp_path), "--check"]) == 1
+    assert "decisions.json, rewards.json, dead_letters.json differ from the contract" in capsys.readouterr().err
+
+
+def test_bigquery_takes_the_schema_that_the_jobs_check_for() -> None:
+    """Terraform's files and `beam_jobs.bigquery.ensure_tables` say the same."""
+    from google.cloud.bigquery import SchemaField
+
+    from beam_jobs import bigquery
+
+    for table in TABLES:
+        definition = json.loads((INFRA / "tables" / f"{table.name}.json").read_text())
+        assert [SchemaField.from_api_repr(field) for field in definition["schema"]] == bigquery.schema(table)
+
+
+def test_formatted_and_parsed(tmp_path: Path) -> None:
+    terraform = shutil.which("terraform")
+    if terraform is None:
+        pytest.skip("terraform is not installed")
+    done = subprocess.run(
+        [terraform, f"-chdir={INFRA}", "fmt", "-check", "-diff"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_everything_that_is_referred_to_is_there() -> None:
+    text = "\n".join(path.read_text() for path in sorted(INFRA.glob("*.tf")))
+    declared = {f"{kind}.{name}" for kind, name in re.findall(r'^resource "(\w+)" "(\w+)"', text, re.MULTILINE)}
+    referred = {f"{kind}.{name}" for kind, name in re.findall(r"\b(google_\w+)\.(\w+)", text)}
+    assert referred <= declared
+    variables = set(re.findall(r'^variable "(\w+)"', text, re.MULTILINE))
+    assert set(re.findall(r"\bvar\.(\w+)", text)) == variables
+
+
+def test_rights_are_the_least() -> None:
+    """No primitive roles, no admin of a project; each part's roles are on the narrowest resource that Google has them for."""
+    text = (INFRA / "iam.tf").read_text()
+    assert not re.search(r"roles/(owner|editor|viewer)\b", text)
+    project_wide = re.findall(r'resource "google_project_iam_member" "\w+" \{(.*?)^\}', text, re.MULTILINE | re.DOTALL)
+    roles = {role for block in project_wide for role in re.findall(r'"(roles/[\w.]+)"', block)}
+    assert roles == {
+        "roles/dataflow.worker",
+        "roles/bigquery.jobUser",
+        "roles/bigquery.readSessionUser",
+        "roles/aiplatform.user",
+        "roles/dataflow.developer",
+    }

@@ -1,0 +1,303 @@
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that
+
+from beam_jobs.options import LOCAL_RUNNER
+from beam_jobs.reward_join import (
+    KEY_COLUMNS,
+    JoinedBucket,
+    JoinRewards,
+    JoinSettings,
+    hash_ids,
+    in_holdback,
+    join_rewards,
+    observations,
+    split_into_buckets,
+)
+from beam_jobs.tables import record_batch
+from contracts.records import Decision, RewardEvent
+from contracts.schemas import DECISIONS, REWARDS
+from contracts.windows import TrainingWindow, WindowCounts
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+WINDOW = TrainingWindow(START, START + timedelta(seconds=10))
+REWARD_WINDOW = 2.0
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def decision_id(number: int) -> str:
+    return f"019b76da-a800-7000-8000-{number:012x}"
+
+
+def decision(number: int, seconds: float, action: int = 0) -> Decision:
+    return Decision(
+        decision_id=decision_id(number),
+        decided_at=at(seconds),
+        policy_version="v1",
+        observation=[float(number), 1.0],
+        action=action,
+        propensity=0.5,
+    )
+
+
+def reward(number: int, seconds: float, value: float = 1.0) -> RewardEvent:
+    return RewardEvent(decision_id=decision_id(number), occurred_at=at(seconds), reward=value)
+
+
+def settings(missing: Literal["default", "drop"] = "default") -> JoinSettings:
+    return JoinSettings(WINDOW, REWARD_WINDOW, missing, default_reward=-1.0)
+
+
+def tables(events: Sequence[Decision | RewardEvent]) -> dict[str, pa.Table]:
+    """The three inputs of the join."""
+    decisions = [event for event in events if isinstance(event, Decision) and event.decided_at >= START]
+    earlier = [event for event in events if isinstance(event, Decision) and event.decided_at < START]
+    rewards = [event for event in events if isinstance(event, RewardEvent)]
+    return {
+        "decisions": pa.Table.from_batches([record_batch(DECISIONS, decisions)]),
+        "earlier": pa.Table.from_batches([record_batch(DECISIONS, earlier)]).select(KEY_COLUMNS),
+        "rewards": pa.Table.from_batches([record_batch(REWARDS, rewards)]),
+    }
+
+
+def joined(
+    events: Sequence[Decision | RewardEvent], missing: Literal["default", "drop"] = "default"
+) -> tuple[list[tuple[int, float, float | None]], dict[str, int]]:
+    """(number, reward, when it came) of each interaction, and the counts that are not 0."""
+    rows, counts = join_rewards(**tables(events), settings=settings(missing))
+    interactions = [
+        (int(row["observation"][0]), row["reward"], row["rewarded_at"] and (row["rewarded_at"] - START).total_seconds())
+        for row in rows.to_pylist()
+    ]
+    assert counts.decisions == counts.rewards + counts.defaulted + counts.dropped
+    assert [row["defaulted"] for row in rows.to_pylist()] == [came is None for _, _, came in interactions]
+    names = WindowCounts.__struct_fields__
+    return interactions, {name: getattr(counts, name) for name in names if getattr(counts, name)}
+
+
+@pytest.mark.parametrize(
+    ("case", "events", "interactions", "counts"),
+    [
+        ("nothing", [], [], {}),
+        ("in time", [decision(1, 0), reward(1, 1)], [(1, 1, 1)], {"decisions": 1, "rewards": 1}),
+        ("at once", [decision(1, 3), reward(1, 3)], [(1, 1, 3)], {"decisions": 1, "rewards": 1}),
+        ("at the last moment", [decision(1, 3), reward(1, 5)], [(1, 1, 5)], {"decisions": 1, "rewards": 1}),
+        (
+            "a microsecond late",
+            [decision(1, 3), reward(1, 5.000001)],
+            [(1, -1, None)],
+            {"decisions": 1, "defaulted": 1, "late_rewards": 1},
+        ),
+        (
+            "before its decision",
+            [decision(1, 3), reward(1, 2.9)],
+            [(1, -1, None)],
+            {"decisions": 1, "defaulted": 1, "late_rewards": 1},
+        ),
+        (
+            "the first of two",
+            [decision(1, 0), reward(1, 1.5, 7), reward(1, 0.5, 3)],
+            [(1, 3, 0.5)],
+            {"decisions": 1, "rewards": 1, "repeated_rewards": 1},
+        ),
+        (
+            "the smaller of two at one moment",
+            [decision(1, 0), reward(1, 1, 7), reward(1, 1, 3)],
+            [(1, 3, 1)],
+            {"decisions": 1, "rewards": 1, "repeated_rewards": 1},
+        ),
+        (
+            "the same one read three times",
+            [decision(1, 0), reward(1, 1), reward(1, 1), reward(1, 1)],
+            [(1, 1, 1)],
+            {"decisions": 1, "rewards": 1, "duplicate_rewards": 2},
+        ),
+        (
+            "a late one read twice",
+            [decision(1, 0), reward(1, 5), reward(1, 5)],
+            [(1, -1, None)],
+            {"decisions": 1, "defaulted": 1, "late_rewards": 1, "duplicate_rewards": 1},
+        ),
+        (
+            "in time, then late",
+            [decision(1, 0), reward(1, 5, 2), reward(1, 1, 1)],
+            [(1, 1, 1)],
+            {"decisions": 1, "rewards": 1, "late_rewards": 1},
+        ),
+        (
+            "the decision read twice",
+            [decision(1, 0), decision(1, 0), reward(1, 1)],
+            [(1, 1, 1)],
+            {"decisions": 1, "rewards": 1, "duplicate_decisions": 1},
+        ),
+        ("orphan", [reward(9, 4)], [], {"orphan_rewards": 1}),
+        ("orphan outside of the window", [reward(9, -1), reward(8, 10)], [], {}),
+        (
+            "of this window, after its end",
+            [decision(1, 9.5), reward(1, 11)],
+            [(1, 1, 11)],
+            {"decisions": 1, "rewards": 1},
+        ),
+        (
+            "repeated after its end: the next window counts it",
+            [decision(1, 9.5), reward(1, 11), reward(1, 11.2, 4)],
+            [(1, 1, 11)],
+            {"decisions": 1, "rewards": 1},
+        ),
+        ("of an earlier decision, in time: counted there", [decision(1, -1), reward(1, 0.5)], [], {}),
+        (
+            "repeated of an earlier decision, rewarded before the window",
+            [decision(1, -1), reward(1, -0.5), reward(1, 0.5, 2)],
+            [],
+            {"repeated_rewards": 1},
+        ),
+        ("late of an earlier decision", [decision(1, -5), reward(1, 0.5)], [], {"late_rewards": 1}),
+        (
+            "ordered by time, then id",
+            [decision(2, 1), decision(3, 0), decision(1, 1)],
+            [(3, -1, None), (1, -1, None), (2, -1, None)],
+            {"decisions": 3, "defaulted": 3},
+        ),
+    ],
+)
+def test_table_of_truths(
+    case: str, events: list[Decision | RewardEvent], interactions: list[Any], counts: dict[str, int]
+) -> None:
+    assert joined(events) == (interactions, counts), case
+    assert joined(events[::-1]) == (interactions, counts), f"{case}, in another order"
+
+
+def test_missing_rewards_can_be_dropped() -> None:
+    events = [decision(1, 0), decision(2, 1), reward(2, 2, 5), decision(3, 2)]
+    assert joined(events, "drop") == ([(2, 5, 2)], {"decisions": 3, "rewards": 1, "dropped": 2})
+
+
+def test_decisions_that_contradict_each_other() -> None:
+    """The earlier one counts; of one moment always the same one, in whatever order they come."""
+    events = [decision(1, 2, action=5), decision(1, 1, action=6), decision(2, 1, action=8), decision(2, 1, action=7)]
+    for shuffled in (events, events[::-1]):
+        rows, counts = join_rewards(**tables(shuffled), settings=settings())
+        assert rows.column("action").to_pylist() == [6, 7]
+        assert counts.duplicate_decisions == 2
+
+
+def by_hand(events: Sequence[Decision | RewardEvent]) -> dict[str, float | None]:
+    """decision_id -> its reward, the slow and obvious way."""
+    decided = {event.decision_id: event.decided_at for event in events if isinstance(event, Decision)}
+    rewards: dict[str, float | None] = {}
+    for identity, moment in decided.items():
+        if not START <= moment < WINDOW.end:
+            continue
+        waited = [
+            (event.occurred_at, event.reward)
+            for event in events
+            if isinstance(event, RewardEvent)
+            and event.decision_id == identity
+            and moment <= event.occurred_at <= moment + timedelta(seconds=REWARD_WINDOW)
+        ]
+        rewards[identity] = min(waited)[1] if waited else None
+    return rewards
+
+
+def random_events(seed: int, count: int) -> list[Decision | RewardEvent]:
+    rng = random.Random(seed)
+    events: list[Decision | RewardEvent] = [decision(number, rng.uniform(-3, 10)) for number in range(count)]
+    events = [event for event in events if isinstance(event, Decision) and event.decided_at < WINDOW.end]
+    for event in list(events):
+        offset = (event.decided_at - START).total_seconds()  # type: ignore[union-attr]
+        number = int(event.decision_id[-12:], 16)
+        for _ in range(rng.choice([0, 1, 1, 2, 3])):
+            events.append(reward(number, offset + rng.choice([rng.uniform(0, 2), rng.uniform(2, 5)]), rng.random()))
+    events += [reward(10_000 + number, rng.uniform(0, 10)) for number in range(count // 10)]
+    events += rng.choices(events, k=count // 10)
+    rng.shuffle(events)
+    return events
+
+
+def test_agrees_with_the_slow_and_obvious_way() -> None:
+    events = random_events(seed=1, count=300)
+    rows, counts = join_rewards(**tables(events), settings=settings())
+    expected = by_hand(events)
+    assert {row["decision_id"]: None if row["defaulted"] else row["reward"] for row in rows.to_pylist()} == expected
+    assert counts.rewards == sum(value is not None for value in expected.values())
+    occurred_here = {
+        (event.decision_id, event.occurred_at, event.reward)
+        for event in events
+        if isinstance(event, RewardEvent) and START <= event.occurred_at < WINDOW.end
+    }
+    # Whatever occurred in the window is some decision's first reward, or counted as one of the other three.
+    firsts_here = {
+        (row["decision_id"], row["rewarded_at"])
+        for window in (WINDOW, TrainingWindow(at(-10), START))
+        for row in rows_of(events, window)
+        if row["rewarded_at"] and START <= row["rewarded_at"] < WINDOW.end
+    }
+    others = counts.repeated_rewards + counts.late_rewards + counts.orphan_rewards
+    assert len(occurred_here) == len(firsts_here) + others
+
+
+def rows_of(events: Sequence[Decision | RewardEvent], window: TrainingWindow) -> list[dict[str, Any]]:
+    inside = [e for e in events if not isinstance(e, Decision) or window.start <= e.decided_at < window.end]
+    table = pa.Table.from_batches([record_batch(DECISIONS, [e for e in inside if isinstance(e, Decision)])])
+    rewards = tables([e for e in inside if isinstance(e, RewardEvent)])
+    rows, _ = join_rewards(
+        table, rewards["earlier"], rewards["rewards"], JoinSettings(window, REWARD_WINDOW, "default", 0.0)
+    )
+    return rows.to_pylist()
+
+
+@pytest.mark.parametrize("num_buckets", [1, 4])
+def test_the_composite_joins_as_one_bucket_would(num_buckets: int) -> None:
+    events = random_events(seed=2, count=200)
+    inputs = tables(events)
+    rows, counts = join_rewards(**inputs, settings=settings())
+
+    def check(actual: list[JoinedBucket]) -> None:
+        assert len(actual) == num_buckets
+        together = pa.Table.from_batches([bucket.interactions for bucket in actual])
+        order = [("decided_at", "ascending"), ("decision_id", "ascending")]
+        assert together.sort_by(order).to_pylist() == rows.to_pylist()
+        for name in WindowCounts.__struct_fields__:
+            assert sum(getattr(bucket.counts, name) for bucket in actual) == getattr(counts, name), name
+
+    with beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"])) as pipeline:
+        collections = {
+            name: pipeline | name >> beam.Create(list(split_into_buckets(table, num_buckets)))
+            for name, table in inputs.items()
+        }
+        assert_that(collections | "JoinRewards" >> JoinRewards(settings()), check)
+
+
+def test_hash_is_the_same_everywhere_and_splits_independently_of_buckets() -> None:
+    ids = pa.array([decision_id(number) for number in range(20_000)])
+    assert hash_ids(ids[:1]).tolist() == [1194195870553447747]  # the splits of windows exported already depend on it
+    held_back = in_holdback(ids, 0.1)
+    assert held_back.mean() == pytest.approx(0.1, abs=0.01)
+    buckets = hash_ids(ids) % 10
+    assert np.bincount(buckets.astype(int)).min() > 1_800
+    for bucket in range(10):
+        assert held_back[buckets == bucket].mean() == pytest.approx(0.1, abs=0.03)
+    assert not in_holdback(ids, 0.0).any()
+
+
+def test_observations_of_several_lengths_are_refused() -> None:
+    mixed = [
+        decision(1, 0),
+        Decision(
+            **{name: getattr(decision(2, 1), name) for name in Decision.__struct_fields__} | {"observation": [1.0]}
+        ),
+    ]
+    rows, _ = join_rewards(**tables(mixed), settings=settings())
+    with pytest.raises(ValueError, match=r"same length, got 2 and 1 \(decision_id=.*0002\)"):
+        observations(rows)
