@@ -1,0 +1,174 @@
+import re
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from contracts.errors import InputError
+from contracts.trajectories import TrajectoryBatch, encode
+from contracts.windows import MANIFEST_NAME, TrainingWindow, encode_manifest
+from trainer import dataset
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST, SECOND, THIRD = dataset.consecutive_windows(START, 60, 3)
+
+
+def trajectories(count, num_actions=5, observation_dim=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return TrajectoryBatch(
+        observation=rng.normal(size=(count, observation_dim)).astype(np.float32),
+        action=rng.integers(0, num_actions, count).astype(np.int32),
+        reward=rng.normal(size=count).astype(np.float32),
+        propensity=rng.uniform(0.1, 1, count).astype(np.float32),
+        defaulted=rng.random(count) < 0.1,
+    )
+
+
+def read_all(window, split, num_actions=5, batch_bytes=8192):
+    return TrajectoryBatch(
+        *map(np.concatenate, zip(*dataset.read(window, split, num_actions, batch_bytes), strict=True))
+    )
+
+
+def test_what_is_written_is_read(tmp_path):
+    train, holdback = trajectories(300), trajectories(40, seed=1)
+    dataset.write_window(tmp_path, FIRST, train, holdback)
+    (window,) = dataset.ready_windows(tmp_path)
+    assert window.manifest.records("train") == 300 and window.manifest.records("holdback") == 40
+    for split, written in (("train", train), ("holdback", holdback)):
+        for read, expected in zip(read_all(window, split), written, strict=True):
+            assert read.dtype == expected.dtype
+            np.testing.assert_array_equal(read, expected)
+    small = [len(batch.action) for batch in dataset.read(window, "train", 5, batch_bytes=50)]
+    assert small == [1] * 300
+
+
+def test_ready_windows_come_by_start_and_a_window_without_manifest_is_not_one(tmp_path):
+    for window in (THIRD, FIRST, SECOND):
+        dataset.write_window(tmp_path, window, trajectories(2))
+    (tmp_path / SECOND.folder / MANIFEST_NAME).unlink()
+    assert [window.manifest.window for window in dataset.ready_windows(tmp_path)] == [FIRST, THIRD]
+
+
+def flip_byte(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0xFF
+    path.write_bytes(data)
+
+
+def change_manifest(window, **changes):
+    files = [msgspec.structs.replace(file, **changes) for file in window.manifest.files]
+    manifest = msgspec.structs.replace(window.manifest, files=files)
+    (window.folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
+
+
+def rewrite(window, records):
+    path = window.folder / "part-train-00000.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    change_manifest(window, sha256=dataset._sha256(path), bytes=path.stat().st_size, records=len(records))
+
+
+def record_length(path):
+    return int.from_bytes(path.read_bytes()[:8], "little") + 16
+
+
+def corrupt_second_record(window, path):
+    flip_byte(path, record_length(path) + 30)
+
+
+def cut_off_the_end(window, path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def corrupt_behind_the_checksum(window, path):
+    corrupt_second_record(window, path)
+    change_manifest(window, sha256=dataset._sha256(path))
+
+
+BROKEN = {
+    "missing file": (lambda window, path: path.unlink(), "no such file, but the manifest lists it"),
+    "corrupt record": (corrupt_second_record, r"corrupted record at byte \d+"),
+    "cut off": (cut_off_the_end, r"manifest says \d+ bytes, found \d+: truncated record at byte \d+"),
+    "checksum of the corrupt file": (corrupt_behind_the_checksum, r"corrupted record at byte \d+"),
+    "count": (lambda window, path: change_manifest(window, records=11), "manifest says 11 records, found 10"),
+    "another message": (
+        lambda window, path: rewrite(window, [b"\xff\xff not an example"]),
+        "a record from 0 on is not a trajectory of dimension 3$",
+    ),
+    "another dimension": (
+        lambda window, path: rewrite(window, list(encode(trajectories(10, observation_dim=4)))),
+        "a record from 0 on is not a trajectory of dimension 3: Key: observation.*4 but output shape: .3.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_window_that_is_not_what_the_manifest_says_is_refused(tmp_path, case):
+    breaks, message = BROKEN[case]
+    window = dataset.write_window(tmp_path, FIRST, trajectories(10))
+    path = window.folder / "part-train-00000.tfrecord"
+    breaks(window, path)
+    (window,) = dataset.ready_windows(tmp_path)
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .*{message}") as error:
+        list(dataset.read(window, "train", 5))
+    assert "\n" not in str(error.value)
+
+
+def test_the_offset_named_is_that_of_the_record(tmp_path):
+    window = dataset.write_window(tmp_path, FIRST, trajectories(10))
+    path = window.folder / "part-train-00000.tfrecord"
+    length = record_length(path)
+    corrupt_second_record(window, path)
+    # A record is its length (8 bytes) with a checksum (4), then its data with another: the second's data is corrupt.
+    with pytest.raises(InputError, match=rf"corrupted record at byte {length + 12}$"):
+        list(dataset.read(window, "train", 5))
+
+
+def with_value(batch, name, row, value):
+    values = getattr(batch, name).copy()
+    values[row] = value
+    return batch._replace(**{name: values})
+
+
+VALUES = {
+    "reward": (np.nan, r"reward must be finite, got nan \(record 7\)"),
+    "action": (5, r"action must be in \[0, 5\), got 5 \(record 7\)"),
+    "propensity": (0.0, r"propensity must be in \(0, 1\], got 0.0 \(record 7\)"),
+    "observation": (np.inf, r"observation must be finite, got \[.*inf.*\] \(record 7\)"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_that_cannot_be_trained_on_are_refused(tmp_path, name):
+    value, message = VALUES[name]
+    window = dataset.write_window(tmp_path, FIRST, with_value(trajectories(10), name, 7, value))
+    with pytest.raises(InputError, match=message):
+        list(dataset.read(window, "train", 5, batch_bytes=500))
+
+
+def test_windows_folders_that_cannot_be_used_are_refused(tmp_path):
+    with pytest.raises(InputError, match="windows: no such folder"):
+        dataset.ready_windows(tmp_path / "nowhere")
+    dataset.write_window(tmp_path, FIRST, trajectories(2))
+    overlapping = TrainingWindow(FIRST.start + (FIRST.end - FIRST.start) / 2, SECOND.end)
+    dataset.write_window(tmp_path, overlapping, trajectories(2))
+    with pytest.raises(InputError, match="overlaps window=20260101T000000"):
+        dataset.ready_windows(tmp_path)
+    (tmp_path / overlapping.folder).rename(tmp_path / THIRD.folder)
+    with pytest.raises(InputError, match="not of this folder"):
+        dataset.ready_windows(tmp_path)
+    (tmp_path / THIRD.folder / MANIFEST_NAME).write_text('{"window": 3}')
+    with pytest.raises(InputError, match=r"not a window manifest: .*"):
+        dataset.ready_windows(tmp_path)
+
+
+def test_the_record_named_is_the_one_among_records_of_several_lengths(tmp_path):
+    batch = trajectories(40, num_actions=1000)  # actions of one byte and of two
+    window = dataset.write_window(tmp_path, FIRST, with_value(batch, "reward", 29, np.inf))
+    assert len({len(record) for record in encode(batch)}) == 2
+    with pytest.raises(InputError, match=r"reward must be finite, got inf \(record 29\)"):
+        list(dataset.read(window, "train", 1000))

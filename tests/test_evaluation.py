@@ -1,0 +1,95 @@
+import json
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+import pytest
+
+from contracts.errors import InputError
+from contracts.policies import Movie
+from contracts.trajectories import TrajectoryBatch
+from trainer import dataset, evaluation, export, linear, task
+
+NUM_ACTIONS, DIM = 4, 3
+WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
+TASTE = np.random.default_rng(0).normal(size=(NUM_ACTIONS, DIM))
+
+
+def trajectories(count, seed):
+    """Uniform decisions on rewards that are linear."""
+    rng = np.random.default_rng(seed)
+    observation = rng.normal(size=(count, DIM)).astype(np.float32)
+    action = rng.integers(0, NUM_ACTIONS, count).astype(np.int32)
+    return TrajectoryBatch(
+        observation=observation,
+        action=action,
+        reward=(np.einsum("nd,nd->n", observation, TASTE[action]) + rng.normal(size=count)).astype(np.float32),
+        propensity=np.full(count, 1 / NUM_ACTIONS, np.float32),
+        defaulted=np.zeros(count, bool),
+    )
+
+
+@pytest.fixture
+def settings(tmp_path):
+    for index, window in enumerate(WINDOWS):
+        dataset.write_window(tmp_path / "windows", window, trajectories(400, index), trajectories(100, 10 + index))
+    return task.Settings(
+        windows=tmp_path / "windows",
+        policies=tmp_path / "policies",
+        num_actions=NUM_ACTIONS,
+        catalogue=[Movie(action=k, movie_id=str(k)) for k in range(NUM_ACTIONS)],
+    )
+
+
+def truth(model):
+    contexts = np.random.default_rng(99).normal(size=(100_000, DIM)).astype(np.float32)
+    best = model.scores(contexts)[0].argmax(axis=1)
+    return np.einsum("nd,nd->n", contexts, TASTE[best]).mean()
+
+
+def test_the_newest_window_is_held_out_and_the_estimate_is_of_what_the_policy_would_earn(settings):
+    measured = evaluation.measure(settings)
+    assert {trained.window for trained in measured.card.trained_on} == set(WINDOWS[:2])
+    assert measured.estimates.decisions == 500
+    expected = truth(export.read_model(settings.policies / measured.card.version))
+    assert measured.estimates.dr.low < expected < measured.estimates.dr.high
+    assert measured.estimates.mean_weight == pytest.approx(1, abs=0.2)
+
+
+def test_a_worse_policy_is_measured_as_worse_whatever_it_thinks_of_itself(settings):
+    batches = [trajectories(4000, 50)]
+    right = linear.Posterior(TASTE, np.tile(np.eye(DIM), (NUM_ACTIONS, 1, 1)))
+    boastful = linear.Posterior(-10 * TASTE, right.covariance)
+    good, bad = (export.Model.linear(posterior, np.ones(NUM_ACTIONS)) for posterior in (right, boastful))
+    estimates = {name: evaluation.estimate(model, good, batches) for name, model in (("good", good), ("bad", bad))}
+    assert estimates["bad"].dr.high < 0 < estimates["good"].dr.low
+    assert estimates["bad"].dr.value == pytest.approx(truth(bad), abs=0.1)
+
+
+def test_there_must_be_a_window_to_hold_out(settings):
+    with pytest.raises(InputError, match="at least 2 ready windows are needed, one held out, found 1"):
+        evaluation.measure(msgspec.structs.replace(settings, only=[WINDOWS[0].start]))
+    dataset.write_window(settings.windows, WINDOWS[2], trajectories(0, 0))
+    with pytest.raises(InputError, match=r"window=20260101T000200.* is to be held out, but holds no interactions"):
+        evaluation.measure(settings)
+
+
+def command(settings, *more):
+    path = settings.windows.parent / "catalogue.json"
+    path.write_bytes(msgspec.json.encode(settings.catalogue))
+    paths = ["--windows", settings.windows, "--policies", settings.policies, "--catalogue", path]
+    return [*map(str, paths), "--num-actions", str(NUM_ACTIONS), *more]
+
+
+def test_a_trial_reports_its_metric_as_vertex_reads_it(settings, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "hypertune" / "output.metrics"
+    monkeypatch.setenv("CLOUD_ML_HP_METRIC_FILE", str(path))
+    monkeypatch.setenv("CLOUD_ML_TRIAL_ID", "7")
+    for tikhonov in ("0.1", "1000"):
+        assert task.main(command(settings, "--report-metric", "--tikhonov", tikhonov)) == 0
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert first.keys() == {"timestamp", "trial", "reward", "global_step", "checkpoint_path"}
+    assert (first["trial"], first["global_step"], first["checkpoint_path"]) == ("7", "0", "")
+    measured = evaluation.measure(msgspec.structs.replace(settings, hyperparameters={"tikhonov": 0.1}))
+    assert float(first["reward"]) == measured.estimates.dr.value > float(second["reward"])
+    assert " reward " in capsys.readouterr().out

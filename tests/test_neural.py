@@ -1,0 +1,247 @@
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+import pytest
+import tensorflow as tf
+from tf_agents.trajectories import restart
+
+from contracts.errors import InputError
+from contracts.policies import CHECKPOINT_NAME, NETWORK_NAME, SAVED_MODEL_NAME, Exploration, Movie
+from contracts.trajectories import TrajectoryBatch
+from predictor import exploration as explorers
+from predictor import policy as serving
+from trainer import agents, dataset, export, neural, task
+
+NUM_ACTIONS, DIM = 4, 3
+WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
+NEURAL = ("neural_epsilon_greedy", "neural_boltzmann", "neural_linucb")
+SMALL = {"layers": "16,8", "batch_size": 128, "epochs": 6, "learning_rate": 0.01}
+
+
+def trajectories(count, seed=0):
+    """Rewards that no linear model fits: each action is right where the observation's length is near its own."""
+    rng = np.random.default_rng(seed)
+    observation = rng.normal(size=(count, DIM)).astype(np.float32)
+    action = rng.integers(0, NUM_ACTIONS, count).astype(np.int32)
+    reward = -np.abs(np.linalg.norm(observation, axis=1) - action) + 0.1 * rng.normal(size=count)
+    return TrajectoryBatch(
+        observation=observation,
+        action=action,
+        reward=reward.astype(np.float32),
+        propensity=np.full(count, 1 / NUM_ACTIONS, np.float32),
+        defaulted=np.zeros(count, bool),
+    )
+
+
+def settings(folder, algorithm, **changes):
+    return task.Settings(
+        windows=folder / "windows",
+        policies=folder / "policies",
+        num_actions=NUM_ACTIONS,
+        catalogue=[Movie(action=k, movie_id=str(k)) for k in range(NUM_ACTIONS)],
+        algorithm=algorithm,
+        hyperparameters=SMALL | changes,
+        exploration=Exploration(strategy=agents.EXPLORATION[algorithm], alpha=0.7, epsilon=0.2, temperature=0.5),
+    )
+
+
+@pytest.fixture(scope="module", params=NEURAL)
+def trained(request, tmp_path_factory):
+    """Settings, and the policy trained on the first window."""
+    folder = tmp_path_factory.mktemp(request.param)
+    dataset.write_window(folder / "windows", WINDOWS[0], trajectories(3000))
+    mine = settings(folder, request.param)
+    return mine, task.train(mine)
+
+
+def agent_of(mine, card):
+    """TF-Agents' own agent, with what the policy's checkpoint holds."""
+    network = neural.build(card.algorithm, DIM, NUM_ACTIONS, card.hyperparameters, card.exploration)
+    folder = mine.policies / card.version
+    path = str(folder / CHECKPOINT_NAME / neural.NETWORK_CHECKPOINT)
+    network.checkpoint().read(path).assert_existing_objects_matched()
+    if card.algorithm == "neural_linucb":
+        statistics = export.read_statistics(folder)
+        network.agent.actions_from_reward_layer.assign(False)
+        for k in range(NUM_ACTIONS):
+            # TF-Agents adds the identity for its ridge.
+            ridge = (card.hyperparameters["tikhonov"] - 1) * np.eye(statistics.observation_dim)
+            network.agent.cov_matrix[k].assign(statistics.a[k] + ridge)
+            network.agent.data_vector[k].assign(statistics.b[k])
+    return network.agent
+
+
+def test_reloaded_it_acts_and_scores_as_the_agent_does(trained):
+    mine, card = trained
+    folder = mine.policies / card.version
+    x = np.random.default_rng(5).normal(size=(1000, DIM)).astype(np.float32)
+    saved, model = tf.saved_model.load(str(folder / SAVED_MODEL_NAME)), export.read_model(folder)
+    assert (folder / NETWORK_NAME).is_file()
+    mean, std = model.scores(x)
+    scores = saved.signatures["scores"](observation=tf.constant(x))
+    np.testing.assert_allclose(scores["mean"], mean, atol=1e-4)
+    np.testing.assert_allclose(scores["std"], std, atol=1e-4)
+    assert (std > 0).all() == (card.algorithm == "neural_linucb")
+
+    agent = agent_of(mine, card)
+    steps = restart(tf.constant(x), batch_size=1000)
+    taken, expected = saved.action(steps).action.numpy(), agent.policy.action(steps).action.numpy()
+    best = (mean + card.exploration.alpha * std).argmax(axis=1)
+    if card.algorithm == "neural_linucb":
+        np.testing.assert_array_equal(taken, expected)
+        np.testing.assert_array_equal(taken, best)
+    elif card.algorithm == "neural_epsilon_greedy":
+        # Each explores 20% of the time, a quarter of which it takes the best all the same.
+        for actions in (taken, expected):
+            assert np.mean(actions == best) == pytest.approx(1 - 0.2 * 3 / 4, abs=0.05)
+    else:
+        logits = mean / card.exploration.temperature
+        softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
+        softmax /= softmax.sum(axis=1, keepdims=True)
+        for actions in (taken, expected):
+            shares = np.bincount(actions, minlength=NUM_ACTIONS) / 1000
+            np.testing.assert_allclose(shares, softmax.mean(axis=0), atol=0.06)
+        distribution = agent.policy.distribution(steps).action.probs_parameter().numpy()
+        np.testing.assert_allclose(distribution, softmax, atol=1e-4)
+
+
+def test_it_learns_what_a_linear_policy_cannot(trained, tmp_path):
+    mine, card = trained
+    linear = task.train(msgspec.structs.replace(mine, algorithm="lin_ucb", hyperparameters={}, policies=tmp_path))
+    fresh = trajectories(2000, seed=9)
+    rows = np.arange(2000)
+
+    def error(folder):
+        mean, _ = export.read_model(folder).scores(fresh.observation)
+        return np.mean((mean[rows, fresh.action] - fresh.reward) ** 2)
+
+    assert error(mine.policies / card.version) < 0.5 * error(tmp_path / linear.version)
+
+
+def test_the_next_window_continues_from_the_checkpoint(trained, tmp_path):
+    mine, card = trained
+    mine = msgspec.structs.replace(mine, windows=tmp_path, parent=card.version)
+    dataset.write_window(tmp_path, WINDOWS[0], trajectories(3000))
+    dataset.write_window(tmp_path, WINDOWS[1], trajectories(600, seed=1))
+    after = task.train(mine)
+    before, now = (export.read_model(mine.policies / version) for version in (card.version, after.version))
+    assert now.num_samples.sum() == 3600
+    same = [np.array_equal(*pair) for pair in zip(before.layers[0], now.layers[0], strict=True)]
+    fresh = trajectories(2000, seed=9)
+    errors = [
+        np.mean((model.scores(fresh.observation)[0][np.arange(2000), fresh.action] - fresh.reward) ** 2)
+        for model in (before, now)
+    ]
+    if card.algorithm == "neural_linucb":
+        assert all(same)  # the encoder is fixed, and the statistics go on
+    assert errors[1] < 1.2 * errors[0]  # it did not start afresh
+
+
+def test_the_same_inputs_draw_the_same_network(tmp_path):
+    dataset.write_window(tmp_path / "windows", WINDOWS[0], trajectories(300))
+    mine = settings(tmp_path, "neural_epsilon_greedy", epochs=2)
+    models = []
+    for store in ("one", "other"):
+        again = msgspec.structs.replace(mine, policies=tmp_path / store)
+        models.append(export.read_model(again.policies / task.train(again).version))
+    np.testing.assert_allclose(models[0].theta, models[1].theta, rtol=1e-5, atol=1e-6)
+
+
+def test_training_stops_when_the_held_out_loss_does_not_fall_and_keeps_the_best():
+    told = agents.complete("neural_epsilon_greedy", {"epochs": 40, "patience": 2, "learning_rate": 0.05, "layers": "8"})
+    tf.random.set_seed(1)
+    network = neural.build("neural_epsilon_greedy", DIM, NUM_ACTIONS, told, Exploration())
+    noise = trajectories(400)._replace(reward=np.random.default_rng(0).normal(size=400).astype(np.float32))
+    losses = neural.fit(network, lambda: iter([noise]), told)
+    assert len(losses) < 41
+    assert len(losses) - 1 - int(np.argmin(losses)) == 2
+    rows = np.arange(9, 400, 10)
+    mean, _ = network.model(np.zeros(0)).scores(noise.observation[rows])
+    kept = np.mean((mean[np.arange(40), noise.action[rows]] - noise.reward[rows]) ** 2)
+    assert kept == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_a_parent_of_other_layers_or_algorithm_is_refused(trained):
+    mine, card = trained
+    for changes, message in (
+        ({"hyperparameters": SMALL | {"layers": "16"}}, "has layers 16,8, asked for 16"),
+        ({"algorithm": "lin_ucb", "hyperparameters": {}}, f"is a {card.algorithm} policy, asked for lin_ucb"),
+    ):
+        with pytest.raises(InputError, match=message):
+            task.train(msgspec.structs.replace(mine, parent=card.version, **changes))
+
+
+def products(count, seed, features):
+    """Rewards are products of observation and arm features; the last arm is not tried."""
+    batch = trajectories(count, seed)
+    action = np.random.default_rng(seed).integers(0, len(features) - 1, count).astype(np.int32)
+    reward = np.einsum("nd,nd->n", batch.observation, features[action]) + 0.1 * batch.observation[:, 0]
+    return batch._replace(action=action, reward=reward.astype(np.float32))
+
+
+@pytest.mark.parametrize("algorithm", ["neural_epsilon_greedy", "neural_boltzmann"])
+def test_over_arm_features_a_movie_that_nobody_has_seen_is_known_and_movies_can_be_added(tmp_path, algorithm):
+    features = np.random.default_rng(3).normal(size=(12, DIM))
+    movies = [Movie(action=k, movie_id=str(k), features=features[k].tolist()) for k in range(12)]
+    dataset.write_window(tmp_path / "windows", WINDOWS[0], products(4000, 0, features[:11]))
+    mine = msgspec.structs.replace(
+        settings(tmp_path, algorithm, arm_features="shared", epochs=15), num_actions=11, catalogue=movies[:11]
+    )
+    card = task.train(mine)
+    folder = mine.policies / card.version
+    x = np.random.default_rng(5).normal(size=(500, DIM)).astype(np.float32)
+    mean, _ = export.read_model(folder).scores(x)
+    truth = x @ features.T
+    assert np.corrcoef(mean[:, 10], truth[:, 10])[0, 1] > 0.7  # never tried
+
+    arm_features = np.concatenate([np.ones((11, 1)), np.zeros((11, 1)), features[:11]], axis=1).astype(np.float32)
+    network = neural.build(algorithm, DIM, 11, card.hyperparameters, card.exploration, arm_features)
+    path = str(folder / CHECKPOINT_NAME / neural.NETWORK_CHECKPOINT)
+    network.checkpoint().read(path).assert_existing_objects_matched()
+    per_arm = tf.tile(tf.constant(arm_features)[tf.newaxis], [500, 1, 1])
+    predicted, _ = network.agent._reward_network({"global": tf.constant(x), "per_arm": per_arm})
+    np.testing.assert_allclose(predicted, mean, atol=1e-4)
+    saved = tf.saved_model.load(str(folder / SAVED_MODEL_NAME)).signatures["scores"](observation=tf.constant(x))
+    np.testing.assert_allclose(saved["mean"], mean, atol=1e-4)
+
+    dataset.write_window(tmp_path / "windows", WINDOWS[1], products(200, 1, features))
+    grown = task.train(msgspec.structs.replace(mine, parent=card.version, num_actions=12, catalogue=movies))
+    after, _ = export.read_model(mine.policies / grown.version).scores(x)
+    assert after.shape == (500, 12) and np.corrcoef(after[:, 11], truth[:, 11])[0, 1] > 0.7
+
+
+WRONG = [
+    ({"arm_features": "hybrid"}, "arm_features must be one of none, shared for neural_boltzmann, got 'hybrid'"),
+    ({"layers": "64,none"}, "layers must be sizes above 0 with commas between"),
+    ({"epochs": 0}, "epochs must be a whole number above 0, got 0"),
+    ({"learning_rate": -1.0}, "learning_rate must be a number above 0, got -1.0"),
+    ({"tikhonov": 1.0}, "neural_boltzmann has no hyperparameter 'tikhonov'"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), WRONG)
+def test_wrong_settings_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        agents.complete("neural_boltzmann", given)
+
+
+def test_the_predictor_serves_the_same_scores_with_exact_propensities(trained):
+    mine, card = trained
+    folder = mine.policies / card.version
+    x = np.random.default_rng(5).normal(size=(200, DIM)).astype(np.float32)
+    served = serving.load(folder)
+    for found, expected in zip(served.scores(x), export.read_model(folder).scores(x), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    probabilities = served.probabilities(x)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    decision_ids = [f"{index}" for index in range(200)]
+    actions = explorers.draw(probabilities, decision_ids, card.version)
+    assert (probabilities[np.arange(200), actions] > 0).all()
+    if card.algorithm == "neural_boltzmann":
+        logits = served.scores(x)[0] / card.exploration.temperature
+        softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
+        np.testing.assert_allclose(probabilities, softmax / softmax.sum(axis=1, keepdims=True), atol=1e-6)
+    else:  # an epsilon floor, and the rest on the best
+        np.testing.assert_allclose(probabilities.min(axis=1), 0.2 / NUM_ACTIONS)
+        np.testing.assert_allclose(probabilities.max(axis=1), 0.8 + 0.2 / NUM_ACTIONS)

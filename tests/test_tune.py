@@ -1,0 +1,101 @@
+import json
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+import pytest
+
+from contracts.errors import InputError
+from contracts.policies import Movie
+from contracts.trajectories import TrajectoryBatch
+from trainer import agents, dataset, tune
+
+NUM_ACTIONS, DIM = 12, 4
+WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
+FEATURES = np.random.default_rng(0).normal(size=(NUM_ACTIONS, 2))
+SHAPE = np.random.default_rng(1).normal(size=(DIM, 2))
+
+
+def trajectories(count, seed):
+    """Few decisions on many actions, whose rewards follow from their features: sharing helps, little ridge harms."""
+    rng = np.random.default_rng(seed)
+    observation = rng.normal(size=(count, DIM)).astype(np.float32)
+    action = rng.integers(0, NUM_ACTIONS, count).astype(np.int32)
+    expected = np.einsum("nd,df,nf->n", observation, SHAPE, FEATURES[action])
+    return TrajectoryBatch(
+        observation=observation,
+        action=action,
+        reward=(expected + 2 * rng.normal(size=count)).astype(np.float32),
+        propensity=np.full(count, 1 / NUM_ACTIONS, np.float32),
+        defaulted=np.zeros(count, bool),
+    )
+
+
+@pytest.fixture
+def told(tmp_path):
+    for index, window in enumerate(WINDOWS[:2]):
+        dataset.write_window(tmp_path / "windows", window, trajectories(150, index))
+    dataset.write_window(tmp_path / "windows", WINDOWS[2], trajectories(3000, 2))
+    return tune.Search(
+        windows=tmp_path / "windows",
+        study=tmp_path / "study",
+        num_actions=NUM_ACTIONS,
+        catalogue=[Movie(action=k, movie_id=str(k), features=FEATURES[k].tolist()) for k in range(NUM_ACTIONS)],
+        trials=8,
+    )
+
+
+def trials(told):
+    return tune._study(told, 0).get_trials(deepcopy=False)
+
+
+def test_it_finds_the_model_that_the_world_is_made_of_and_goes_on_where_it_stopped(told):
+    first = tune.search(msgspec.structs.replace(told, trials=3))
+    assert first.trials == len(trials(told)) == 3
+    best = tune.search(told)
+    assert best.trials == len(trials(told)) == 8
+    assert best.value >= first.value and best.low < best.value < best.high
+    assert best.hyperparameters["arm_features"] in ("shared", "hybrid")
+    assert best.hyperparameters == agents.complete("lin_ucb", best.hyperparameters)
+    assert json.loads((told.study / "best.json").read_text()) == msgspec.to_builtins(best)
+    assert tune.search(told) == best  # nothing is left to do
+
+
+def test_workers_share_the_trials(told):
+    best = tune.search(msgspec.structs.replace(told, workers=2, trials=4))
+    finished = [trial.number for trial in trials(told) if trial.value is not None]
+    assert len(finished) == len(set(finished)) >= 4
+    assert best.value == max(trial.value for trial in trials(told) if trial.value is not None)
+
+
+@pytest.mark.parametrize("algorithm", sorted(agents.DEFAULTS))
+def test_what_is_suggested_can_be_trained(told, algorithm):
+    import optuna
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        agents.complete(algorithm, tune.suggest(study.ask(), algorithm, told.catalogue))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"algorithm": "magic"}, "algorithm must be one of"),
+        ({"trials": 0}, "trials must be at least 1, got 0"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"num_actions": 5}, "catalogue has 12 movies for 5 actions"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_trial(told, change, message):
+    wrong = msgspec.structs.replace(told, **change)
+    with pytest.raises(InputError, match=message):
+        tune.search(wrong)
+    assert not (told.study / "trials.jsonl").exists()
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(told, tmp_path, capsys):
+    arguments = ["--windows", "nowhere", "--study", str(told.study), "--num-actions", "12", "--catalogue"]
+    path = tmp_path / "catalogue.json"
+    path.write_bytes(msgspec.json.encode(told.catalogue))
+    assert tune.main([*arguments, str(path)]) == 2
+    assert capsys.readouterr().err == "trainer.tune: error: windows: no such folder: nowhere\n"

@@ -1,0 +1,102 @@
+"""Movies as arms: their features, and how a catalogue may change from one policy to the next."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from contracts.errors import InputError
+from contracts.policies import Movie
+
+
+def arm_features(catalogue: Sequence[Movie]) -> np.ndarray:
+    """What is known of every movie before anyone has seen it.
+
+    Returns:
+      [K, F] float64: a constant 1, whether it is of a genre (one column for each genre in the catalogue), its year (in
+      decades from 1980, 0 where there is none), and its `features`.
+
+    Raises:
+      InputError: a movie has another number of features than the first.
+    """
+    expected = len(catalogue[0].features)
+    for movie in catalogue:
+        if len(movie.features) != expected:
+            raise InputError(
+                f"catalogue: movie {movie.movie_id!r} has {len(movie.features)} features, the first has {expected}"
+            )
+    genres = sorted({genre for movie in catalogue for genre in movie.genres})
+    return np.array(
+        [
+            [
+                1.0,
+                *(float(genre in movie.genres) for genre in genres),
+                0.0 if movie.year is None else (movie.year - 1980) / 10,
+                *movie.features,
+            ]
+            for movie in catalogue
+        ]
+    )
+
+
+def check_catalogue(catalogue: Sequence[Movie], before: Sequence[Movie] | None) -> None:
+    """Whether `catalogue` may follow on the catalogue `before` it: the same movies, with more at the end.
+
+    Raises:
+      InputError: a movie is in it twice, one is gone or stands for another action, or a retired one is offered again.
+    """
+    seen: dict[str, int] = {}
+    for action, movie in enumerate(catalogue):
+        if movie.action != action:
+            raise InputError(f"catalogue: must list actions in order from 0, got {movie.action} at {action}")
+        if movie.movie_id in seen:
+            raise InputError(f"catalogue: movie {movie.movie_id!r} is both action {seen[movie.movie_id]} and {action}")
+        seen[movie.movie_id] = action
+    for old in before or []:
+        if old.action >= len(catalogue):
+            raise InputError(f"catalogue: movie {old.movie_id!r} is gone; retire it instead")
+        new = catalogue[old.action]
+        if new.movie_id != old.movie_id:
+            raise InputError(
+                f"catalogue: action {old.action} is movie {old.movie_id!r} in the parent, got {new.movie_id!r}"
+            )
+        if old.status == "retired" and new.status != "retired":
+            raise InputError(f"catalogue: movie {old.movie_id!r} was retired, and is {new.status} again")
+
+
+def movie_factors(
+    user: np.ndarray,
+    movie: np.ndarray,
+    rating: np.ndarray,
+    timestamp: np.ndarray,
+    num_movies: int,
+    rank: int,
+    seed: int,
+) -> np.ndarray:
+    """Latent factors of the movies from the first half of the ratings by time: features that were known beforehand.
+
+    A truncated singular value decomposition of the user x movie matrix, strengths on the movies' side; by randomised
+    subspace iteration (Halko et al. 2011).
+
+    Args:
+      user: [N] int, index of the user.
+      movie: [N] int in [0, num_movies).
+      rating: [N].
+      timestamp: [N], any unit.
+      num_movies: M.
+      rank: how many factors.
+      seed: of the iteration.
+
+    Returns:
+      [M, rank] float64, columns scaled to a mean square of 1; 0 for a movie that nobody had rated by then.
+    """
+    early = np.argsort(timestamp, kind="stable")[: len(timestamp) // 2]
+    matrix = np.zeros((int(user.max()) + 1, num_movies))
+    matrix[user[early], movie[early]] = rating[early]
+    basis = np.random.default_rng(seed).normal(size=(len(matrix), rank + 10))
+    for _ in range(10):
+        right, _ = np.linalg.qr(matrix.T @ basis)
+        basis, _ = np.linalg.qr(matrix @ right)
+    _, strengths, vectors = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+    factors: np.ndarray = vectors[:rank].T * strengths[:rank]
+    scale = np.sqrt((factors**2).mean())
+    return factors / scale if scale else factors

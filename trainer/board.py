@@ -1,0 +1,69 @@
+"""What TensorBoard shows of a training: one point for each policy, at the number of windows it was trained on.
+
+data/reward, data/defaulted_share      what the newest window brought
+model/loss                             mean squared error on decisions that were not trained on
+model/calibration_error                how far predicted from observed reward, over tenths of the predictions
+estimate/snips, low, high, effective_sample_size      of always taking the best action (trainer.evaluation)
+arms/coverage, arms/effective_number   share of the actions ever taken, and exp(entropy) of their shares
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from contracts.policies import PolicyCard
+from trainer import dataset, evaluation, off_policy
+from trainer.dataset import ReadyWindow
+from trainer.export import Model
+
+PREDICTION_BINS = 10
+
+
+def scalars(card: PolicyCard, model: Model, newest: ReadyWindow) -> dict[str, float]:
+    """The figures by name; those on unseen decisions are missing when the newest window holds none back."""
+    samples = model.num_samples / max(float(model.num_samples.sum()), 1e-12)
+    positive = samples[samples > 0]
+    figures = {
+        "arms/coverage": float(np.mean(model.num_samples > 0)),
+        "arms/effective_number": float(np.exp(-(positive * np.log(positive)).sum())),
+    }
+    counts = newest.manifest.counts
+    if kept := counts.decisions - counts.dropped:
+        figures["data/defaulted_share"] = counts.defaulted / kept
+    held_back = list(dataset.read(newest, "holdback", card.num_actions))
+    if not held_back:
+        return figures
+    batch = type(held_back[0])(*map(np.concatenate, zip(*held_back, strict=True)))
+    rows = np.arange(len(batch.action))
+    mean, _ = model.scores(batch.observation)
+    predicted = mean[rows, batch.action]
+    estimates = evaluation.estimate(model, model, [batch])
+    figures |= {
+        "data/reward": float(batch.reward.mean()),
+        "model/loss": float(np.mean((predicted - batch.reward) ** 2)),
+        "model/calibration_error": calibration_error(predicted, batch.reward),
+        "estimate/effective_sample_size": estimates.effective_sample_size,
+    }
+    if np.isfinite(estimates.snips).all():
+        snips: off_policy.Interval = estimates.snips
+        figures |= {"estimate/snips": snips.value, "estimate/low": snips.low, "estimate/high": snips.high}
+    return figures
+
+
+def calibration_error(predicted: np.ndarray, observed: np.ndarray) -> float:
+    """Mean distance of mean prediction and mean observation over tenths of the predictions, [N] each."""
+    bins = np.array_split(np.argsort(predicted, kind="stable"), min(PREDICTION_BINS, len(predicted)))
+    gaps = [abs(float(predicted[rows].mean() - observed[rows].mean())) for rows in bins]
+    return float(np.average(gaps, weights=[len(rows) for rows in bins]))
+
+
+def write(folder: Path, card: PolicyCard, model: Model, newest: ReadyWindow) -> None:
+    """Adds the policy's point to the TensorBoard logs in `folder`."""
+    import tensorflow as tf
+
+    step = len({trained.window.start for trained in card.trained_on})
+    with tf.summary.create_file_writer(str(folder)).as_default(step=step):
+        for name, value in scalars(card, model, newest).items():
+            tf.summary.scalar(name, value)
+        tf.summary.histogram("arms/samples", model.num_samples)
+        tf.summary.text("policy", card.version)

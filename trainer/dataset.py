@@ -1,0 +1,293 @@
+"""Training windows on disk: finding the ready ones, checking them, and reading them a batch at a time.
+
+A window is ready when its folder holds a manifest. What is read is what the manifest promises, file by file: the same
+checksum, the same number of records, and values that a policy of the given shape can be trained on. Anything else is an
+InputError that names the file; nothing is skipped.
+"""
+
+import hashlib
+import itertools
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import numpy as np
+
+from contracts.errors import InputError
+from contracts.windows import (
+    MANIFEST_NAME,
+    Manifest,
+    Split,
+    TrainingWindow,
+    WindowCounts,
+    WindowFile,
+    decode_manifest,
+    encode_manifest,
+)
+
+if TYPE_CHECKING:
+    from contracts.trajectories import TrajectoryBatch
+
+BATCH_BYTES = 1 << 20
+_LENGTH = struct.Struct("<Q")
+_FRAME_BYTES = 16
+
+
+class ReadyWindow(NamedTuple):
+    """A window's folder and what its manifest says."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def start(self) -> datetime:
+        """Its start: what identifies it."""
+        return self.manifest.window.start
+
+    def files(self, split: Split) -> list[WindowFile]:
+        """The files of one split, in the manifest's order."""
+        return [file for file in self.manifest.files if file.split == split]
+
+
+def ready_windows(windows: Path) -> list[ReadyWindow]:
+    """The windows under `windows` that have a manifest, by start.
+
+    Raises:
+      InputError: no such folder; a manifest that cannot be read or belongs to another folder; windows that overlap
+        (decisions in both would be trained on twice).
+    """
+    if not windows.is_dir():
+        raise InputError(f"windows: no such folder: {windows}")
+    ready = []
+    for path in windows.glob(f"window=*/{MANIFEST_NAME}"):
+        manifest = decode_manifest(path.read_bytes(), str(path))
+        if path.parent.name != manifest.window.folder:
+            raise InputError(f"{path}: is the manifest of {manifest.window.folder}, not of this folder")
+        ready.append(ReadyWindow(path.parent, manifest))
+    ready.sort(key=lambda window: window.start)
+    for earlier, later in itertools.pairwise(ready):
+        if later.start < earlier.manifest.window.end:
+            raise InputError(f"{later.folder}: overlaps {earlier.folder.name}: its decisions would be trained on twice")
+    return ready
+
+
+def read(
+    window: ReadyWindow, split: Split, num_actions: int, batch_bytes: int = BATCH_BYTES
+) -> "Iterator[TrajectoryBatch]":
+    """The records of one split, file by file; see `read_file`."""
+    for file in window.files(split):
+        path = str(window.folder / file.name)
+        yield from read_file(path, file, window.manifest.observation_dim, num_actions, batch_bytes)
+
+
+def _open_local(path: str) -> BinaryIO:
+    return Path(path).open("rb")
+
+
+def read_file(
+    path: str,
+    file: WindowFile,
+    observation_dim: int,
+    num_actions: int,
+    batch_bytes: int = BATCH_BYTES,
+    open_file: Callable[[str], BinaryIO] = _open_local,
+) -> "Iterator[TrajectoryBatch]":
+    """The records of one file of a window, about `batch_bytes` at a time: memory does not grow with the file.
+
+    In the order written, but for records of one batch that differ in length.
+
+    The checksum and the number of records are checked against the manifest, the values against what can be trained on.
+    The checksum is known at the end: what was read before stands only if nothing is raised.
+
+    Raises:
+      InputError: the file is missing, differs from its checksum or count, holds a corrupt record (with its offset), a
+        record of another dimension, an action that is not in [0, num_actions), or a value that is not finite.
+    """
+    import tensorflow as tf
+
+    from contracts.trajectories import decode_rows
+
+    records = 0
+    for data, starts, lengths in _chunks(path, file, batch_bytes, open_file):
+        frames = np.frombuffer(data, np.uint8)
+        for length in np.unique(lengths):
+            mine = np.flatnonzero(lengths == length)
+            rows = np.lib.stride_tricks.sliding_window_view(frames, length)[starts[mine]]
+            try:
+                batch = decode_rows(rows, observation_dim)
+            except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # it quotes the record's bytes
+                raise InputError(f"{path}: {_why_unreadable(path, error, records, observation_dim)}") from None
+            _check_values(batch, num_actions, path, records + mine)
+            yield batch
+        records += len(starts)
+    if records != file.records:
+        raise InputError(f"{path}: manifest says {file.records} records, found {records}")
+
+
+def read_serialized(path: str, file: WindowFile, batch_bytes: int = BATCH_BYTES) -> Iterator[list[bytes]]:
+    """The records of one file as they are, in batches. Raises InputError: missing, or another checksum."""
+    for data, starts, lengths in _chunks(path, file, batch_bytes, _open_local):
+        yield [data[start : start + length] for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
+
+
+def write_window(
+    windows: Path, window: TrainingWindow, train: "TrajectoryBatch", holdback: "TrajectoryBatch | None" = None
+) -> ReadyWindow:
+    """Writes a window from arrays, for logs that do not come out of the warehouse (replays, tuning, benchmarks).
+
+    One file a split; the counts say that every decision had a reward. Replaces a window of the same start.
+    """
+    import tensorflow as tf
+
+    from contracts.trajectories import encode
+
+    folder = windows / window.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    splits: list[tuple[Split, TrajectoryBatch | None]] = [("train", train), ("holdback", holdback)]
+    files = []
+    for split, batch in splits:
+        if batch is None or not len(batch.action):
+            continue
+        path = folder / f"part-{split}-00000.tfrecord"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in encode(batch):
+                writer.write(record)
+        files.append(
+            WindowFile(
+                name=path.name, split=split, records=len(batch.action), bytes=path.stat().st_size, sha256=_sha256(path)
+            )
+        )
+    records = sum(file.records for file in files)
+    manifest = Manifest(
+        window=window,
+        reward_window_seconds=0.0,
+        settle_seconds=0.0,
+        missing_reward="drop",
+        default_reward=0.0,
+        holdback_share=0.0 if holdback is None or not records else len(holdback.action) / records,
+        observation_dim=train.observation.shape[1] if records else 0,
+        files=files,
+        counts=WindowCounts(
+            decisions=records,
+            rewards=records,
+            defaulted=0,
+            dropped=0,
+            repeated_rewards=0,
+            late_rewards=0,
+            orphan_rewards=0,
+            duplicate_decisions=0,
+            duplicate_rewards=0,
+        ),
+        policy_versions={},
+    )
+    temporary = folder / f".{MANIFEST_NAME}"
+    temporary.write_bytes(encode_manifest(manifest))
+    temporary.rename(folder / MANIFEST_NAME)
+    return ReadyWindow(folder, manifest)
+
+
+def consecutive_windows(start: datetime, seconds: float, count: int) -> list[TrainingWindow]:
+    """`count` windows of `seconds` each, one after the other."""
+    edges = [start + timedelta(seconds=seconds * index) for index in range(count + 1)]
+    return [TrainingWindow(*edge) for edge in itertools.pairwise(edges)]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _chunks(
+    path: str, file: WindowFile, batch_bytes: int, open_file: Callable[[str], BinaryIO]
+) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]:
+    """A TFRecord file in chunks, and where in each the data of its whole records starts and how long it is.
+
+    In numpy, since a TFRecordDataset hands records over one by one, which takes longer than decoding them. The checksums
+    around each record are left unread: the manifest has a stronger one for the whole file.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    rest = b""
+    try:
+        stream = open_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, but the manifest lists it") from None
+    with stream:
+        while read := stream.read(batch_bytes):
+            digest.update(read)
+            size += len(read)
+            data = rest + read
+            starts, lengths, end = _records(data)
+            if len(starts):
+                yield data, starts, lengths
+            rest = data[end:]
+    if size != file.bytes:
+        raise InputError(f"{path}: manifest says {file.bytes} bytes, found {size}{_first_corruption(path)}")
+    if rest or digest.hexdigest() != file.sha256:
+        raise InputError(
+            f"{path}: manifest says sha256 {file.sha256}, found {digest.hexdigest()}{_first_corruption(path)}"
+        )
+
+
+def _records(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
+    """Where in `data` the data of each whole record starts, its length, and where the last record ends.
+
+    A record is its length (8 bytes, little endian) with a checksum (4), and its data with another.
+    """
+    starts: list[int] = []
+    lengths: list[int] = []
+    if len(data) >= _FRAME_BYTES:
+        # Most often all records have one length.
+        (length,) = _LENGTH.unpack_from(data)
+        size = length + _FRAME_BYTES
+        count = len(data) // size
+        if count and (np.ndarray(count, "<u8", data, strides=(size,)) == length).all():
+            return np.arange(count) * size + _FRAME_BYTES - 4, np.full(count, length), count * size
+    begin = 0
+    while begin + _FRAME_BYTES <= len(data):
+        (length,) = _LENGTH.unpack_from(data, begin)
+        if begin + length + _FRAME_BYTES > len(data):
+            break
+        starts.append(begin + _FRAME_BYTES - 4)
+        lengths.append(length)
+        begin += length + _FRAME_BYTES
+    return np.array(starts, np.int64), np.array(lengths, np.int64), begin
+
+
+def _why_unreadable(path: str, error: Exception, first_record: int, observation_dim: int) -> str:
+    corruption = _first_corruption(path).removeprefix(": ")
+    reason = re.search(r"Key: [^\n]*", str(error))
+    fact = f"a record from {first_record} on is not a trajectory of dimension {observation_dim}"
+    return corruption or (f"{fact}: {reason[0]}" if reason else fact)
+
+
+def _first_corruption(path: str) -> str:
+    """Where a file that is not the one written stops being readable, by the checksums around its records."""
+    import tensorflow as tf
+
+    try:
+        for _ in tf.data.TFRecordDataset(path).batch(1024):
+            pass
+    except tf.errors.DataLossError as error:
+        # TensorFlow says "corrupted record at 4711 (…)", or "truncated record at 4711' failed …".
+        match = re.search(r"(\w+) record at (\d+)", str(error))
+        return f": {match[1]} record at byte {match[2]}" if match else ": corrupted record"
+    return ""
+
+
+def _check_values(batch: "TrajectoryBatch", num_actions: int, path: str, positions: np.ndarray) -> None:
+    actions, propensities = batch.action, batch.propensity
+    wrong_values: Sequence[tuple[str, np.ndarray, np.ndarray]] = (
+        (f"action must be in [0, {num_actions})", (actions < 0) | (actions >= num_actions), actions),
+        ("reward must be finite", ~np.isfinite(batch.reward), batch.reward),
+        ("propensity must be in (0, 1]", ~((propensities > 0) & (propensities <= 1)), propensities),
+        ("observation must be finite", ~np.isfinite(batch.observation).all(axis=1), batch.observation),
+    )
+    for fact, wrong, values in wrong_values:
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise InputError(f"{path}: {fact}, got {values[row]} (record {positions[row]})")

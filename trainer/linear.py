@@ -1,0 +1,184 @@
+"""Linear bandits from their sufficient statistics: numpy alone, float64, one pass.
+
+For every action k, whatever model is made of them, the interactions matter only by
+
+    A_k = sum of x x^T      b_k = sum of r x      n_k = number of interactions
+
+The statistics of two disjoint sets of interactions add up, so continuing from a checkpoint, or adding what many machines
+counted, gives the numbers of one pass over everything. `disjoint`, `shared` and `hybrid` make a model of them.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SufficientStatistics:
+    """What linear policies learn from: `a` [K, D, D], `b` [K, D], `n` [K], all float64. `add` changes them in place."""
+
+    a: np.ndarray
+    b: np.ndarray
+    n: np.ndarray
+
+    @classmethod
+    def zeros(cls, num_actions: int, observation_dim: int) -> Self:
+        """No evidence yet."""
+        return cls(
+            np.zeros((num_actions, observation_dim, observation_dim)),
+            np.zeros((num_actions, observation_dim)),
+            np.zeros(num_actions),
+        )
+
+    @property
+    def num_actions(self) -> int:
+        """K."""
+        return self.b.shape[0]
+
+    @property
+    def observation_dim(self) -> int:
+        """D."""
+        return self.b.shape[1]
+
+    def add(self, observation: np.ndarray, action: np.ndarray, reward: np.ndarray, weight: float = 1.0) -> None:
+        """Adds interactions: observation [N, D], action [N] in [0, K), reward [N]; each counts `weight`."""
+        # Sorted by action (in 16 bits where they fit: then it is a radix sort), the rows of one action lie together, and
+        # one matrix product of [x, r] with itself has their sums of x x^T and of r x.
+        order = np.argsort(action.astype(np.uint16) if self.num_actions < 2**16 else action, kind="stable")
+        rows = np.empty((len(action), self.observation_dim + 1))
+        rows[:, :-1] = observation[order]
+        rows[:, -1] = reward[order]
+        counts = np.bincount(action, minlength=self.num_actions)
+        ends = np.cumsum(counts)
+        for k in np.flatnonzero(counts):
+            mine = rows[ends[k] - counts[k] : ends[k]]
+            products = weight * (mine.T @ mine)
+            self.a[k] += products[:-1, :-1]
+            self.b[k] += products[:-1, -1]
+        self.n[:] += weight * counts
+
+    def merge(self, other: "SufficientStatistics") -> None:
+        """Adds the statistics of other interactions."""
+        self.a[:] += other.a
+        self.b[:] += other.b
+        self.n[:] += other.n
+
+    def scale(self, factor: float) -> None:
+        """Makes all evidence so far count `factor` of what it did."""
+        for array in (self.a, self.b, self.n):
+            array *= factor
+
+    def grown(self, num_actions: int) -> "SufficientStatistics":
+        """The same evidence among more actions, none yet for the new ones."""
+        more = num_actions - self.num_actions
+        return SufficientStatistics(
+            *(np.pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1)) for array in (self.a, self.b, self.n))
+        )
+
+
+class Posterior(NamedTuple):
+    """What the evidence says of every action's coefficients, for reward noise of variance 1."""
+
+    theta: np.ndarray  # [K, D]
+    covariance: np.ndarray  # [K, D, D]
+
+
+def posterior(
+    statistics: SufficientStatistics, model: str, tikhonov: float, arm_tikhonov: float, features: np.ndarray
+) -> Posterior:
+    """The posterior of the model named: "none" (`disjoint`), "shared" or "hybrid", over arm `features` [K, F]."""
+    match model:
+        case "shared":
+            return shared(statistics, tikhonov, features)
+        case "hybrid":
+            return hybrid(statistics, tikhonov, arm_tikhonov, features)
+        case _:
+            return disjoint(statistics, tikhonov)
+
+
+def disjoint(statistics: SufficientStatistics, tikhonov: float) -> Posterior:
+    """Every action by itself: ridge regression, theta_k = (A_k + tikhonov I)^-1 b_k.
+
+    Li et al. 2010, "A contextual-bandit approach to personalized news article recommendation", algorithm 1.
+    """
+    inverse = np.linalg.inv(statistics.a + tikhonov * np.eye(statistics.observation_dim))
+    return Posterior(np.einsum("kde,ke->kd", inverse, statistics.b), _symmetric(inverse))
+
+
+def shared(statistics: SufficientStatistics, tikhonov: float, arm_features: np.ndarray) -> Posterior:
+    """One model for all actions, linear in the products of observation and arm features: theta_k = M f_k.
+
+    What one movie's viewers liked says something about every movie that is like it, one that nobody has seen included.
+    With M [D, F] flattened to m, the reward's features are x (x) f_k, so the regression needs
+    sum_k A_k (x) f_k f_k^T and sum_k b_k (x) f_k: sums of the same statistics.
+
+    Args:
+      statistics: the evidence.
+      tikhonov: ridge on m.
+      arm_features: [K, F].
+    """
+    mean, covariance = _shared_coefficients(statistics.a, statistics.b, tikhonov, arm_features)
+    return Posterior(arm_features @ mean.T, _of_each_arm(covariance, arm_features, statistics.observation_dim))
+
+
+def hybrid(
+    statistics: SufficientStatistics, tikhonov: float, arm_tikhonov: float, arm_features: np.ndarray
+) -> Posterior:
+    """The shared model and a term of each action's own: theta_k = M f_k + beta_k.
+
+    An action without evidence is what its features say; with evidence its own term takes over. Li et al. 2010,
+    algorithm 2, solved in blocks: with G_k = (A_k + arm_tikhonov I)^-1, integrating beta_k out leaves for M a regression
+    with arm_tikhonov G_k A_k and arm_tikhonov G_k b_k in the places of A_k and b_k; then
+
+        theta_k = G_k b_k + arm_tikhonov G_k M f_k
+        covariance_k = G_k + arm_tikhonov^2 G_k Cov(M f_k) G_k
+
+    Args:
+      statistics: the evidence.
+      tikhonov: ridge on M.
+      arm_tikhonov: ridge on every beta_k; infinity would be `shared`.
+      arm_features: [K, F].
+    """
+    dim = statistics.observation_dim
+    own = np.linalg.inv(statistics.a + arm_tikhonov * np.eye(dim))
+    own_theta = np.einsum("kde,ke->kd", own, statistics.b)
+    mean, covariance = _shared_coefficients(
+        _symmetric(arm_tikhonov * (own @ statistics.a)), arm_tikhonov * own_theta, tikhonov, arm_features
+    )
+    prior = _of_each_arm(covariance, arm_features, dim)
+    return Posterior(
+        own_theta + arm_tikhonov * np.einsum("kde,ke->kd", own, arm_features @ mean.T),
+        _symmetric(own + arm_tikhonov**2 * (own @ prior @ own)),
+    )
+
+
+def _shared_coefficients(
+    a: np.ndarray, b: np.ndarray, tikhonov: float, arm_features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """M [D, F], and the covariance of M flattened [D F, D F]."""
+    num_actions, dim = b.shape
+    size = arm_features.shape[1]
+    products = _products(arm_features)
+    # [D^2, F^2] -> [D, F, D, F]: one matrix product whatever the number of actions.
+    crossed = (a.reshape(num_actions, -1).T @ products).reshape(dim, dim, size, size).transpose(0, 2, 1, 3)
+    precision = crossed.reshape(dim * size, dim * size) + tikhonov * np.eye(dim * size)
+    covariance = np.linalg.inv(precision)
+    mean = covariance @ (b.T @ arm_features).ravel()
+    return mean.reshape(dim, size), covariance
+
+
+def _of_each_arm(covariance: np.ndarray, arm_features: np.ndarray, dim: int) -> np.ndarray:
+    """[K, D, D]: the covariance of M f_k, from that of M."""
+    size = arm_features.shape[1]
+    blocks = covariance.reshape(dim, size, dim, size).transpose(0, 2, 1, 3).reshape(dim * dim, size * size)
+    return _symmetric((_products(arm_features) @ blocks.T).reshape(-1, dim, dim))
+
+
+def _products(arm_features: np.ndarray) -> np.ndarray:
+    """[K, F^2]: f_k f_k^T, flattened."""
+    return (arm_features[:, :, np.newaxis] * arm_features[:, np.newaxis, :]).reshape(len(arm_features), -1)
+
+
+def _symmetric(matrices: np.ndarray) -> np.ndarray:
+    return (matrices + matrices.transpose(0, 2, 1)) / 2

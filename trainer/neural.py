@@ -1,0 +1,301 @@
+"""Training TF-Agents' neural agents from windows.
+
+The network learns the reward of the action taken, in large batches of a compiled step, for several epochs: an epoch
+more does not claim more evidence here, only a better fit. Every tenth trajectory is held out; training ends when the
+loss on those has not fallen for a while, and the best network is kept.
+
+neural_linucb trains its network on its first windows alone. From then on the network is the fixed encoder of a linear
+policy that learns from sufficient statistics, each interaction once, as TF-Agents' agent does after its own first
+steps.
+
+With arm features the network has two towers, one for the observation and one for the movie, and predicts the product of
+what comes out: theta_k = tower(f_k). A movie that nobody has seen has one too, and the network does not depend on how
+many there are.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from contracts.errors import InputError
+from contracts.policies import CHECKPOINT_NAME, Exploration, PolicyCard
+from contracts.windows import Split
+from trainer import agents, arms, dataset, export
+from trainer.dataset import ReadyWindow
+from trainer.linear import SufficientStatistics, disjoint
+
+if TYPE_CHECKING:
+    from contracts.trajectories import TrajectoryBatch
+
+HELD_OUT = 10  # every tenth trajectory
+NETWORK_CHECKPOINT = "network"
+
+
+class Network(NamedTuple):
+    """A TF-Agents agent, and what of it is trained and saved."""
+
+    agent: Any
+    layers: list[Any]  # tf.Variables: kernel, bias, kernel, bias, …
+    output: list[Any]  # the kernel of the reward layer, and its bias where it has one; or the layers of the arm tower
+    optimizer: Any
+    arm_features: np.ndarray | None  # [K, F] float32, where there is an arm tower
+
+    def model(self, num_samples: np.ndarray) -> export.Model:
+        """What it predicts of every action's reward."""
+        arrays = [variable.numpy() for variable in self.layers]
+        output = [variable.numpy() for variable in self.output]
+        if self.arm_features is None:
+            theta = output[0].T
+            bias = output[1] if len(output) > 1 else np.zeros(len(theta), np.float32)
+        else:
+            *hidden, (weights, shift) = zip(output[::2], output[1::2], strict=True)
+            theta = self.arm_features
+            for layer in hidden:
+                theta = np.maximum(theta @ layer[0] + layer[1], 0)
+            theta = theta @ weights + shift
+            bias = np.zeros(len(theta), np.float32)
+        return export.Model(list(zip(arrays[::2], arrays[1::2], strict=True)), theta, bias, None, num_samples)
+
+    def checkpoint(self) -> Any:
+        """Network and optimizer."""
+        import tensorflow as tf
+
+        return tf.train.Checkpoint(layers=self.layers, output=self.output, optimizer=self.optimizer)
+
+
+def learn(
+    policies: Path, card: PolicyCard, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]
+) -> Callable[[Path], None]:
+    """Trains on the new splits, continuing from the parent; returns what writes the policy's parts."""
+    import tensorflow as tf
+
+    # The version stands for all that goes in: the same inputs draw the same first weights.
+    tf.random.set_seed(int(card.version[-8:], 16))
+    features = None
+    if card.hyperparameters.get("arm_features") == "shared":
+        features = arms.arm_features(card.catalogue).astype(np.float32)
+    network = build(
+        card.algorithm, card.observation_dim, card.num_actions, card.hyperparameters, card.exploration, features
+    )
+    linear = card.algorithm == "neural_linucb"
+    statistics = SufficientStatistics.zeros(card.num_actions, agents.layer_sizes(card.hyperparameters)[-1])
+    if parent is not None:
+        before = policies / parent.version
+        try:
+            network.checkpoint().read(
+                str(before / CHECKPOINT_NAME / NETWORK_CHECKPOINT)
+            ).assert_existing_objects_matched()
+        except (tf.errors.OpError, AssertionError, ValueError) as error:
+            raise InputError(f"{before}: not a checkpoint of this network: {str(error).splitlines()[0]}") from None
+        statistics = export.read_statistics(before).grown(card.num_actions)
+
+    def batches() -> "Iterator[TrajectoryBatch]":
+        for window, split in new:
+            yield from dataset.read(window, split, card.num_actions)
+
+    # Without anything new there is nothing to fit: other settings or another catalogue are all that changes.
+    if any(window.manifest.records(split) for window, split in new) and (parent is None or not linear):
+        fit(network, batches, card.hyperparameters)
+    model = network.model(statistics.n)
+    for batch in batches():
+        encoded = (
+            encode(model, batch.observation) if linear else np.zeros((len(batch.action), statistics.observation_dim))
+        )
+        statistics.add(encoded, batch.action, batch.reward)
+    if linear:
+        posterior = disjoint(statistics, float(card.hyperparameters["tikhonov"]))
+        model = model._replace(
+            theta=posterior.theta.astype(np.float32), covariance=posterior.covariance.astype(np.float32)
+        )
+
+    def write_parts(folder: Path) -> None:
+        export.write_model(folder, model, card.algorithm, card.exploration, card.observation_dim)
+        export.write_statistics(folder / CHECKPOINT_NAME, statistics)
+        network.checkpoint().write(str(folder / CHECKPOINT_NAME / NETWORK_CHECKPOINT))
+
+    return write_parts
+
+
+def build(
+    algorithm: str,
+    observation_dim: int,
+    num_actions: int,
+    hyperparameters: agents.Hyperparameters,
+    exploration: Exploration,
+    arm_features: np.ndarray | None = None,
+) -> Network:
+    """TF-Agents' agent of `algorithm`, untrained; over arm features [K, F] float32 where they are given."""
+    import tensorflow as tf
+    from tf_agents.bandits.agents.neural_boltzmann_agent import NeuralBoltzmannAgent
+    from tf_agents.bandits.agents.neural_epsilon_greedy_agent import NeuralEpsilonGreedyAgent
+    from tf_agents.bandits.agents.neural_linucb_agent import NeuralLinUCBAgent
+    from tf_agents.networks.encoding_network import EncodingNetwork
+    from tf_agents.networks.q_network import QNetwork
+
+    time_step_spec, action_spec = agents.specs(observation_dim, num_actions)
+    sizes = agents.layer_sizes(hyperparameters)
+    optimizer = tf.keras.optimizers.Adam(float(hyperparameters["learning_rate"]))
+    shape = {"time_step_spec": time_step_spec, "action_spec": action_spec, "optimizer": optimizer}
+    if algorithm == "neural_linucb":
+        encoder = EncodingNetwork(time_step_spec.observation, fc_layer_params=sizes)
+        agent = NeuralLinUCBAgent(
+            encoding_network=encoder,
+            encoding_network_num_train_steps=0,
+            encoding_dim=sizes[-1],
+            alpha=exploration.alpha,
+            **shape,
+        )
+        layers, output = list(encoder.variables), [agent._reward_layer.kernel]
+    else:
+        if arm_features is None:
+            rewards = QNetwork(time_step_spec.observation, action_spec, fc_layer_params=sizes)
+            rewards.create_variables()
+            layers, output = list(rewards.variables[:-2]), list(rewards.variables[-2:])
+        else:
+            rewards, shape["time_step_spec"] = _two_towers(observation_dim, arm_features.shape, sizes)
+            shape["accepts_per_arm_features"] = True
+            variables = list(rewards.variables)  # first the observation's tower: a kernel and a bias a layer
+            layers, output = variables[: 2 * len(sizes)], variables[2 * len(sizes) :]
+        if algorithm == "neural_boltzmann":
+            agent = NeuralBoltzmannAgent(reward_network=rewards, temperature=exploration.temperature, **shape)
+        else:
+            agent = NeuralEpsilonGreedyAgent(reward_network=rewards, epsilon=exploration.epsilon, **shape)
+    optimizer.build([*layers, *output])
+    return Network(agent, layers, output, optimizer, arm_features)
+
+
+def _two_towers(observation_dim: int, arms_shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[Any, Any]:
+    """TF-Agents' network over global and arm features, and the spec of its time steps.
+
+    The arm tower ends without a relu, unlike in TF-Agents' own factory: the product could not be negative otherwise.
+    """
+    import tensorflow as tf
+    from tf_agents.bandits.networks.global_and_arm_feature_network import GlobalAndArmDotProductNetwork
+    from tf_agents.bandits.specs.utils import create_per_arm_observation_spec
+    from tf_agents.networks.encoding_network import EncodingNetwork
+    from tf_agents.networks.sequential import Sequential
+    from tf_agents.trajectories import time_step_spec
+
+    num_actions, size = arms_shape
+    observation_tower = EncodingNetwork(tf.TensorSpec([observation_dim], tf.float32), fc_layer_params=sizes)
+    # Every layer as a Dense of its own, so that it can be applied to one arm as to all of them.
+    arm_layers = [tf.keras.layers.Dense(width, activation="relu") for width in sizes[:-1]]
+    arm_tower = Sequential(
+        [*arm_layers, tf.keras.layers.Dense(sizes[-1])], input_spec=tf.TensorSpec([size], tf.float32)
+    )
+    spec = create_per_arm_observation_spec(observation_dim, size, num_actions)
+    network = GlobalAndArmDotProductNetwork(
+        {"global": spec["global"], "per_arm": tf.TensorSpec([size], tf.float32)}, observation_tower, arm_tower
+    )
+    network.create_variables()
+    return network, time_step_spec(spec)
+
+
+def encode(model: export.Model, observations: np.ndarray) -> np.ndarray:
+    """[N, D] -> [N, E]: what the layers make of the observations."""
+    encoded = observations
+    for weights, bias in model.layers:
+        encoded = np.maximum(encoded @ weights + bias, 0)
+    return encoded
+
+
+def fit(
+    network: Network, batches: "Callable[[], Iterator[TrajectoryBatch]]", hyperparameters: agents.Hyperparameters
+) -> list[float]:
+    """Trains until the held-out loss stops falling; the network is then the best there was.
+
+    Args:
+      network: what is trained.
+      batches: gives the trajectories once more at each call.
+      hyperparameters: batch_size, epochs, patience.
+
+    Returns:
+      the held-out mean squared error before the first and after each epoch.
+    """
+    import tensorflow as tf
+
+    batch_size = int(hyperparameters["batch_size"])
+    step = train_step(network)
+    variables = [*network.layers, *network.output]
+
+    def held_out_loss() -> float:
+        model, squares, count = network.model(np.zeros(0)), 0.0, 0
+        for batch in batches():
+            part = _rows(batch, slice(HELD_OUT - 1, None, HELD_OUT))
+            mean, _ = model.scores(part.observation)
+            squares += float(((mean[np.arange(len(part.action)), part.action] - part.reward) ** 2).sum())
+            count += len(part.action)
+        return squares / max(count, 1)
+
+    losses = [held_out_loss()]
+    best = [variable.numpy() for variable in variables]
+    for epoch in range(int(hyperparameters["epochs"])):
+        for observation, action, reward in _minibatches(batches, batch_size, epoch):
+            step(observation, action, reward)
+        losses.append(held_out_loss())
+        if losses[-1] <= min(losses):
+            best = [variable.numpy() for variable in variables]
+        elif len(losses) - 1 - int(np.argmin(losses)) >= int(hyperparameters["patience"]):
+            break
+    for variable, value in zip(variables, best, strict=True):
+        variable.assign(value)
+    tf.debugging.check_numerics(network.output[0], "trained network")
+    return losses
+
+
+def train_step(network: Network) -> Callable[[Any, Any, Any], Any]:
+    """One compiled step of TF-Agents' training on a batch: observation [B, D], action [B], reward [B]."""
+    import tensorflow as tf
+    from tf_agents.trajectories import StepType, Trajectory
+
+    agent = network.agent
+    features = None if network.arm_features is None else tf.constant(network.arm_features)
+
+    @tf.function(reduce_retracing=True)
+    def step(observation: Any, action: Any, reward: Any) -> Any:
+        if not hasattr(agent, "compute_loss_using_reward_layer"):
+            shape = tf.stack([tf.size(action), 1])
+            taken, info = observation[:, tf.newaxis], agent.policy.info_spec  # none
+            if features is not None:
+                taken = {"global": taken}
+                info = info._replace(chosen_arm_features=tf.gather(features, action)[:, tf.newaxis])
+            return agent.train(
+                Trajectory(
+                    step_type=tf.fill(shape, StepType.FIRST),
+                    observation=taken,
+                    action=action[:, tf.newaxis],
+                    policy_info=info,
+                    next_step_type=tf.fill(shape, StepType.LAST),
+                    reward=reward[:, tf.newaxis],
+                    discount=tf.zeros(shape),
+                )
+            ).loss
+        return agent.compute_loss_using_reward_layer(observation, action, reward, training=True).loss
+
+    return step
+
+
+def _minibatches(batches: "Callable[[], Iterator[TrajectoryBatch]]", batch_size: int, epoch: int) -> Any:
+    """What is not held out, shuffled within what is read at once, in batches of one size; the next ones are prefetched."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(epoch)
+
+    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for batch in batches():
+            rows = np.flatnonzero(np.arange(len(batch.action)) % HELD_OUT != HELD_OUT - 1)
+            part = _rows(batch, rng.permutation(rows))
+            yield part.observation, part.action, part.reward
+
+    first = next(batches())
+    signature = tuple(
+        tf.TensorSpec([None, *array.shape[1:]], array.dtype)
+        for array in (first.observation, first.action, first.reward)
+    )
+    return tf.data.Dataset.from_generator(chunks, output_signature=signature).rebatch(batch_size).prefetch(2)
+
+
+def _rows(batch: "TrajectoryBatch", rows: slice | np.ndarray) -> "TrajectoryBatch":
+    return type(batch)(*(array[rows] for array in batch))

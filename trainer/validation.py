@@ -1,0 +1,189 @@
+"""Whether a window is what its manifest and the contract say, before anything is trained on it.
+
+    python -m trainer.validation --windows runs/loop/windows --num-actions 100
+
+Records are decoded into Arrow by TFXIO's decoder, which takes them as they are: a feature that is missing, unknown, of
+another type or length is seen, where a parser that is told what to expect would fail on it or pass over it. Then ranges,
+counts and propensities are checked, all at once for a file. A window that is wrong is refused with what and where.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from contracts.errors import InputError
+from contracts.windows import Split
+from trainer import dataset
+from trainer.dataset import ReadyWindow
+
+# name: (Arrow type of a value, how many of them; None: the observation's dimension)
+FEATURES: dict[str, tuple[str, int | None]] = {
+    "observation": ("float", None),
+    "action": ("int64", 1),
+    "reward": ("float", 1),
+    "propensity": ("float", 1),
+    "defaulted": ("int64", 1),
+}
+# Standard errors by which the mean of uniform / propensity may exceed 1, its largest possible expectation.
+MAX_WEIGHT_EXCESS = 6.0
+MIN_RECORDS_FOR_PROPENSITIES = 100
+
+
+class Findings(NamedTuple):
+    """What was counted in a window or a split."""
+
+    records: int
+    defaulted: int
+    mean_reward: float
+    mean_uniform_weight: float  # of 1 / (K propensity): 1 where every action had a chance, less where some had none
+
+
+def validate(window: ReadyWindow, num_actions: int, splits: tuple[Split, ...] = ("train", "holdback")) -> Findings:
+    """Checks the splits of a window, and against the manifest's counts when that is all of it.
+
+    Raises:
+      InputError: what is wrong, in which file, and from which record on.
+    """
+    total = _Totals(num_actions)
+    for split in splits:
+        for file in window.files(split):
+            path = str(window.folder / file.name)
+            first = total.records
+            for serialized in dataset.read_serialized(path, file):
+                _check(path, serialized, total.records - first, window.manifest.observation_dim, total)
+            if (found := total.records - first) != file.records:
+                raise InputError(f"{path}: manifest says {file.records} records, found {found}")
+    if set(splits) == {"train", "holdback"}:
+        counts = window.manifest.counts
+        where = window.folder / "manifest.json"
+        if counts.decisions != counts.rewards + counts.defaulted + counts.dropped:
+            raise InputError(
+                f"{where}: {counts.decisions} decisions are not {counts.rewards} with a reward, {counts.defaulted}"
+                f" defaulted and {counts.dropped} dropped"
+            )
+        for name, said, found in (
+            ("records", counts.rewards + counts.defaulted, total.records),
+            ("defaulted", counts.defaulted, total.defaulted),
+        ):
+            if said != found:
+                raise InputError(f"{where}: counts say {said} {name}, the files hold {found}")
+    findings = total.findings()
+    excess = findings.mean_uniform_weight - 1
+    if total.records >= MIN_RECORDS_FOR_PROPENSITIES and excess > MAX_WEIGHT_EXCESS * total.weight_error():
+        raise InputError(
+            f"{window.folder}: propensities are too small to be those of the actions taken: 1 / ({num_actions}"
+            f" propensity) is {findings.mean_uniform_weight:.3f} on average, and at most 1 is possible"
+        )
+    return findings
+
+
+class _Totals:
+    """Sums over what was read."""
+
+    def __init__(self, num_actions: int) -> None:
+        self.num_actions = num_actions
+        self.records = self.defaulted = 0
+        self._reward = self._weight = self._squared_weight = 0.0
+
+    def add(self, columns: dict[str, np.ndarray]) -> None:
+        weight = 1 / (self.num_actions * columns["propensity"].astype(np.float64))
+        self.records += len(weight)
+        self.defaulted += int(columns["defaulted"].sum())
+        self._reward += float(columns["reward"].sum(dtype=np.float64))
+        self._weight += float(weight.sum())
+        self._squared_weight += float(weight @ weight)
+
+    def findings(self) -> Findings:
+        count = max(self.records, 1)
+        return Findings(self.records, self.defaulted, self._reward / count, self._weight / count)
+
+    def weight_error(self) -> float:
+        """Standard error of the mean weight; a hair above 0, for float32 propensities that are all the same."""
+        mean = self._weight / self.records
+        return math.sqrt(max(self._squared_weight / self.records - mean**2, 0) / self.records) + 1e-6
+
+
+def _check(path: str, serialized: list[bytes], first: int, observation_dim: int, total: _Totals) -> None:
+    where = f"{path}: records {first} to {first + len(serialized) - 1}"
+    try:
+        batch = _decoder().DecodeBatch(serialized)
+    except RuntimeError as error:  # how the decoder says that a record is no Example, or that the types of two differ
+        raise InputError(f"{where}: {str(error).removeprefix('INVALID_ARGUMENT: ')}") from None
+    names = set(batch.schema.names)
+    if missing := sorted(FEATURES.keys() - names):
+        raise InputError(f"{where}: feature {missing[0]!r} is missing")
+    if unknown := sorted(names - FEATURES.keys()):
+        raise InputError(f"{where}: feature {unknown[0]!r} is not known")
+    columns = {}
+    for name, (value_type, length) in FEATURES.items():
+        column = batch.column(name)
+        # "null": no record has a value for it.
+        found = str(column.type.value_type) if str(column.type) != "null" else "nothing"
+        if found != value_type:
+            raise InputError(f"{where}: feature {name!r} must be of type {value_type}, got {found}")
+        expected = observation_dim if length is None else length
+        lengths = np.asarray(column.value_lengths().fill_null(0))
+        if (wrong := lengths != expected).any():
+            row = int(wrong.argmax())
+            raise InputError(f"{path}: record {first + row}: {name} must have {expected} values, got {lengths[row]}")
+        columns[name] = np.asarray(column.flatten()).reshape(len(serialized), expected)
+    for name, fact, holds in (
+        ("observation", "be finite", np.isfinite(columns["observation"])),
+        (
+            "action",
+            f"be in [0, {total.num_actions})",
+            (columns["action"] >= 0) & (columns["action"] < total.num_actions),
+        ),
+        ("reward", "be finite", np.isfinite(columns["reward"])),
+        ("propensity", "be in (0, 1]", (columns["propensity"] > 0) & (columns["propensity"] <= 1)),
+        ("defaulted", "be 0 or 1", (columns["defaulted"] == 0) | (columns["defaulted"] == 1)),
+    ):
+        if not holds.all():
+            row, place = (int(index[0]) for index in np.nonzero(~holds))
+            raise InputError(f"{path}: record {first + row}: {name} must {fact}, got {columns[name][row, place]}")
+    total.add({name: values[:, 0] for name, values in columns.items() if name != "observation"})
+
+
+def _decoder() -> Any:
+    from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder
+
+    return ExamplesToRecordBatchDecoder()
+
+
+def _lines(windows: Path, num_actions: int) -> Iterator[str]:
+    for window in dataset.ready_windows(windows):
+        found = validate(window, num_actions)
+        yield (
+            f"{window.folder.name}: {found.records} records, {found.defaulted} defaulted, mean reward"
+            f" {found.mean_reward:.4f}, mean 1 / (K propensity) {found.mean_uniform_weight:.3f}"
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line: a line for each window, until one is wrong."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.validation",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--windows", type=Path, required=True, help="folder of training windows (window=<start>/)")
+    parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
+    args = parser.parse_args(argv)
+    try:
+        for line in _lines(args.windows, args.num_actions):
+            print(line)
+    except InputError as error:
+        print(f"trainer.validation: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
