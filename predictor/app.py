@@ -1,0 +1,475 @@
+"""The server of the Vertex AI prediction contract.
+
+    python -m predictor.app --policy runs/loop/policies --events runs/loop/events --port 8080
+
+`POST /predict` takes `{"instances": [{"observation": [...], "user_id": "...", "candidates": [...]}]}` and answers
+`{"predictions": [{"decision_id", "action", "propensity", "policy_version", "movie_id", "title"}]}`; each prediction is
+a logged decision. `"parameters": {"slate_size": 3}` asks for a slate. `POST /rewards` takes what came back for them.
+`GET /health` is 503 until a policy serves; `/metrics` is for Prometheus, `/docs` for people.
+
+With `--topic` the events go to Pub/Sub, by way of the folder of the event log: they wait there while Pub/Sub is away.
+
+On Vertex AI the port, the routes and the policy come from `AIP_HTTP_PORT`, `AIP_HEALTH_ROUTE`, `AIP_PREDICT_ROUTE` and
+`AIP_STORAGE_URI`; a flag wins over its variable.
+"""
+
+import argparse
+import asyncio
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+from contracts.errors import InputError
+from contracts.policies import Movie
+from contracts.records import UNREADABLE, Decision, RewardEvent, describe_error, encoder
+from predictor import metrics as metrics_text
+from predictor import openapi, serving
+from predictor.event_log import EventLog
+from predictor.guard import Guard, JsonFormatter
+from predictor.messages import (
+    Prediction,
+    PredictRequest,
+    PredictResponse,
+    Refusal,
+    RewardsRequest,
+    RewardsResponse,
+    Slot,
+)
+from predictor.metrics import Metrics
+from predictor.publisher import PublisherProcess
+from predictor.serving import Champion
+
+PROG = "python -m predictor.app"
+
+T = TypeVar("T")
+
+# A client that is cut off while it sends does not see why, so a body up to this many times the limit is read and
+# thrown away before it is refused.
+_READ_TO_THE_END = 10
+_LONG_WORK = 50_000  # scores; a request for more is worked on beside the others, not before them
+_DECISION_BYTES = 400  # about what an instance leads to, beside its own text; for the event log's room
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to serve; parsed once, in `main`."""
+
+    policy: str
+    events: Path
+    baseline: Path | None
+    topic: str | None
+    port: int
+    host: str
+    health_route: str
+    predict_route: str
+    segment_seconds: float
+    poll_seconds: float
+    max_body_bytes: int
+    max_instances: int
+    max_in_flight: int
+    body_seconds: float
+    buffer_bytes: int
+    drain_seconds: float
+    on_overload: Literal["drop", "block"]
+    api_key: str | None
+
+
+_predict_decoder = msgspec.json.Decoder(PredictRequest)
+_rewards_decoder = msgspec.json.Decoder(RewardsRequest)
+
+
+class Logs:
+    """Where a server's decisions go: the events, what policies in the shadow would have done, and the way to a topic."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises InputError for a folder that cannot be written to."""
+        writer = f"predictor-{os.getpid()}"
+        self.events = EventLog(settings.events, writer, settings.segment_seconds, buffer_bytes=settings.buffer_bytes)
+        self.shadows = EventLog(settings.events / "shadow", writer, buffer_bytes=settings.buffer_bytes)
+        self.publisher = (
+            PublisherProcess(settings.events, settings.topic, settings.drain_seconds) if settings.topic else None
+        )
+
+    def close(self) -> None:
+        """Seals the logs, then gives the publisher its time; what it leaves is on the disk."""
+        counters = self.events.close()
+        self.shadows.close()
+        if counters.dropped:
+            logging.error("the event log dropped %d of %d events", counters.dropped, counters.logged)
+        if self.publisher:
+            self.publisher.stop()
+
+
+def build_app(
+    settings: Settings, champion: Champion, logs: Logs, metrics: Metrics, failed: Callable[[BaseException], None]
+) -> FastAPI:
+    """The routes over a champion and its logs. `failed` is told when there is nothing to serve."""
+    events = logs.events
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        serving_task = asyncio.create_task(serve_policy())
+        serving_task.add_done_callback(report)
+        yield
+        serving_task.cancel()
+        await asyncio.gather(serving_task, return_exceptions=True)
+
+    async def serve_policy() -> None:
+        await asyncio.to_thread(champion.start)
+        _announce(settings, champion)
+        await champion.follow(settings.poll_seconds)
+
+    def report(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            failed(error)
+
+    app = FastAPI(title="Movie recommendation policy", lifespan=lifespan)
+
+    @app.exception_handler(HTTPException)
+    async def refuse(_: Request, error: HTTPException) -> Response:
+        return _json(Refusal(str(error.detail)), error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def crash(_: Request, error: Exception) -> Response:
+        return _json(Refusal("the server failed; the reason is in its log"), 500)
+
+    @app.post(settings.predict_route, **openapi.predict_route())
+    async def predict(request: Request) -> Response:
+        body = await _body(request, settings)
+        asked = _decode(_predict_decoder, body)
+        slate_size = asked.parameters.slate_size if asked.parameters else 1
+        if len(asked.instances) * slate_size > settings.max_instances:
+            at_most = f"instances: must be at most {settings.max_instances} (times slate_size)"
+            raise HTTPException(400, f"{at_most}, got {len(asked.instances) * slate_size}")
+        if settings.on_overload == "block":
+            await _room(events, len(body) + _DECISION_BYTES * len(asked.instances), settings)
+        line_up = champion.line_up  # the one look at it: the request is served by these policies whatever comes
+        if line_up is None:
+            raise HTTPException(503, "no policy is loaded yet")
+        work = len(asked.instances) * slate_size * line_up.serving.card.num_actions
+        try:
+            if work > _LONG_WORK:
+                decided = await asyncio.to_thread(serving.decide, line_up, asked.instances, slate_size)
+            else:
+                decided = serving.decide(line_up, asked.instances, slate_size)
+        except InputError as error:
+            raise HTTPException(400, str(error)) from None
+        decisions = [decision for slate in decided.slates for decision in slate]
+        events.append(encoder.encode_lines(decisions), len(decisions))
+        if decided.shadows:
+            logs.shadows.append(encoder.encode_lines(decided.shadows), len(decided.shadows))
+        metrics.decided(decisions)
+        metrics.shadows += len(decided.shadows)
+        metrics.fallbacks += len(decided.failures)
+        catalogue = line_up.serving.card.catalogue
+        return _json(PredictResponse([_prediction(slate, catalogue) for slate in decided.slates]))
+
+    @app.post("/rewards", **openapi.rewards_route())
+    async def rewards(request: Request) -> Response:
+        sent = _decode(_rewards_decoder, await _body(request, settings)).rewards
+        now = datetime.now(UTC)
+        lines = encoder.encode_lines(
+            RewardEvent(decision_id=reward.decision_id, occurred_at=reward.occurred_at or now, reward=reward.reward)
+            for reward in sent
+        )
+        # A reward can be sent again, so it is refused rather than dropped.
+        await _room(events, len(lines), settings)
+        events.append(lines, len(sent))
+        metrics.rewards += len(sent)
+        return _json(RewardsResponse(len(sent)), 202)
+
+    @app.get(settings.health_route, **openapi.health_route())
+    async def health() -> Response:
+        line_up = champion.line_up
+        return _json(
+            {
+                "status": "loading" if line_up is None else "degraded" if champion.load_error else "ok",
+                "policy_version": line_up.serving.card.version if line_up else None,
+                "candidate": line_up.candidate.card.version if line_up and line_up.candidate else None,
+                "candidate_share": line_up.candidate_share if line_up else 0.0,
+                "shadow": line_up.shadow.card.version if line_up and line_up.shadow else None,
+                "swapped_at": champion.swapped_at,
+                "swaps": champion.swaps,
+                "fallbacks": metrics.fallbacks,
+                "load_error": champion.load_error,
+                "events": events.counters(),
+                "shadows": logs.shadows.counters(),
+                "published": logs.publisher.status() if logs.publisher else None,
+            },
+            200 if line_up else 503,
+        )
+
+    @app.get("/metrics", **openapi.metrics_route())
+    async def prometheus() -> Response:
+        published = logs.publisher.status() if logs.publisher else None
+        text = metrics_text.render(
+            metrics, events.counters(), champion.swaps, champion.load_error is not None, published
+        )
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    def document() -> dict[str, Any]:
+        line_up = champion.line_up
+        plain = get_openapi(title=app.title, version="1", routes=app.routes)
+        return openapi.complete(plain, line_up.serving.card if line_up else None)
+
+    app.openapi = document  # type: ignore[method-assign]
+    return app
+
+
+def _prediction(slate: list[Decision], catalogue: list[Movie]) -> Prediction:
+    first = slate[0]
+    movie = catalogue[first.action] if catalogue else None
+    return Prediction(
+        decision_id=first.decision_id,
+        action=first.action,
+        propensity=first.propensity,
+        policy_version=first.policy_version,
+        movie_id=movie.movie_id if movie else None,
+        title=movie.title if movie else None,
+        slate=[_slot(decision, catalogue) for decision in slate] if len(slate) > 1 else [],
+        slate_propensity=math.prod(decision.propensity for decision in slate) if len(slate) > 1 else None,
+    )
+
+
+def _slot(decision: Decision, catalogue: list[Movie]) -> Slot:
+    movie = catalogue[decision.action] if catalogue else None
+    return Slot(
+        decision_id=decision.decision_id,
+        action=decision.action,
+        propensity=decision.propensity,
+        movie_id=movie.movie_id if movie else None,
+        title=movie.title if movie else None,
+    )
+
+
+def _announce(settings: Settings, champion: Champion) -> None:
+    assert champion.line_up is not None
+    version = champion.line_up.serving.card.version
+    sys.stderr.write(f"serving {version} on http://{settings.host}:{settings.port}\n")
+    sys.stderr.flush()
+
+
+async def _room(events: EventLog, size: int, settings: Settings) -> None:
+    """Returns once the event log would take `size` bytes; at once or not at all, unless overload is to block."""
+    deadline = asyncio.get_running_loop().time() + settings.body_seconds
+    while not events.has_room(size):
+        if settings.on_overload == "drop" or asyncio.get_running_loop().time() > deadline:
+            raise HTTPException(429, "the event log is full, try again later", {"retry-after": "1"})
+        await asyncio.sleep(0.005)
+
+
+async def _body(request: Request, settings: Settings) -> bytes:
+    """The body, if it is of a bearable size and comes in bearable time."""
+    body, size, more = b"", 0, True
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            while more and size <= _READ_TO_THE_END * settings.max_body_bytes:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise HTTPException(400, "body: broke off")
+                chunk, more = message.get("body", b""), message.get("more_body", False)
+                size += len(chunk)
+                if size <= settings.max_body_bytes:
+                    body = body + chunk if body else chunk
+    except TimeoutError:
+        raise HTTPException(408, f"body: must arrive within {settings.body_seconds:g} seconds") from None
+    if size > settings.max_body_bytes:
+        raise HTTPException(413, f"body: must be at most {settings.max_body_bytes} bytes")
+    return body
+
+
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except UNREADABLE as error:
+        raise HTTPException(400, describe_error(error, body)) from None
+
+
+def _json(value: object, status: int = 200, headers: Any = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises InputError when the port is taken or the host is not ours."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        raise InputError(f"port: cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listener
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes the requests in hand and seals the event log.
+
+    Raises InputError for a policy that does not load, a port that is taken, an events folder that cannot be written to.
+    """
+    champion = Champion(settings.policy, settings.baseline)
+    listener = _listen(settings.host, settings.port)
+    settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
+    logs = Logs(settings)
+    metrics = Metrics()
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = Guard(
+        build_app(settings, champion, logs, metrics, failed),
+        metrics,
+        frozenset({settings.predict_route, "/rewards"}),
+        settings.max_in_flight,
+        settings.api_key,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            # Longer than Google's load balancers keep theirs (600 s), or they would send to one that is just closing.
+            timeout_keep_alive=620,
+            timeout_graceful_shutdown=20,  # seconds; a body may take half of it
+        )
+    )
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn raises the signal again once it has shut down: for these to handle, and the exit code to be 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        logs.close()
+    if failures:
+        raise failures[0]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like all else that a person gets wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def _parse(argv: list[str], environment: Mapping[str, str]) -> tuple[Settings, argparse.Namespace]:
+    """The settings, and how to log."""
+    parser = _Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    policy, port = environment.get("AIP_STORAGE_URI"), environment.get("AIP_HTTP_PORT")
+    health, predict = environment.get("AIP_HEALTH_ROUTE", "/health"), environment.get("AIP_PREDICT_ROUTE", "/predict")
+    # Inside a container nobody could reach the loopback address.
+    host = "0.0.0.0" if port else "127.0.0.1"
+    add(
+        "--policy",
+        default=policy,
+        help="a policy folder or gs:// URI, or a policy store whose champion.json is followed",
+    )
+    add("--events", type=Path, help="the folder of the event log; made if not there")
+    add("--topic", help="publish the events to this topic, projects/PROJECT/topics/TOPIC, and empty the folder so")
+    add("--baseline", type=Path, help="folder of the policy that serves when another fails (uniform over the arms)")
+    add("--host", default=host, help="address to listen on (%(default)s)")
+    add("--port", default=port or "8080", help="port to listen on; 0 takes a free one (%(default)s)")
+    add("--health-route", default=health, help="%(default)s")
+    add("--predict-route", default=predict, help="%(default)s")
+    add("--segment-seconds", type=float, default=0.5, help="seal a segment of the event log this often (%(default)s)")
+    add("--poll-seconds", type=float, default=0.1, help="look for a new champion this often (%(default)s)")
+    add("--max-body-bytes", type=int, default=1_500_000, help="larger requests are refused (%(default)s)")
+    add("--max-instances", type=int, default=1024, help="requests for more are refused (%(default)s)")
+    add("--max-in-flight", type=int, default=128, help="more requests at a time are refused (%(default)s)")
+    add("--body-seconds", type=float, default=10.0, help="slower requests are refused (%(default)s)")
+    add("--buffer-bytes", type=int, default=64 * 2**20, help="events that may wait for a slow disk (%(default)s)")
+    add(
+        "--on-overload",
+        choices=("drop", "block"),
+        default="drop",
+        help="decisions that find the event log full are "
+        "answered and not logged, but counted; or they wait, then are refused (%(default)s). Rewards are refused.",
+    )
+    add("--drain-seconds", type=float, default=10.0, help="time to publish what is left when stopping (%(default)s)")
+    add("--api-key-file", type=Path, help="ask for the key in this file, in the header x-api-key")
+    add(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="info shows each refused request (%(default)s)",
+    )
+    add("--log-format", choices=("text", "json"), default="json" if port else "text", help="%(default)s")
+    given = parser.parse_args(argv)
+    for name in ("policy", "events"):
+        if not getattr(given, name):
+            raise InputError(f"--{name} is missing")
+    try:
+        given.port = int(given.port)
+    except ValueError:
+        raise InputError(f"--port: must be a number, got {given.port!r}") from None
+    if not 0 <= given.port <= 65535:
+        raise InputError(f"--port: must be 0 to 65535, got {given.port}")
+    for name, value in vars(given).items():
+        if isinstance(value, int | float) and name != "port" and not 0 < value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+    for name in ("health_route", "predict_route"):
+        if not getattr(given, name).startswith("/"):
+            raise InputError(f"--{name.replace('_', '-')}: must start with /, got {getattr(given, name)!r}")
+    given.api_key = _read_key(given.api_key_file) if given.api_key_file else None
+    return Settings(**{name: getattr(given, name) for name in Settings.__struct_fields__}), given
+
+
+def _read_key(path: Path) -> str:
+    try:
+        key = path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"--api-key-file: cannot read {path}") from None
+    if not key:
+        raise InputError(f"--api-key-file: {path} is empty")
+    return key
+
+
+def _log_as(given: argparse.Namespace) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter()
+        if given.log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=given.log_level.upper(), handlers=[handler])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    try:
+        settings, given = _parse(sys.argv[1:] if argv is None else argv, os.environ)
+        _log_as(given)
+        serve(settings)
+    except InputError as error:
+        sys.stderr.write(f"{PROG}: error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

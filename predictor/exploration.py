@@ -1,0 +1,184 @@
+"""How a policy's scores become an action: the full probability mass function first, then one draw from it.
+
+Every explorer returns the probability of *every* arm, so the logged propensity is a number that was used and not one
+that was estimated afterwards. The draw is decided by the decision's id and the policy's version alone, so any decision
+can be replayed and checked.
+"""
+
+import hashlib
+import math
+
+import numpy as np
+
+from contracts.errors import InputError
+from contracts.policies import Exploration
+
+STRATEGIES = ("greedy", "uniform", "epsilon_greedy", "ucb", "softmax", "inverse_gap", "thompson")
+
+
+def check(exploration: Exploration) -> None:
+    """Raises InputError for a strategy that there is not."""
+    if exploration.strategy not in STRATEGIES:
+        raise InputError(f"exploration.strategy: must be one of {', '.join(STRATEGIES)}, got {exploration.strategy!r}")
+
+
+def probabilities(
+    exploration: Exploration, mean: np.ndarray, std: np.ndarray, mask: np.ndarray | None = None
+) -> np.ndarray:
+    """The probability of each arm, ties going to the first.
+
+    Args:
+      exploration: the strategy and its settings.
+      mean: [B, K] the reward expected of each arm.
+      std: [B, K] how unsure that is, in the same unit, at least 0.
+      mask: [B, K] bool, true where the arm is on offer; None when all are.
+
+    Returns:
+      [B, K] float64. Rows sum to 1, and an arm that is not on offer has exactly 0.
+
+    Raises:
+      InputError: there is no such strategy.
+      ValueError: a row has no arm on offer, or a score is not finite.
+    """
+    check(exploration)
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    # One number that is not finite makes the sum not finite.
+    if not math.isfinite(mean.sum() + std.sum()):
+        raise ValueError("scores must be finite")
+    if mask is not None and not mask.any(axis=1).all():
+        raise ValueError("every row must have an arm on offer")
+    match exploration.strategy:
+        case "greedy":
+            return _mostly_best(mean, 0.0, mask)
+        case "epsilon_greedy":
+            return _mostly_best(mean, exploration.epsilon, mask)
+        case "ucb":
+            return _mostly_best(mean + exploration.alpha * std, exploration.epsilon, mask)
+    if mask is None:
+        mask = np.ones(mean.shape, bool)
+    match exploration.strategy:
+        case "uniform":
+            return _evenly(mask)
+        case "softmax":
+            return _softmax(mean, exploration.temperature, mask)
+        case "inverse_gap":
+            return _inverse_gap(mean, exploration.gamma, mask)
+        case _:
+            return _thompson(mean, exploration.alpha * std, mask)
+
+
+def draw(probabilities: np.ndarray, decision_ids: list[str], policy_version: str) -> np.ndarray:
+    """One arm a row, by inverse CDF at the number in (0, 1) that the decision's id and the policy's version determine.
+
+    Args:
+      probabilities: [B, K], rows summing to 1.
+      decision_ids: B ids.
+      policy_version: the version that decides.
+
+    Returns:
+      [B] int64. Never an arm whose probability is 0.
+    """
+    uniforms = np.array([uniform(policy_version, decision_id) for decision_id in decision_ids])
+    cumulative = probabilities.cumsum(axis=1)
+    # Times the last one, which rounding leaves a hair off 1; `uniforms` is below 1, so some arm is always beyond.
+    return np.asarray((cumulative > uniforms[:, None] * cumulative[:, -1:]).argmax(axis=1))
+
+
+def uniform(purpose: str, decision_id: str) -> float:
+    """The number in (0, 1) that `decision_id` determines for `purpose`.
+
+    An odd multiple of 2^-53: never 0 (an arm of vanishing probability in first place would win), never 1.
+    """
+    digest = hashlib.blake2b(f"{purpose}\0{decision_id}".encode(), digest_size=8).digest()
+    return ((int.from_bytes(digest, "big") >> 12) + 0.5) * 2.0**-52
+
+
+def _mostly_best(scores: np.ndarray, epsilon: float, mask: np.ndarray | None) -> np.ndarray:
+    """Epsilon evenly, the rest on the best. The marginal: the best arm can come up by exploration too."""
+    if mask is None:
+        chosen = np.full(scores.shape, epsilon / scores.shape[1])
+    else:
+        chosen = epsilon * _evenly(mask)
+        scores = np.where(mask, scores, -np.inf)
+    chosen[np.arange(len(scores)), scores.argmax(axis=1)] += 1 - epsilon
+    return chosen
+
+
+def _evenly(mask: np.ndarray) -> np.ndarray:
+    return np.asarray(mask / mask.sum(axis=1, keepdims=True))
+
+
+def _softmax(mean: np.ndarray, temperature: float, mask: np.ndarray) -> np.ndarray:
+    best = np.where(mask, mean, -np.inf).max(axis=1, keepdims=True)
+    # The floor keeps the quotient finite; the limit, even shares for the best, is long reached there.
+    weights = np.exp(np.where(mask, mean - best, -np.inf) / max(temperature, 1e-100))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _inverse_gap(mean: np.ndarray, gamma: float, mask: np.ndarray) -> np.ndarray:
+    """SquareCB: 1 / (n + gamma * gap) for every arm but the best, which takes the rest.
+
+    Foster and Rakhlin, "Beyond UCB: Optimal and Efficient Contextual Bandits with Regression Oracles", 2020, eq. (2).
+    """
+    best = _mostly_best(mean, 0.0, mask)
+    gap = np.where(mask, (mean * best).sum(axis=1, keepdims=True) - mean, 0.0)
+    others = np.where(mask & (best == 0), 1 / (mask.sum(axis=1, keepdims=True) + gamma * gap), 0.0)
+    return np.asarray(others + best * (1 - others.sum(axis=1, keepdims=True)))
+
+
+_THOMPSON_SEARCH, _THOMPSON_CELLS = 32, 192
+_THOMPSON_REACH = 6.0  # standard deviations; beyond them lies 1e-9 of an arm's mass
+_THOMPSON_REST = 1e-7  # of the mass of the maximum is left out at either end
+_TABLE_STEP = 1 / 512
+_TABLE_FROM, _TABLE_TO = -37.0, 9.0
+# log of the normal CDF at multiples of the step; linear between them, within 5e-7.
+_LOG_CDF = np.array(
+    [
+        math.log(0.5 * math.erfc(-(_TABLE_FROM + i * _TABLE_STEP) / math.sqrt(2)))
+        for i in range(int((_TABLE_TO - _TABLE_FROM) / _TABLE_STEP) + 1)
+    ]
+)
+
+
+def _thompson(mean: np.ndarray, std: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The probability that each arm is the largest when each is drawn from its own Normal(mean, std^2).
+
+    P(k) is the integral of F d(log Phi_k), where F, the product of all arms' CDFs, is that of the maximum. On each of
+    192 cells F is taken as its logarithmic mean, so that the P(k) of a cell add up to the mass of the maximum in it,
+    and all of them to 1. The cells lie where the maximum does, found on a coarse grid first. The draw comes from these
+    numbers, so they are exact as propensities; from ideal Thompson sampling they differ by less than 0.001 in an arm's
+    probability as long as the arms' std are within a factor of 30 (0.0002 within a factor of 3). An arm with less than
+    1e-7 of a chance may get 0.
+    """
+    # An arm known for certain is a step in F; a sliver of width keeps the arithmetic finite.
+    std = np.maximum(std, 1e-9 * (1 + np.abs(mean)))
+    result = np.zeros(mean.shape)
+    for row, on_offer in enumerate(mask):
+        arms = np.flatnonzero(on_offer)
+        centres, widths = mean[row, arms, None], std[row, arms, None]
+        highest = float((centres + _THOMPSON_REACH * widths).max())
+        lowest = float((centres - _THOMPSON_REACH * widths).max())
+        edges: np.ndarray = np.linspace(lowest, highest, _THOMPSON_SEARCH + 1)
+        log_max = _log_cdf((edges - centres) / widths).sum(axis=0)
+        first = max(int(np.searchsorted(log_max, math.log(_THOMPSON_REST))) - 1, 0)
+        last = min(int(np.searchsorted(log_max, -_THOMPSON_REST)), _THOMPSON_SEARCH)
+        edges = np.linspace(float(edges[first]), float(edges[last]), _THOMPSON_CELLS + 1)
+        # An arm whose reach ends before the maximum's begins cannot be it.
+        contends = (centres + _THOMPSON_REACH * widths > edges[0])[:, 0]
+        log_cdf = _log_cdf((edges - centres[contends]) / widths[contends])  # [n, cells + 1]
+        log_max = log_cdf.sum(axis=0)
+        growth = np.diff(log_max)
+        # expm1 keeps the digits where F hardly grows; where it does not at all, its mean is F itself.
+        mean_max = np.exp(log_max[:-1]) * np.divide(
+            np.expm1(np.minimum(growth, 700.0)), growth, out=np.ones_like(growth), where=growth > 0
+        )
+        weights = np.diff(log_cdf, axis=1) @ mean_max
+        result[row, arms[contends]] = weights / weights.sum()
+    return result
+
+
+def _log_cdf(z: np.ndarray) -> np.ndarray:
+    position = (np.clip(z, _TABLE_FROM, _TABLE_TO - _TABLE_STEP) - _TABLE_FROM) / _TABLE_STEP
+    index = position.astype(np.int64)
+    left = _LOG_CDF[index]
+    return np.asarray(left + (position - index) * (_LOG_CDF[index + 1] - left))

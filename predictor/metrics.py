@@ -1,0 +1,130 @@
+"""What the server counts, and how Prometheus reads it.
+
+Counting is a handful of additions a request; names, labels and text are made when somebody asks. Counters by version
+and arm are kept for the last versions only, so retraining every few seconds does not grow them.
+"""
+
+from bisect import bisect_left
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from contracts.records import Decision
+from predictor.event_log import Counters
+from predictor.publisher import Status
+
+LATENCY_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+PROPENSITIES = (1e-6, 1e-4, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9, 0.99, 1.0)
+_VERSIONS_KEPT = 8
+
+
+class Histogram:
+    """Counts by bucket; a value belongs to the first bucket whose bound is not below it."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        """Counts `value`."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as Prometheus has them."""
+        names = [f"{bound:g}" for bound in self.bounds] + ["+Inf"]
+        return list(zip(names, map(float, accumulate(self.counts)), strict=True))
+
+
+class Metrics:
+    """The counters of one server; written by the event loop alone."""
+
+    def __init__(self) -> None:
+        self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self.latency: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(LATENCY_SECONDS))
+        self.arms: OrderedDict[str, defaultdict[int, int]] = OrderedDict()
+        self.propensity = Histogram(PROPENSITIES)
+        self.decisions = self.rewards = self.shadows = self.fallbacks = 0
+        self.in_flight = 0
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Counts an answered request."""
+        self.requests[route, status] += 1
+        self.latency[route].add(seconds)
+
+    def decided(self, decisions: Iterable[Decision]) -> None:
+        """Counts served decisions."""
+        for decision in decisions:
+            arms = self.arms.get(decision.policy_version)
+            if arms is None:
+                arms = self.arms[decision.policy_version] = defaultdict(int)
+                if len(self.arms) > _VERSIONS_KEPT:
+                    self.arms.popitem(last=False)
+            arms[decision.action] += 1
+            self.propensity.add(decision.propensity)
+            self.decisions += 1
+
+
+def render(metrics: Metrics, events: Counters, swaps: int, degraded: bool, published: Status | None) -> bytes:
+    """The metrics in Prometheus' text format.
+
+    Args:
+      metrics: the server's counters.
+      events: the event log's.
+      swaps: how often the line-up changed.
+      degraded: whether something else than what the pointer asks for serves.
+      published: the publisher's, None when there is none.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Collector(lambda: _families(metrics, events, swaps, degraded, published)))
+    return generate_latest(registry)
+
+
+class _Collector:
+    def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
+        self.collect = collect
+
+
+def _families(
+    metrics: Metrics, events: Counters, swaps: int, degraded: bool, published: Status | None
+) -> Iterator[Metric]:
+    requests = CounterMetricFamily("predictor_requests", "Requests answered.", labels=["route", "status"])
+    for (route, status), count in metrics.requests.items():
+        requests.add_metric([route, str(status)], count)
+    yield requests
+    latency = HistogramMetricFamily("predictor_latency_seconds", "From request to answer.", labels=["route"])
+    for route, histogram in metrics.latency.items():
+        latency.add_metric([route], histogram.buckets(), histogram.sum)
+    yield latency
+    yield GaugeMetricFamily("predictor_in_flight", "Requests being answered.", metrics.in_flight)
+    arms = CounterMetricFamily("predictor_decisions", "Decisions served.", labels=["policy_version", "action"])
+    for version, counts in metrics.arms.items():
+        for action, count in sorted(counts.items()):
+            arms.add_metric([version, str(action)], count)
+    yield arms
+    propensity = HistogramMetricFamily("predictor_propensity", "Propensities of the decisions served.")
+    propensity.add_metric([], metrics.propensity.buckets(), metrics.propensity.sum)
+    yield propensity
+    yield CounterMetricFamily("predictor_rewards", "Rewards taken.", metrics.rewards)
+    yield CounterMetricFamily("predictor_shadow_decisions", "Decisions scored, not served.", metrics.shadows)
+    yield CounterMetricFamily(
+        "predictor_fallbacks", "Times a policy failed and the baseline served.", metrics.fallbacks
+    )
+    yield CounterMetricFamily("predictor_swaps", "Changes of the line-up.", swaps)
+    yield GaugeMetricFamily("predictor_degraded", "1 while the wanted policy does not load.", int(degraded))
+    by_outcome = CounterMetricFamily("predictor_events", "Events by what became of them.", labels=["outcome"])
+    for outcome in ("logged", "delivered", "dropped", "retried"):
+        by_outcome.add_metric([outcome], getattr(events, outcome))
+    yield by_outcome
+    yield GaugeMetricFamily("predictor_events_pending", "Events in memory, not yet written.", events.pending)
+    if published is not None:
+        to_topic = CounterMetricFamily("predictor_published", "Events on their way to the topic.", labels=["outcome"])
+        to_topic.add_metric(["published"], published.published)
+        to_topic.add_metric(["retried"], published.retried)
+        yield to_topic
+        yield GaugeMetricFamily("predictor_segments_waiting", "Sealed segments not yet published.", published.waiting)

@@ -1,0 +1,130 @@
+"""The OpenAPI document: the schemas that requests are decoded by, narrowed to the policy that serves, with examples."""
+
+from typing import Any
+
+import msgspec
+from fastapi.responses import PlainTextResponse
+
+from contracts.policies import PolicyCard
+from predictor.messages import PredictRequest, PredictResponse, Refusal, RewardsRequest, RewardsResponse
+
+_REF = "#/components/schemas/{name}"
+_ID = "01a20375-ec4c-785b-98a2-17b9d72932ef"
+_PREDICTION = {
+    "decision_id": _ID,
+    "action": 24,
+    "propensity": 0.9802,
+    "policy_version": "20261122T130508Z",
+    "movie_id": "286",
+    "title": "English Patient, The (1996)",
+}
+
+
+def predict_route() -> dict[str, Any]:
+    """Arguments of the predict route."""
+    instance = {"observation": [0.0], "user_id": "u17", "candidates": []}
+    request = {
+        "one": {"value": {"instances": [instance]}},
+        "slate": {"summary": "three movies", "value": {"instances": [instance], "parameters": {"slate_size": 3}}},
+    }
+    return _route(
+        "Choose an action for each instance",
+        "Predict",
+        PredictRequest,
+        request,
+        {200: (PredictResponse, {"predictions": [_PREDICTION]})},
+        (400, 401, 408, 413, 429, 503),
+    )
+
+
+def rewards_route() -> dict[str, Any]:
+    """Arguments of the rewards route."""
+    rewards = [{"decision_id": _ID, "reward": 4.5, "occurred_at": "2026-11-22T13:05:10.250Z"}]
+    return _route(
+        "Tell what came back for decisions",
+        "Rewards",
+        RewardsRequest,
+        {"one": {"value": {"rewards": rewards}}},
+        {202: (RewardsResponse, {"accepted": 1})},
+        (400, 401, 408, 413, 429),
+    )
+
+
+def health_route() -> dict[str, Any]:
+    """Arguments of the health route."""
+    content = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    responses = {200: {"description": "A policy serves.", **content}, 503: {"description": "Not yet.", **content}}
+    summary = "Who serves since when, and what became of the events"
+    return {"summary": summary, "operation_id": "Health", "response_model": None, "responses": responses}
+
+
+def metrics_route() -> dict[str, Any]:
+    """Arguments of /metrics."""
+    content = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {
+        "summary": "Counters for Prometheus",
+        "operation_id": "Metrics",
+        "response_class": PlainTextResponse,
+        "responses": {200: {"description": "In Prometheus' text format.", **content}},
+    }
+
+
+def complete(document: dict[str, Any], card: PolicyCard | None) -> dict[str, Any]:
+    """Adds the schemas to `document`; with a card, those of its observations and arms."""
+    types = (PredictRequest, PredictResponse, RewardsRequest, RewardsResponse, Refusal)
+    _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
+    if card is not None:
+        d, k = card.observation_dim, card.num_actions
+        instance = schemas["Instance"]["properties"]
+        instance["observation"] |= {"minItems": d, "maxItems": d}
+        instance["candidates"] |= {"maxItems": k, "uniqueItems": True}
+        instance["candidates"]["items"]["maximum"] = k - 1
+        schemas["Parameters"]["properties"]["slate_size"]["maximum"] = k
+        document["paths"] = _with_length(document["paths"], d)
+    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+    return document
+
+
+def _with_length(value: Any, observation_dim: int) -> Any:
+    """`value` with example observations of the right length."""
+    if isinstance(value, dict):
+        return {
+            name: [0.0] * observation_dim if name == "observation" else _with_length(part, observation_dim)
+            for name, part in value.items()
+        }
+    return [_with_length(part, observation_dim) for part in value] if isinstance(value, list) else value
+
+
+def _route(
+    summary: str,
+    operation: str,
+    body: type[msgspec.Struct],
+    examples: dict[str, Any],
+    answers: dict[int, tuple[type[msgspec.Struct], dict[str, Any]]],
+    refusals: tuple[int, ...],
+) -> dict[str, Any]:
+    def content(of: type[msgspec.Struct], **more: Any) -> dict[str, Any]:
+        return {"content": {"application/json": {"schema": {"$ref": _REF.format(name=of.__name__)}} | more}}
+
+    responses = {
+        status: {"description": answer.__doc__ or "", **content(answer, example=example)}
+        for status, (answer, example) in answers.items()
+    }
+    responses |= {status: {"description": _REFUSALS[status], **content(Refusal)} for status in refusals}
+    return {
+        "summary": summary,
+        "operation_id": operation,
+        "status_code": min(answers),
+        "responses": responses,
+        "openapi_extra": {"requestBody": {"required": True, **content(body, examples=examples)}},
+    }
+
+
+_REFUSALS = {
+    400: "The body says something that cannot be; nothing of it was taken.",
+    401: "The server asks for a key in x-api-key, and this was not it.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    429: "Too many requests are in hand, or the event log is full. Nothing was taken: send it again later.",
+    503: "No policy is loaded yet.",
+}

@@ -1,0 +1,306 @@
+"""Carries the sealed segments of an event log to a Pub/Sub topic, and removes each once all of it is confirmed.
+
+    python -m predictor.publisher --events runs/events --topic projects/PROJECT/topics/TOPIC < /dev/null
+
+The folder is the queue: what Pub/Sub does not take now, because it is away or slow, waits on the disk and goes later, and
+memory stays what a few batches take. It is a process of its own, so that publishing costs a prediction nothing; it ends
+when its standard input does (at once, above) and all that is sealed is published, or `--drain-seconds` later.
+
+Guaranteed: an event that was written is published at least once. It is published twice when a batch was taken but its
+confirmation lost, or when this process was killed in the middle of a segment; readers tell by `decision_id`. Its
+counters are in `publisher.json` in the folder. With PUBSUB_EMULATOR_HOST it talks to the emulator there.
+"""
+
+import argparse
+import fcntl
+import logging
+import os
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import msgspec
+
+from contracts import event_segments
+from contracts.errors import InputError
+
+PROG = "python -m predictor.publisher"
+STATUS_NAME = "publisher.json"
+
+_log = logging.getLogger(__name__)
+
+_BATCH_MESSAGES, _BATCH_BYTES = 500, 4_000_000  # Pub/Sub takes at most 1,000 and 10 MB
+_IN_FLIGHT = 4
+_PUBLISH_SECONDS = 10.0
+_BACK_OFF_SECONDS = (0.1, 5.0)
+_POLL_SECONDS = 0.05
+_STATUS_SECONDS = 0.25
+_HEAD_BYTES = 256
+_KIND = re.compile(rb'"kind":"(decision|reward)"')
+_EVENT_TIME = re.compile(rb'"(?:decided_at|occurred_at)":"([0-9T:.+Z-]{20,40})"')
+_TOPIC = re.compile(r"projects/[a-z0-9:.-]+/topics/[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """`publisher.json`: since this publisher started. `error` is why it waits, null when it does not."""
+
+    published: int = 0
+    retried: int = 0  # batches that were sent again
+    segments: int = 0  # carried and removed
+    waiting: int = 0  # sealed segments not yet carried
+    error: str | None = None
+
+
+class _OutOfTimeError(Exception):
+    """The time to drain is over; what is left stays on the disk."""
+
+
+class Publisher:
+    """Publishes the segments of one folder."""
+
+    def __init__(self, folder: Path, send: Callable[[Any], Any], request: Callable[[list[bytes]], Any]) -> None:
+        """Args:
+        folder: the event log.
+        send: starts publishing a request and returns its future.
+        request: makes a request of events.
+        """
+        self.status = Status()
+        self.deadline: float | None = None  # monotonic; set when it is time to end
+        self._folder = folder
+        self._send = send
+        self._request = request
+        self._status_at = 0.0
+
+    def publish_sealed(self) -> None:
+        """Publishes and removes what is sealed now. Raises _OutOfTimeError."""
+        segments = event_segments.sealed_segments(self._folder)
+        for i, segment in enumerate(segments):
+            self.status.waiting = len(segments) - i
+            self._publish(segment)
+            segment.unlink()
+            self.status.segments += 1
+        self.status.waiting = 0
+        self.write_status()
+
+    def write_status(self, now: bool = False) -> None:
+        """Writes `publisher.json`, at most every quarter of a second unless `now`."""
+        if now or time.monotonic() >= self._status_at:
+            self._status_at = time.monotonic() + _STATUS_SECONDS
+            draft = self._folder / f".{STATUS_NAME}"
+            draft.write_bytes(msgspec.json.encode(self.status))
+            draft.replace(self._folder / STATUS_NAME)
+
+    def _publish(self, segment: Path) -> None:
+        in_flight: deque[tuple[list[bytes], Any]] = deque()
+        for batch in _batches(segment):
+            in_flight.append((batch, self._send(self._request(batch))))
+            if len(in_flight) == _IN_FLIGHT:
+                self._confirm(*in_flight.popleft())
+        while in_flight:
+            self._confirm(*in_flight.popleft())
+
+    def _confirm(self, batch: list[bytes], future: Any) -> None:
+        import grpc
+
+        wait, longest = _BACK_OFF_SECONDS
+        while True:
+            try:
+                future.result()
+            except grpc.RpcError as error:
+                self.status.retried += 1
+                problem = f"{error.code().name}: {error.details()}"
+                if self.status.error != problem:
+                    _log.warning("the topic does not take events, they wait on the disk: %s", problem)
+                self.status.error = problem
+                self.status.waiting = len(event_segments.sealed_segments(self._folder))
+                self.write_status()
+                if self.deadline is not None and time.monotonic() + wait > self.deadline:
+                    raise _OutOfTimeError from None
+                time.sleep(wait * random.uniform(0.5, 1.0))
+                wait = min(2 * wait, longest)
+                future = self._send(self._request(batch))
+            else:
+                self.status.published += len(batch)
+                self.status.error = None
+                self.write_status()
+                return
+
+
+def _batches(segment: Path) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    with segment.open("rb") as file:
+        for line in file:
+            event = line.rstrip(b"\n")
+            if batch and (len(batch) == _BATCH_MESSAGES or size + len(event) > _BATCH_BYTES):
+                yield batch
+                batch, size = [], 0
+            if event:
+                batch.append(event)
+                size += len(event)
+    if batch:
+        yield batch
+
+
+def run(folder: Path, topic: str, emulator: str | None, drain_seconds: float, until: IO[Any]) -> int:
+    """Publishes until `until` is at its end and the log is empty. Returns how many sealed segments were left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "publisher.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of an earlier server may be at its last segments
+        publisher = Publisher(folder, *_connect(topic, emulator))
+        publisher.write_status(now=True)
+        try:
+            while True:
+                ended = _ended(until)
+                if ended and publisher.deadline is None:
+                    publisher.deadline = time.monotonic() + drain_seconds
+                # Of a server that was killed; also of an earlier one.
+                event_segments.seal_abandoned(folder)
+                publisher.publish_sealed()
+                if ended:
+                    break
+        except _OutOfTimeError:
+            pass
+        publisher.status.waiting = len(event_segments.sealed_segments(folder))
+        publisher.write_status(now=True)
+        return publisher.status.waiting
+
+
+def _ended(until: IO[Any]) -> bool:
+    readable, _, _ = select.select([until], [], [], _POLL_SECONDS)
+    return bool(readable) and not os.read(until.fileno(), 4096)
+
+
+def _connect(topic: str, emulator: str | None) -> tuple[Callable[[Any], Any], Callable[[list[bytes]], Any]]:
+    """The calls under Google's client: its batching would be a second queue, in memory, in front of ours."""
+    import grpc
+    from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
+    from google.pubsub_v1.types import PublishRequest, PubsubMessage
+
+    # gRPC's own waits between attempts to connect grow to two minutes.
+    options = [("grpc.max_reconnect_backoff_ms", 2000)]
+    if emulator:
+        transport = PublisherGrpcTransport(channel=grpc.insecure_channel(emulator, options))
+    else:
+        transport = PublisherGrpcTransport(
+            channel=lambda *args, **kwargs: PublisherGrpcTransport.create_channel(
+                *args, **(kwargs | {"options": [*kwargs.get("options", ()), *options]})
+            )
+        )
+    as_request, as_message = PublishRequest.pb(), PubsubMessage.pb()
+
+    publish: Any = transport.publish  # gRPC's own callable, whatever its annotation says
+
+    def send(request: Any) -> Any:
+        return publish.future(request, timeout=_PUBLISH_SECONDS)
+
+    def request(events: list[bytes]) -> Any:
+        messages = [as_message(data=event, attributes=attributes(event)) for event in events]
+        return as_request(topic=topic, messages=messages)
+
+    return send, request
+
+
+def attributes(event: bytes) -> dict[str, str]:
+    """`kind` and `event_time` (for the job's --timestamp-attribute) of a message, as far as the event tells them.
+
+    Looked up, not decoded: both stand in the first few bytes of what the predictor writes, and whether an event is
+    valid is for the ingestion to say.
+    """
+    head = event[:_HEAD_BYTES]
+    found = {"kind": _KIND.search(head), "event_time": _EVENT_TIME.search(head)}
+    return {name: match[1].decode() for name, match in found.items() if match}
+
+
+class PublisherProcess:
+    """A publisher beside a server: started with it, started again when it dies, stopped after the log is closed."""
+
+    def __init__(self, folder: Path, topic: str, drain_seconds: float) -> None:
+        """Raises InputError for a topic that is not `projects/PROJECT/topics/TOPIC`."""
+        check_topic(topic)
+        self._command = [sys.executable, "-m", "predictor.publisher", "--events", str(folder), "--topic", topic]
+        self._command += ["--drain-seconds", str(drain_seconds)]
+        self._status = folder / STATUS_NAME
+        self._drain_seconds = drain_seconds
+        self._stopping = threading.Event()
+        self._process = self._spawn()
+        threading.Thread(target=self._keep, name="publisher", daemon=True).start()
+
+    def status(self) -> Status:
+        """What it said last; nothing yet is a status of zeros."""
+        try:
+            return msgspec.json.decode(self._status.read_bytes(), type=Status)
+        except (OSError, msgspec.DecodeError):
+            return Status()
+
+    def stop(self) -> Status:
+        """Lets it publish what is sealed, for as long as it was given."""
+        self._stopping.set()
+        process = self._process
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(self._drain_seconds + _PUBLISH_SECONDS + 5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return self.status()
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE)
+
+    def _keep(self) -> None:
+        while True:
+            code = self._process.wait()
+            if self._stopping.wait(1.0):
+                return
+            _log.error("the publisher ended with %d and is started again", code)
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process = self._spawn()
+
+
+def check_topic(topic: str) -> None:
+    """Raises InputError for a name that is not a topic's."""
+    if not _TOPIC.fullmatch(topic):
+        raise InputError(f"--topic: must be projects/PROJECT/topics/TOPIC, got {topic!r}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = _Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=Path, required=True, help="the folder of the event log")
+    parser.add_argument("--topic", required=True, help="projects/PROJECT/topics/TOPIC")
+    parser.add_argument("--drain-seconds", type=float, default=10.0, help="time for what is left (%(default)s)")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Meant for the server, which lets this process end in its own time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        given = parser.parse_args(argv)
+        check_topic(given.topic)
+        left = run(given.events, given.topic, os.environ.get("PUBSUB_EMULATOR_HOST"), given.drain_seconds, sys.stdin)
+    except InputError as error:
+        sys.stderr.write(f"{PROG}: error: {error}\n")
+        return 2
+    if left:
+        _log.warning("%d segments were left in %s; the next publisher takes them", left, given.events)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

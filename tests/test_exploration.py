@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from contracts.errors import InputError
+from contracts.policies import Exploration
+from predictor import exploration
+
+MEAN = np.array([[1.0, 3.0, 2.0, 3.0]])
+STD = np.array([[4.0, 0.0, 2.0, 0.0]])
+WITHOUT_1 = np.array([[True, False, True, True]])
+
+# strategy and settings, mask, probabilities worked out by hand
+TRUTHS = [
+    ({"strategy": "greedy"}, None, [0, 1, 0, 0]),
+    ({"strategy": "greedy"}, WITHOUT_1, [0, 0, 0, 1]),
+    ({"strategy": "uniform"}, None, [0.25, 0.25, 0.25, 0.25]),
+    ({"strategy": "uniform"}, WITHOUT_1, [1 / 3, 0, 1 / 3, 1 / 3]),
+    ({"strategy": "epsilon_greedy", "epsilon": 0.2}, None, [0.05, 0.85, 0.05, 0.05]),
+    ({"strategy": "epsilon_greedy", "epsilon": 0.3}, WITHOUT_1, [0.1, 0, 0.1, 0.8]),
+    ({"strategy": "epsilon_greedy", "epsilon": 1.0}, None, [0.25, 0.25, 0.25, 0.25]),
+    ({"strategy": "ucb", "alpha": 1.0, "epsilon": 0.0}, None, [1, 0, 0, 0]),
+    ({"strategy": "ucb", "alpha": 0.25, "epsilon": 0.04}, None, [0.01, 0.97, 0.01, 0.01]),
+    ({"strategy": "ucb", "alpha": 1.0, "epsilon": 0.3}, WITHOUT_1, [0.8, 0, 0.1, 0.1]),
+    (
+        {"strategy": "softmax", "temperature": 1 / np.log(2)},
+        None,
+        [1 / 11, 4 / 11, 2 / 11, 4 / 11],
+    ),
+    ({"strategy": "softmax", "temperature": 1 / np.log(2)}, WITHOUT_1, [1 / 7, 0, 2 / 7, 4 / 7]),
+    ({"strategy": "softmax", "temperature": 1e-3}, None, [0, 0.5, 0, 0.5]),
+    ({"strategy": "softmax", "temperature": 5e-324}, None, [0, 0.5, 0, 0.5]),
+    ({"strategy": "inverse_gap", "gamma": 2.0}, None, [1 / 8, 1 - 1 / 8 - 1 / 6 - 1 / 4, 1 / 6, 1 / 4]),
+    ({"strategy": "inverse_gap", "gamma": 1.0}, WITHOUT_1, [1 / 5, 0, 1 / 4, 1 - 1 / 5 - 1 / 4]),
+    ({"strategy": "thompson", "alpha": 0.0}, None, [0, 0.5, 0, 0.5]),
+]
+
+
+@pytest.mark.parametrize(("settings", "mask", "expected"), TRUTHS)
+def test_probabilities(settings, mask, expected):
+    actual = exploration.probabilities(Exploration(**settings), MEAN, STD, mask)
+    assert actual.dtype == np.float64
+    np.testing.assert_allclose(actual, [expected], atol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", exploration.STRATEGIES)
+def test_a_masked_arm_has_exactly_nothing_and_rows_add_up(strategy):
+    random = np.random.default_rng(3)
+    mean, std = random.normal(size=(50, 30)), random.uniform(0.1, 2, (50, 30))
+    mask = random.random((50, 30)) < 0.5
+    mask[:, 7] = True
+    mask[0] = False
+    mask[0, 29] = True
+    mean[~mask] += 100  # nothing that scores well comes through for that
+    actual = exploration.probabilities(Exploration(strategy=strategy), mean, std, mask)
+    assert (actual[~mask] == 0.0).all()
+    assert (actual >= 0).all()
+    np.testing.assert_allclose(actual.sum(axis=1), 1, atol=1e-12)
+    assert actual[0, 29] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "support"),
+    [
+        ({"strategy": "greedy"}, 1),
+        ({"strategy": "uniform"}, 9),
+        ({"strategy": "epsilon_greedy", "epsilon": 0.3}, 9),
+        ({"strategy": "ucb", "epsilon": 0.3}, 9),
+        ({"strategy": "softmax"}, 9),
+        ({"strategy": "inverse_gap", "gamma": 5.0}, 9),
+        ({"strategy": "thompson", "alpha": 1.0}, 9),
+    ],
+)
+def test_draws_follow_the_stated_probabilities(settings, support):
+    n = 200_000
+    random = np.random.default_rng(11)
+    mean, std = random.normal(size=(1, 10)) * 0.5, random.uniform(0.5, 1.5, (1, 10))
+    mask = np.ones((1, 10), bool)
+    mask[0, 4] = False
+    stated = exploration.probabilities(Exploration(**settings), mean, std, mask)[0]
+    drawn = exploration.draw(np.broadcast_to(stated, (n, 10)), [f"decision-{i}" for i in range(n)], "v1")
+    counts = np.bincount(drawn, minlength=10)
+    possible = stated > 0
+    assert possible.sum() == support
+    assert counts[~possible].sum() == 0
+    if support > 1:
+        assert stats.chisquare(counts[possible], n * stated[possible]).pvalue > 0.001
+    inverse = 1 / stated[drawn]
+    assert abs(inverse.mean() - support) <= 4 * inverse.std() / np.sqrt(n)
+
+
+def test_thompson_agrees_with_sampling():
+    random = np.random.default_rng(5)
+    n = 400_000
+    for k, spread in ((2, 1.0), (6, 3.0), (40, 1.5)):
+        mean = random.normal(size=k)
+        std = 0.7 * np.exp(random.uniform(-0.5, 0.5, k) * np.log(spread))
+        stated = exploration.probabilities(Exploration(strategy="thompson", alpha=1.0), mean[None], std[None])[0]
+        sampled = np.bincount((mean + std * random.normal(size=(n, k))).argmax(axis=1), minlength=k) / n
+        error = np.sqrt(stated * (1 - stated) / n)
+        assert (np.abs(sampled - stated) <= 5 * error + 1e-4).all()
+
+
+@pytest.mark.parametrize(("spread", "error"), [(3, 2e-4), (30, 1e-3)])
+def test_thompson_is_as_exact_as_it_says(spread, error):
+    """Against the same integral on a plain fine grid, with the normal CDF by scipy."""
+    random = np.random.default_rng(9)
+    for k in (2, 10, 40):
+        mean = random.normal(size=k)
+        std = 0.7 * np.exp(random.uniform(-0.5, 0.5, k) * np.log(spread))
+        z = np.linspace((mean - 9 * std).min(), (mean + 9 * std).max(), 40_001)
+        standard = (z - mean[:, None]) / std[:, None]
+        others = np.exp(stats.norm.logcdf(standard).sum(axis=0) - stats.norm.logcdf(standard))
+        exact = np.trapezoid(stats.norm.pdf(standard) / std[:, None] * others, z, axis=1)
+        stated = exploration.probabilities(Exploration(strategy="thompson", alpha=1.0), mean[None], std[None])[0]
+        assert exact.sum() == pytest.approx(1, abs=1e-6)
+        assert np.abs(stated - exact).max() < error
+
+
+def test_draw_is_decided_by_id_and_version():
+    even = np.full((1, 1000), 1e-3)
+    ids = ["a", "b", "c", "d"]
+    first = exploration.draw(np.repeat(even, 4, axis=0), ids, "v1")
+    assert first.tolist() == [exploration.draw(even, [one], "v1")[0] for one in ids]
+    assert len(set(first.tolist())) == 4
+    assert (exploration.draw(np.repeat(even, 4, axis=0), ids, "v2") != first).all()
+
+
+def test_draw_never_takes_an_impossible_arm():
+    ids = [f"{i}" for i in range(20_000)]
+    rare = np.tile([0.0, 1e-300, 0.0, 1.0 - 2e-16, 0.0], (len(ids), 1))
+    assert set(exploration.draw(rare, ids, "v").tolist()) == {3}
+    short = np.tile([0.3, 0.3, 0.4 - 1e-9, 0.0], (len(ids), 1))  # rounding left it below 1
+    assert set(exploration.draw(short, ids, "v").tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("mean", "mask", "message"),
+    [
+        ([[1.0, np.nan]], None, "scores must be finite"),
+        ([[1.0, np.inf]], None, "scores must be finite"),
+        ([[1.0, 2.0]], [[False, False]], "every row must have an arm on offer"),
+    ],
+)
+def test_refuses_nonsense(mean, mask, message):
+    mask = None if mask is None else np.array(mask)
+    with pytest.raises(ValueError, match=message):
+        exploration.probabilities(Exploration(), np.array(mean), np.zeros((1, 2)), mask)
+
+
+def test_unknown_strategy():
+    with pytest.raises(InputError, match=r"^exploration.strategy: must be one of greedy, .*, got 'boltzman'$"):
+        exploration.probabilities(Exploration(strategy="boltzman"), MEAN, STD)
