@@ -1,0 +1,69 @@
+"""The streaming `ingest_events` against emulators, as a process of its own; the loop starts it.
+
+    python -m orchestration.emulated_ingest --events pubsub:projects/P/subscriptions/S --warehouse bigquery:P.DATASET \\
+        --pubsub HOST:PORT --bigquery-rest http://HOST:PORT --bigquery-grpc HOST:PORT --status FILE
+
+Messages are acknowledged once they are stored. How many have been is written to `--status`, again and again. Ends on
+SIGTERM.
+"""
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_jobs import bigquery, ingest_events, pubsub
+from beam_jobs.options import LOCAL_STREAMING_RUNNER
+from contracts.errors import InputError
+from orchestration import emulators
+from orchestration.steps import replace_file
+
+STATUS_SECONDS = 0.1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command-line entry point; 0 after SIGTERM, 2 after wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m orchestration.emulated_ingest", description=__doc__)
+    for name, text in (
+        ("events", "subscription, as pubsub:projects/P/subscriptions/S"),
+        ("warehouse", "dataset, as bigquery:P.DATASET"),
+        ("pubsub", "host:port of the Pub/Sub emulator"),
+        ("bigquery-rest", "URL of the BigQuery emulator"),
+        ("bigquery-grpc", "host:port of its Storage API"),
+        ("status", "file to write the number of stored messages to"),
+    ):
+        parser.add_argument(f"--{name}", required=True, help=text)
+    arguments = parser.parse_args(argv)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    endpoint = emulators.BigQueryEndpoint(arguments.bigquery_rest, arguments.bigquery_grpc)
+    try:
+        with emulators.redirect(arguments.pubsub, endpoint), emulators.ReliableReader() as reader:
+            _run(arguments, reader, stop)
+    except InputError as error:
+        sys.stderr.write(f"emulated_ingest: error: {error}\n")
+        return 2
+    return 0
+
+
+def _run(arguments: argparse.Namespace, reader: emulators.ReliableReader, stop: threading.Event) -> None:
+    subscription, dataset = pubsub.parse_subscription(arguments.events), bigquery.parse_dataset(arguments.warehouse)
+    pubsub.check_subscription(subscription)
+    bigquery.ensure_tables(dataset, expiry_days=None)
+    pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
+    outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, dataset)
+    reader.acknowledge_stored(outputs)
+    result = pipeline.run()
+    status = Path(arguments.status)
+    while not stop.wait(STATUS_SECONDS):
+        replace_file(status, str(reader.stored).encode())
+    result.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

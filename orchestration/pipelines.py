@@ -1,0 +1,587 @@
+"""The pipelines: bootstrap, retrain and tune. One shape for every backend, on KFP.
+
+    bootstrap  generate → export → train → evaluate → gate → register → promote
+    retrain    resolve the ready windows → export → train, warm → evaluate → gate → register → canary → promote or withdraw
+    tune       resolve → export → search hyperparameters → train afresh with the best → on as in retrain
+
+Backends differ in the long work alone. `gcp` takes the Google Cloud components: Dataflow flex templates for the Beam jobs,
+a CustomJob for training. `local` runs the same jobs within the steps. Whatever happens, an exit handler reports what
+came of the run. A gate returns one value, because a named output in a lone condition is silently false in KFP's local
+runner.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from kfp import compiler, dsl
+
+from contracts.errors import InputError
+from orchestration import components
+from orchestration.configuration import PIPELINES, Cloud, Configuration, Value
+from orchestration.vertex_place import Place
+
+PARAMETER_TYPES: dict[str, type] = {
+    "String": str,
+    "Integer": int,
+    "Float": float,
+    "Boolean": bool,
+    "List": list,
+    "Dict": dict,
+}
+LOCAL_IMAGE = "python:3.11"  # stands in the YAML; local runs take this interpreter
+
+
+class Steps:
+    """The components of one environment, and the constants that they take from it."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.cloud = configuration.cloud
+        image = self.cloud.image("orchestration") if self.cloud else LOCAL_IMAGE
+        self.vertex = msgspec.json.encode(place(self.cloud)).decode() if self.cloud else ""
+        self.warehouse = self.cloud.warehouse if self.cloud else ""
+
+        def component(function: Callable[..., Any]) -> Any:
+            return _fresh(components.make(function, image))
+
+        self.resolve_bootstrap = component(components.resolve_bootstrap)
+        self.resolve_retrain = component(components.resolve_retrain)
+        self.generate = component(components.generate)
+        self.export_windows = component(components.export_windows)
+        self.bootstrap_jobs = component(components.bootstrap_jobs)
+        self.export_jobs = component(components.export_jobs)
+        self.exported = component(components.exported)
+        self.train = _fresh(self._long(components.make(components.train, image), "train"))
+        self.search = component(components.search)
+        self.trial_pools = component(components.trial_pools)
+        self.best_trial = component(components.best_trial)
+        self.evaluate = component(components.evaluate)
+        self.gate = component(components.gate)
+        self.register = component(components.register)
+        self.try_out = component(components.try_out)
+        self.promote = component(components.promote)
+        self.withdraw = component(components.withdraw)
+        self.report_outcome = component(components.report_outcome)
+
+    def _long(self, component: Any, name: str) -> Any:
+        """In the cloud, a CustomJob with a machine of its own."""
+        if self.cloud is None:
+            return component
+        from google_cloud_pipeline_components.v1.custom_job import create_custom_training_job_from_component
+
+        return create_custom_training_job_from_component(
+            component,
+            display_name=name,
+            machine_type=self.cloud.training_machine_type,
+            service_account=self.cloud.service_account,
+        )
+
+    def dataflow(self, template: str, parameters: Any) -> Any:
+        """A Dataflow job from the flex template of a Beam job, until it has ended."""
+        from google_cloud_pipeline_components.v1.dataflow import DataflowFlexTemplateJobOp
+        from google_cloud_pipeline_components.v1.wait_gcp_resources import WaitGcpResourcesOp
+
+        assert self.cloud is not None
+        launched = _fresh(DataflowFlexTemplateJobOp)(
+            container_spec_gcs_path=f"{self.cloud.template_folder}/{template}.json",
+            location=self.cloud.location,
+            # Two jobs of one name cannot run at a time; a task's id is its own.
+            job_name=f"{template.replace('_', '-')}-{dsl.PIPELINE_TASK_ID_PLACEHOLDER}",
+            parameters=parameters,
+            max_workers=self.cloud.max_workers,
+            service_account_email=self.cloud.service_account,
+            temp_location=f"gs://{self.cloud.bucket}/temp",
+        )
+        return _fresh(WaitGcpResourcesOp)(gcp_resources=launched.outputs["gcp_resources"])
+
+    def find_best(self, plan: Any, after: Any, algorithm: Any, trials: Any, seed: Any) -> Any:
+        """The best hyperparameters: of a tuning job in the cloud, else of a search within the step."""
+        if self.cloud is None:
+            found = self.search(plan=plan.output, algorithm=algorithm, trials=trials, seed=seed).after(after)
+            return found.output
+        from google_cloud_pipeline_components.v1 import hyperparameter_tuning_job as job
+
+        pools = self.trial_pools(
+            plan=plan.output,
+            root_uri=self.cloud.root_uri,
+            image=self.cloud.image("orchestration"),
+            machine_type=self.cloud.training_machine_type,
+            algorithm=algorithm,
+        ).after(after)
+        tuned = _fresh(job.HyperparameterTuningJobRunOp)(
+            display_name="tune",
+            location=self.cloud.location,
+            base_output_directory=f"{self.cloud.root_uri}/studies",
+            worker_pool_specs=pools.output,
+            study_spec_metrics=job.serialize_metrics({"reward": "maximize"}),
+            study_spec_parameters=study_parameters(),
+            max_trial_count=trials,
+            parallel_trial_count=self.cloud.parallel_trials,
+            service_account=self.cloud.service_account,
+        )
+        best = self.best_trial(plan=plan.output, gcp_resources=tuned.outputs["gcp_resources"], vertex=self.vertex)
+        return best.output
+
+
+def study_parameters() -> list[dict[str, Any]]:
+    """What a tuning job tries: flags of the trainer, in ranges as `trainer.tune` searches them on one machine."""
+    from google.cloud.aiplatform import hyperparameter_tuning as tuning
+    from google_cloud_pipeline_components.v1 import hyperparameter_tuning_job as job
+
+    serialized: list[dict[str, Any]] = job.serialize_parameters(
+        {
+            "tikhonov": tuning.DoubleParameterSpec(min=0.01, max=100, scale="log"),
+            "half-life": tuning.DiscreteParameterSpec(values=[0, 4, 16], scale=None),
+        }
+    )
+    return serialized
+
+
+def _fresh(component: Any) -> Callable[..., Any]:
+    """The component with every task of it run anew: what a step finds in the stores is not among its inputs."""
+
+    def task(**inputs: Any) -> Any:
+        return component(**inputs).set_caching_options(False)
+
+    return task
+
+
+def place(cloud: Cloud) -> Place:
+    """Where `orchestration.vertex` works in this environment."""
+    return Place(
+        project=cloud.project,
+        location=cloud.location,
+        endpoint=cloud.endpoint,
+        policies=f"{cloud.root_uri}/policies",
+        image=cloud.image("predictor"),
+        topic=f"projects/{cloud.project}/topics/{cloud.events_topic}",
+        machine_type=cloud.machine_type,
+        min_replicas=cloud.min_replicas,
+        max_replicas=cloud.max_replicas,
+        service_account=cloud.service_account,
+        staging_bucket=f"gs://{cloud.bucket}",
+        api_endpoint=cloud.api_endpoint,
+    )
+
+
+def build(name: str, configuration: Configuration) -> Any:
+    """The pipeline `name` for an environment. Raises InputError for a name that there is not."""
+    builders = {"bootstrap": _bootstrap, "retrain": _retrain, "tune": _tune}
+    if name not in builders:
+        raise InputError(f"no pipeline {name!r}; there are: {', '.join(PIPELINES)}")
+    return builders[name](Steps(configuration))
+
+
+def _bootstrap(steps: Steps) -> Any:
+    cloud = steps.cloud
+
+    @dsl.pipeline(name="bootstrap", description="The first policy, from decisions of a uniform one.")
+    def bootstrap(
+        root: str,
+        ratings: str = "sample",
+        num_decisions: int = 2000,
+        num_actions: int = 100,
+        rank: int = 20,
+        reward_noise: float = 0.5,
+        no_reward_probability: float = 0.05,
+        seed: int = 0,
+        window_seconds: float = 5.0,
+        reward_window_seconds: float = 2.0,
+        settle_seconds: float = 1.0,
+        missing_reward: str = "drop",
+        default_reward: float = 0.0,
+        holdback_share: float = 0.1,
+        algorithm: str = "lin_ucb",
+        hyperparameters: dict = {"tikhonov": 0.3},  # noqa: B006 - KFP takes it as a constant
+        exploration: str = "ucb",
+        epsilon: float = 0.02,
+        alpha: float = 0.2,
+        endpoint: str = "",
+    ) -> None:
+        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+        last = steps.report_outcome(root=root, run_id=run_id, pipeline="bootstrap", vertex=steps.vertex)
+        with dsl.ExitHandler(last, name="run"):
+            plan = steps.resolve_bootstrap(
+                root=root,
+                run_id=run_id,
+                window_seconds=window_seconds,
+                reward_window_seconds=reward_window_seconds,
+                settle_seconds=settle_seconds,
+            )
+            if cloud is None:
+                simulated = steps.generate(
+                    plan=plan.output,
+                    ratings=ratings,
+                    num_decisions=num_decisions,
+                    num_actions=num_actions,
+                    rank=rank,
+                    reward_noise=reward_noise,
+                    no_reward_probability=no_reward_probability,
+                    seed=seed,
+                )
+                exported = steps.export_windows(
+                    plan=simulated.output,
+                    reward_window_seconds=reward_window_seconds,
+                    settle_seconds=settle_seconds,
+                    missing_reward=missing_reward,
+                    default_reward=default_reward,
+                    holdback_share=holdback_share,
+                )
+            else:
+                jobs = steps.bootstrap_jobs(
+                    plan=plan.output,
+                    root_uri=cloud.root_uri,
+                    warehouse=cloud.warehouse,
+                    ratings=ratings,
+                    num_decisions=num_decisions,
+                    num_actions=num_actions,
+                    rank=rank,
+                    reward_noise=reward_noise,
+                    no_reward_probability=no_reward_probability,
+                    seed=seed,
+                    reward_window_seconds=reward_window_seconds,
+                    settle_seconds=settle_seconds,
+                    missing_reward=missing_reward,
+                    default_reward=default_reward,
+                    holdback_share=holdback_share,
+                )
+                with dsl.ParallelFor(items=jobs.output, name="windows") as job:
+                    simulated = steps.dataflow("generate_movielens", job.generate_movielens)
+                    ingested = steps.dataflow("ingest_events", job.ingest_events).after(simulated)
+                    ended = steps.dataflow("export_trajectories", job.export_trajectories).after(ingested)
+                exported = steps.exported(plan=plan.output, jobs=dsl.Collected(ended.outputs["gcp_resources"]))
+            with dsl.If(exported.output == "exported", name="exported"):
+                candidate = steps.train(
+                    plan=plan.output,
+                    algorithm=algorithm,
+                    hyperparameters=hyperparameters,
+                    exploration=exploration,
+                    epsilon=epsilon,
+                    alpha=alpha,
+                    fresh=False,
+                )
+                judged = steps.evaluate(plan=plan.output, candidate=candidate.outputs["Output"])
+                passed = steps.gate(plan=plan.output, candidate=candidate.outputs["Output"], result=judged.output)
+                with dsl.If(passed.output == "promote", name="passed"):
+                    registered = steps.register(
+                        plan=plan.output,
+                        candidate=candidate.outputs["Output"],
+                        result=judged.output,
+                        vertex=steps.vertex,
+                    )
+                    steps.promote(
+                        plan=plan.output,
+                        candidate=registered.output,
+                        result=judged.output,
+                        endpoint=endpoint,
+                        vertex=steps.vertex,
+                    )
+
+    return bootstrap
+
+
+def _retrain(steps: Steps) -> Any:
+    @dsl.pipeline(name="retrain", description="The champion's next update, from the windows it has not seen.")
+    def retrain(
+        root: str,
+        until: str = "",
+        window_seconds: float = 5.0,
+        reward_window_seconds: float = 2.0,
+        settle_seconds: float = 1.0,
+        missing_reward: str = "drop",
+        default_reward: float = 0.0,
+        holdback_share: float = 0.1,
+        algorithm: str = "lin_ucb",
+        hyperparameters: dict = {"tikhonov": 0.3},  # noqa: B006 - KFP takes it as a constant
+        exploration: str = "ucb",
+        epsilon: float = 0.02,
+        alpha: float = 0.2,
+        canary_share: float = 0.1,
+        canary_decisions: int = 200,
+        canary_seconds: float = 30.0,
+        endpoint: str = "",
+    ) -> None:
+        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+        last = steps.report_outcome(root=root, run_id=run_id, pipeline="retrain", vertex=steps.vertex)
+        with dsl.ExitHandler(last, name="run"):
+            plan, exported = _resolve_and_export(
+                steps,
+                root,
+                run_id,
+                until,
+                window_seconds,
+                reward_window_seconds,
+                settle_seconds,
+                missing_reward,
+                default_reward,
+                holdback_share,
+            )
+            with dsl.If(exported.output == "exported", name="exported"):
+                candidate = steps.train(
+                    plan=plan.output,
+                    algorithm=algorithm,
+                    hyperparameters=hyperparameters,
+                    exploration=exploration,
+                    epsilon=epsilon,
+                    alpha=alpha,
+                    fresh=False,
+                )
+                _judge_and_roll_out(
+                    steps,
+                    plan,
+                    candidate,
+                    canary_share,
+                    canary_decisions,
+                    canary_seconds,
+                    reward_window_seconds,
+                    settle_seconds,
+                    missing_reward,
+                    default_reward,
+                    endpoint,
+                )
+
+    return retrain
+
+
+def _tune(steps: Steps) -> Any:
+    @dsl.pipeline(name="tune", description="The best hyperparameters found, trained afresh, against the champion.")
+    def tune(
+        root: str,
+        until: str = "",
+        window_seconds: float = 5.0,
+        reward_window_seconds: float = 2.0,
+        settle_seconds: float = 1.0,
+        missing_reward: str = "drop",
+        default_reward: float = 0.0,
+        holdback_share: float = 0.1,
+        algorithm: str = "lin_ucb",
+        exploration: str = "ucb",
+        epsilon: float = 0.02,
+        alpha: float = 0.2,
+        trials: int = 20,
+        seed: int = 0,
+        canary_share: float = 0.1,
+        canary_decisions: int = 200,
+        canary_seconds: float = 30.0,
+        endpoint: str = "",
+    ) -> None:
+        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+        last = steps.report_outcome(root=root, run_id=run_id, pipeline="tune", vertex=steps.vertex)
+        with dsl.ExitHandler(last, name="run"):
+            # Windows that are exported already are enough to tune on, so whether there are new ones does not matter.
+            plan, exported = _resolve_and_export(
+                steps,
+                root,
+                run_id,
+                until,
+                window_seconds,
+                reward_window_seconds,
+                settle_seconds,
+                missing_reward,
+                default_reward,
+                holdback_share,
+            )
+            found = steps.find_best(plan, exported, algorithm, trials, seed)
+            candidate = steps.train(
+                plan=plan.output,
+                algorithm=algorithm,
+                hyperparameters=found,
+                exploration=exploration,
+                epsilon=epsilon,
+                alpha=alpha,
+                fresh=True,
+            )
+            _judge_and_roll_out(
+                steps,
+                plan,
+                candidate,
+                canary_share,
+                canary_decisions,
+                canary_seconds,
+                reward_window_seconds,
+                settle_seconds,
+                missing_reward,
+                default_reward,
+                endpoint,
+            )
+
+    return tune
+
+
+def _resolve_and_export(
+    steps: Steps,
+    root: Any,
+    run_id: Any,
+    until: Any,
+    window_seconds: Any,
+    reward_window_seconds: Any,
+    settle_seconds: Any,
+    missing_reward: Any,
+    default_reward: Any,
+    holdback_share: Any,
+) -> tuple[Any, Any]:
+    """The tasks that make the plan and export its windows."""
+    plan = steps.resolve_retrain(
+        root=root,
+        run_id=run_id,
+        window_seconds=window_seconds,
+        reward_window_seconds=reward_window_seconds,
+        settle_seconds=settle_seconds,
+        until=until,
+        vertex=steps.vertex,
+    )
+    cloud = steps.cloud
+    if cloud is None:
+        exported = steps.export_windows(
+            plan=plan.output,
+            reward_window_seconds=reward_window_seconds,
+            settle_seconds=settle_seconds,
+            missing_reward=missing_reward,
+            default_reward=default_reward,
+            holdback_share=holdback_share,
+        )
+    else:
+        jobs = steps.export_jobs(
+            plan=plan.output,
+            root_uri=cloud.root_uri,
+            warehouse=cloud.warehouse,
+            reward_window_seconds=reward_window_seconds,
+            settle_seconds=settle_seconds,
+            missing_reward=missing_reward,
+            default_reward=default_reward,
+            holdback_share=holdback_share,
+        )
+        with dsl.ParallelFor(items=jobs.output, name="windows") as job:
+            ended = steps.dataflow("export_trajectories", job.export_trajectories)
+        exported = steps.exported(plan=plan.output, jobs=dsl.Collected(ended.outputs["gcp_resources"]))
+    return plan, exported
+
+
+def _judge_and_roll_out(
+    steps: Steps,
+    plan: Any,
+    candidate: Any,
+    canary_share: Any,
+    canary_decisions: Any,
+    canary_seconds: Any,
+    reward_window_seconds: Any,
+    settle_seconds: Any,
+    missing_reward: Any,
+    default_reward: Any,
+    endpoint: Any,
+) -> None:
+    """Evaluate → gate → register → canary → promote or withdraw."""
+    judged = steps.evaluate(plan=plan.output, candidate=candidate.outputs["Output"])
+    passed = steps.gate(plan=plan.output, candidate=candidate.outputs["Output"], result=judged.output)
+    with dsl.If(passed.output == "promote", name="passed"):
+        registered = steps.register(
+            plan=plan.output, candidate=candidate.outputs["Output"], result=judged.output, vertex=steps.vertex
+        )
+        tried = steps.try_out(
+            plan=plan.output,
+            candidate=registered.output,
+            share=canary_share,
+            decisions=canary_decisions,
+            seconds=canary_seconds,
+            reward_window_seconds=reward_window_seconds,
+            settle_seconds=settle_seconds,
+            missing_reward=missing_reward,
+            default_reward=default_reward,
+            warehouse=steps.warehouse,
+            vertex=steps.vertex,
+        )
+        with dsl.If(tried.output == "promote", name="proved"):
+            steps.promote(
+                plan=plan.output,
+                candidate=registered.output,
+                result=judged.output,
+                endpoint=endpoint,
+                vertex=steps.vertex,
+            )
+        with dsl.Else(name="disproved"):
+            steps.withdraw(plan=plan.output, candidate=registered.output, vertex=steps.vertex)
+
+
+def signature(pipeline: Any) -> dict[str, tuple[type, bool]]:
+    """The parameters of a pipeline: their type, and whether they must be given."""
+    found: dict[str, tuple[type, bool]] = {}
+    for name, definition in pipeline.component_spec.inputs.items():
+        found[name] = (PARAMETER_TYPES[definition.type], not definition.optional)
+    return found
+
+
+def parameters(
+    name: str, configuration: Configuration, given: dict[str, str] | None = None, pipeline: Any = None
+) -> dict[str, Value]:
+    """The parameters with which an environment runs a pipeline; `given` ones (as text) take precedence.
+
+    Raises InputError for a parameter that the pipeline has not, that has another type, or that is missing.
+    """
+    known = signature(pipeline if pipeline is not None else build(name, configuration))
+    values: dict[str, Value] = {key: value for key, value in configuration.shared.items() if key in known}
+    for key, value in configuration.own.get(name, {}).items():
+        _check_known(f"{configuration.name}: {name}.{key}", name, key, known)
+        values[key] = value
+    for key, text in (given or {}).items():
+        _check_known(f"--set {key}", name, key, known)
+        values[key] = _parse(f"--set {key}", text, known[key][0])
+    if configuration.cloud is not None and "root" in known:
+        values.setdefault("root", configuration.cloud.root)
+    for key, value in values.items():
+        kind = known[key][0]
+        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise InputError(f"{configuration.name}: {name}.{key} must be of type {kind.__name__}, got {value!r}")
+        if kind is float:
+            values[key] = float(value)  # type: ignore[arg-type]
+    for key, (_, required) in known.items():
+        if required and key not in values:
+            raise InputError(f"{configuration.name}: {name}.{key} is missing: {name} cannot do without")
+    return values
+
+
+def check(configuration: Configuration) -> dict[str, str]:
+    """Checks an environment against every pipeline, and compiles each. Returns the YAML by pipeline. Raises InputError."""
+    built = {name: build(name, configuration) for name in PIPELINES}
+    signatures = {name: signature(pipeline) for name, pipeline in built.items()}
+    for key in configuration.shared:
+        if not any(key in known for known in signatures.values()):
+            every = sorted({name for known in signatures.values() for name in known})
+            raise InputError(
+                f"{configuration.name}: shared.{key}: no pipeline has such a parameter; they have: {', '.join(every)}"
+            )
+    for name, pipeline in built.items():
+        parameters(name, configuration, pipeline=pipeline)
+    return {name: compiled(pipeline) for name, pipeline in built.items()}
+
+
+def compiled(pipeline: Any) -> str:
+    """The pipeline as YAML: the same bytes for the same pipeline."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        return path.read_text()
+
+
+def _check_known(where: str, pipeline: str, key: str, known: dict[str, tuple[type, bool]]) -> None:
+    if key not in known:
+        raise InputError(f"{where}: {pipeline} has no such parameter; it has: {', '.join(known)}")
+
+
+def _parse(where: str, text: str, kind: type) -> Value:
+    try:
+        if kind is dict:
+            parsed: dict[str, Any] = msgspec.json.decode(text, type=dict)
+            return parsed
+        if kind is list:
+            return [float(part) for part in re.split(r"[,\s]+", text.strip("[] ")) if part]
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        value: Value = kind(text)
+    except (KeyError, ValueError):  # msgspec's errors are ValueErrors
+        raise InputError(f"{where} must be of type {kind.__name__}, got {text!r}") from None
+    return value

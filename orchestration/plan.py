@@ -1,0 +1,130 @@
+"""What one run of a pipeline is to do: which windows, after which champion. Made once, then passed from step to step.
+
+Everything that the embedded backend keeps is below one folder, the root, as in a run of the loop:
+
+events/, warehouse/, windows/, policies/, catalogue.json, and runs/ (what each run of a pipeline did)
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from contracts import policies
+from contracts.errors import InputError
+from contracts.event_segments import opened_at, sealed_segments
+from contracts.policies import Champion
+from contracts.windows import MANIFEST_NAME, TrainingWindow, decode_manifest, window_of
+
+GENERATOR = "generate_movielens"
+GRID_ORIGIN = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Places:
+    """Where things are below a root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.events = root / "events"
+        self.warehouse = root / "warehouse"
+        self.windows = root / "windows"
+        self.policies = root / "policies"
+        self.runs = root / "runs"
+        self.catalogue = root / "catalogue.json"
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run is to do. Without windows there is nothing to do, for `reason`."""
+
+    root: str
+    run_id: str
+    champion: str | None
+    windows: list[TrainingWindow]
+    reason: str = ""
+
+    @property
+    def places(self) -> Places:
+        """Where things are."""
+        return Places(Path(self.root))
+
+
+def for_bootstrap(
+    root: Path, run_id: str, window_seconds: float, reward_window_seconds: float, settle_seconds: float, now: datetime
+) -> Plan:
+    """One window of the generator's decisions that has closed, unless there is a champion.
+
+    An earlier run that failed halfway is taken up: its decisions are generated again, the same ones, not others beside.
+    """
+    places = Places(root)
+    if (current := champion(places.policies)) is not None:
+        reason = f"{current.version} is the champion already"
+        return Plan(root=str(root), run_id=run_id, champion=current.version, windows=[], reason=reason)
+    begun = [segment for segment in sealed_segments(places.events) if GENERATOR in segment.name]
+    if begun:
+        start = opened_at(begun[0])
+        window = TrainingWindow(start, start + timedelta(seconds=window_seconds))
+    else:
+        length = timedelta(seconds=window_seconds)
+        newest = window_of(now - timedelta(seconds=reward_window_seconds + settle_seconds), GRID_ORIGIN, window_seconds)
+        window = TrainingWindow(newest.start - length, newest.start)
+    return Plan(root=str(root), run_id=run_id, champion=None, windows=[window])
+
+
+def for_retrain(
+    root: Path,
+    run_id: str,
+    window_seconds: float,
+    reward_window_seconds: float,
+    settle_seconds: float,
+    until: datetime,
+) -> Plan:
+    """Every window up to `until` that the champion was not trained on.
+
+    Those are the exported ones it has not seen, and one that begins where the last one exported ended and ends at the
+    newest multiple of `window_seconds` that has closed: a run that comes late makes one longer window of what it missed.
+
+    Raises InputError when there is no champion to continue from, or the window that ends at `until` has not closed.
+    """
+    places = Places(root)
+    current = champion(places.policies)
+    if current is None:
+        raise InputError(f"{places.policies} has no champion: run the bootstrap pipeline first")
+    path = places.policies / current.version / policies.CARD_NAME
+    if not path.is_file():
+        raise InputError(f"{path} is missing, but {current.version} is the champion")
+    trained = {seen.window for seen in policies.decode_card(path.read_bytes(), str(path)).trained_on}
+    exported = exported_windows(places.windows)
+    if not exported:
+        raise InputError(f"{places.windows} has no window: run the bootstrap pipeline first")
+    windows = [window for window in exported if window not in trained and window.end <= until]
+    begin = max(window.end for window in exported)
+    closed = until - timedelta(seconds=reward_window_seconds + settle_seconds)
+    end = window_of(closed, GRID_ORIGIN, window_seconds).start
+    if end > begin:
+        windows.append(TrainingWindow(begin, end))
+    reason = "" if windows else f"{current.version} was trained on every window that closed by {until.isoformat()}"
+    return Plan(root=str(root), run_id=run_id, champion=current.version, windows=windows, reason=reason)
+
+
+def exported_windows(folder: Path) -> list[TrainingWindow]:
+    """The windows that have a manifest, oldest first."""
+    return sorted(
+        decode_manifest(path.read_bytes(), str(path)).window for path in folder.glob(f"window=*/{MANIFEST_NAME}")
+    )
+
+
+def champion(store: Path) -> Champion | None:
+    """The champion of the policy store, if it has one."""
+    path = store / policies.CHAMPION_NAME
+    return policies.decode_champion(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def parse_moment(text: str, where: str) -> datetime:
+    """ISO 8601 with a time zone, as UTC. Raises InputError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise InputError(f"{where} must be a moment with its time zone, as 2026-01-01T00:00:00Z, got {text!r}")
+    return moment.astimezone(UTC)

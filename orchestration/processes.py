@@ -1,0 +1,113 @@
+"""Child processes that cannot outlive their parent.
+
+A child is started through a guard, `python -m orchestration.processes COMMAND…`, whose standard input is a pipe from the
+parent. When the pipe closes, because the parent stops the child or because the parent was killed, the guard sends the
+command SIGTERM, and SIGKILL if it has not ended in time. This works wherever pipes do.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from contracts.errors import InputError
+
+STOP_TIMEOUT_SECONDS = 15.0
+
+
+class Child:
+    """A guarded process whose output goes to `log`. A context manager: leaving it stops the process."""
+
+    def __init__(self, name: str, command: list[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            # A session of its own: ctrl-C in the terminal reaches the parent alone, which stops its children in order.
+            self._guard = subprocess.Popen(
+                [sys.executable, "-m", "orchestration.processes", *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._guard.poll()
+
+    def check(self) -> None:
+        """Raises InputError with the last line of its log when the process has ended with an error."""
+        code = self.exit_code()
+        if code:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+            raise InputError(f"{self.name} ended with exit code {code}: {lines[-1] if lines else 'no output'}")
+
+    def wait(self, timeout_seconds: float) -> int | None:
+        """The exit code, or None if it still runs after the time-out."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._guard.wait(timeout_seconds)
+        return None
+
+    def stop(self) -> int:
+        """Asks the process to end (SIGTERM), waits for it, and returns its exit code."""
+        assert self._guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._guard.stdin.close()
+        return self._guard.wait(STOP_TIMEOUT_SECONDS + 5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def free_port() -> int:
+    """A TCP port on the loopback address that nobody listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def check_port(port: int) -> None:
+    """Raises InputError when `port` on the loopback address is taken."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(f"port {port} cannot be used: {error.strerror}") from None
+
+
+def _guard(command: list[str]) -> int:
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def stop_when_parent_is_gone() -> None:
+        while os.read(0, 1024):
+            pass
+        child.terminate()
+        try:
+            child.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+    # Not a signal's business: the guard ends when its child does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    threading.Thread(target=stop_when_parent_is_gone, daemon=True).start()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(_guard(sys.argv[1:]))

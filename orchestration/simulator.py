@@ -1,0 +1,320 @@
+"""Viewers who watch over HTTP: observe, ask for a movie, and send the reward of that user and that movie later.
+
+    python -m orchestration.simulator --endpoint http://127.0.0.1:8080 --ratings sample --events runs/loop/events \\
+        --truth runs/loop/truth/viewers.jsonl --start 2026-01-01T00:00:00Z --windows 10
+
+Decisions are asked for in concurrent batches, spread evenly over each window; a slow answer does not slow the next
+request. Some viewers never answer. Some events are faulty, at `--fault-rate`, and what was done to them is written down:
+
+    twice       a reward is sent again
+    late        a reward is sent after the reward window
+    orphan      a reward for a decision that nobody made
+    malformed   a request that the predictor must refuse; and, as a bad transport would, broken copies of events put
+                straight into the event log, beside whole copies (redelivered ones)
+
+The truth is written by the viewers themselves, apart from the event log (`orchestration.truth`).
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import heapq
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import httpx
+import msgspec
+import numpy as np
+
+from beam_jobs.movielens import MovieLens
+from beam_jobs.ratings import load_ratings
+from contracts.errors import InputError
+from contracts.event_segments import SEALED_SUFFIX, sealed_segments, segment_name
+from contracts.records import utc_microseconds
+from orchestration.settings import LoopSettings, add_flags, from_flags
+from orchestration.truth import Entry, Fault, InjectedFaults, RequestFailure, SentReward, ServedDecision, TruthLog
+from trainer import arms
+
+BATCH_DECISIONS = 20
+TICK_SECONDS = 0.05
+ANSWER_SECONDS = (0.05, 1.0)  # from the movie to the reward
+LATE_SECONDS = (0.5, 1.5)  # after the end of the reward window
+FAULTY_WRITER = "bad-transport"
+REQUEST_TIMEOUT_SECONDS = 10.0
+
+
+def load_movielens(settings: LoopSettings) -> MovieLens:
+    """The viewers of these settings. Raises InputError."""
+    ratings = load_ratings(settings.ratings)
+    movielens = MovieLens.build(
+        ratings,
+        num_actions=settings.num_actions,
+        rank=settings.rank,
+        reward_noise=settings.reward_noise,
+        seed=settings.seed,
+    )
+    if settings.arm_features == "none":
+        return movielens
+    # From the first half of the ratings by time: never from the matrix that rewards are paid from.
+    factors = arms.movie_factors(
+        ratings.user,
+        ratings.movie,
+        ratings.rating,
+        ratings.timestamp,
+        len(ratings.movies),
+        settings.rank,
+        settings.seed,
+    )
+    rows = {str(movie.movie_id): row for movie, row in zip(ratings.movies, factors.tolist(), strict=True)}
+    catalogue = [msgspec.structs.replace(movie, features=rows[movie.movie_id]) for movie in movielens.catalogue]
+    return dataclasses.replace(movielens, catalogue=catalogue)
+
+
+class PlannedReward(NamedTuple):
+    """A reward that a viewer is going to send. Sorts by the moment it is due."""
+
+    due: float  # seconds since the epoch
+    sequence: int
+    decision_id: str
+    reward: float
+    fault: Fault | Literal["orphan"]
+
+    @property
+    def occurred_at(self) -> datetime:
+        """The moment that is sent."""
+        return datetime.fromtimestamp(self.due, UTC)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As `/rewards` takes it."""
+        return {"decision_id": self.decision_id, "reward": self.reward, "occurred_at": self.occurred_at}
+
+
+class Simulator:
+    """Serves the viewers of `settings` against one predictor. `session` tells the runs of a resumed loop apart."""
+
+    def __init__(
+        self, settings: LoopSettings, movielens: MovieLens, endpoint: str, events: Path, truth: TruthLog, session: int
+    ) -> None:
+        self._settings = settings
+        self._movielens = movielens
+        self._endpoint = endpoint.rstrip("/")
+        self._events = events
+        self._truth = truth
+        self._session = session
+        self._planned: list[PlannedReward] = []  # a heap
+        self._sequence = itertools.count()
+        self._bad_transport = BadTransport(
+            events, settings.fault_rate, np.random.default_rng([settings.seed, session, 1])
+        )
+
+    async def run(self, start: float, windows: int) -> None:
+        """Serves `windows` windows from `start` (seconds since the epoch), then sends the rewards still to come."""
+        limits = httpx.Limits(max_connections=32)
+        all_served = asyncio.Event()
+        async with (
+            httpx.AsyncClient(limits=limits, timeout=REQUEST_TIMEOUT_SECONDS) as client,
+            asyncio.TaskGroup() as sending,
+        ):
+            sending.create_task(self._send_rewards(client, all_served))
+            async with asyncio.TaskGroup() as serving:
+                await self._ask(client, start, windows, serving)
+            all_served.set()
+
+    async def _ask(self, client: httpx.AsyncClient, start: float, windows: int, serving: asyncio.TaskGroup) -> None:
+        per_window, window_seconds = self._settings.decisions_per_window, self._settings.window_seconds
+        batches = itertools.count()
+        for window in range(windows):
+            for first in range(0, per_window, BATCH_DECISIONS):
+                # In the middle of its share of the window, so that none falls on the border.
+                size = min(BATCH_DECISIONS, per_window - first)
+                moment = start + (window + (first + size / 2) / per_window) * window_seconds
+                await asyncio.sleep(max(0.0, moment - time.time()))
+                rng = np.random.default_rng([self._settings.seed, self._session, 0, next(batches)])
+                serving.create_task(self._serve(client, size, rng))
+            if self._settings.fault_rate:
+                serving.create_task(self._misbehave(client))
+
+    async def _serve(self, client: httpx.AsyncClient, size: int, rng: np.random.Generator) -> None:
+        users = rng.integers(0, self._movielens.num_users, size)
+        instances = [
+            {"observation": observation, "user_id": str(self._movielens.user_ids[user])}
+            for user, observation in zip(users, self._movielens.observations[users].tolist(), strict=True)
+        ]
+        asked_at = time.time()
+        try:
+            response = await client.post(
+                f"{self._endpoint}/predict", content=msgspec.json.encode({"instances": instances})
+            )
+            response.raise_for_status()
+        except httpx.HTTPError as error:
+            self._truth.append([RequestFailure(f"{type(error).__name__}: {error}", size)])
+            return
+        predictions: list[dict[str, Any]] = msgspec.json.decode(response.content)["predictions"]
+        actions = np.array([prediction["action"] for prediction in predictions])
+        expected = self._movielens.expected_rewards(users, actions)
+        best = self._movielens.expected_rewards(users, self._movielens.best_actions[users])
+        self._truth.append(
+            ServedDecision(
+                prediction["decision_id"],
+                prediction["policy_version"],
+                int(user),
+                prediction["action"],
+                prediction["propensity"],
+                float(value),
+                float(oracle),
+                asked_at,
+            )
+            for prediction, user, value, oracle in zip(predictions, users, expected, best, strict=True)
+        )
+        self._plan([prediction["decision_id"] for prediction in predictions], users, actions, rng)
+
+    def _plan(self, decision_ids: list[str], users: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> None:
+        now, rate = time.time(), self._settings.fault_rate
+        rewards = self._movielens.observed_rewards(users, actions, rng).tolist()
+        answered = rng.random(len(users)) >= self._settings.no_reward_probability
+        delays = rng.uniform(*ANSWER_SECONDS, len(users))
+        late = self._settings.reward_window_seconds + rng.uniform(*LATE_SECONDS, len(users))
+        kinds: list[Fault | Literal["orphan"]] = ["", "twice", "late", "orphan"]
+        chosen = rng.choice(len(kinds), len(users), p=[1 - rate, rate / 3, rate / 3, rate / 3]).tolist()
+        strangers = rng.bytes(8 * len(users)).hex()
+        for row, decision_id in enumerate(decision_ids):
+            fault = kinds[chosen[row]]
+            if fault == "orphan":
+                # As young as a real decision, but nobody's. It comes beside the real reward, not instead of it.
+                stranger = f"{decision_id[:24]}{strangers[16 * row : 16 * row + 12]}"
+                self._push(now + delays[row], stranger, rewards[row], "orphan")
+                fault = ""
+            if answered[row]:
+                self._push(now + (late if fault == "late" else delays)[row], decision_id, rewards[row], fault)
+
+    def _push(self, due: float, decision_id: str, reward: float, fault: Fault | Literal["orphan"]) -> None:
+        heapq.heappush(self._planned, PlannedReward(float(due), next(self._sequence), decision_id, reward, fault))
+
+    async def _send_rewards(self, client: httpx.AsyncClient, all_served: asyncio.Event) -> None:
+        while self._planned or not all_served.is_set():
+            await asyncio.sleep(TICK_SECONDS)
+            due = []
+            while self._planned and self._planned[0].due <= time.time():
+                due.append(heapq.heappop(self._planned))
+            if due:
+                await self._send(client, due)
+
+    async def _send(self, client: httpx.AsyncClient, due: list[PlannedReward]) -> None:
+        sent_at = time.time()
+        bodies = [planned.body for planned in due for _ in range(2 if planned.fault == "twice" else 1)]
+        try:
+            response = await client.post(f"{self._endpoint}/rewards", content=msgspec.json.encode({"rewards": bodies}))
+            response.raise_for_status()
+        except httpx.HTTPError as error:
+            # Perhaps it arrived, perhaps not: sent again as it was, it counts once either way.
+            self._truth.append([RequestFailure(f"{type(error).__name__}: {error}", 0)])
+            for planned in due:
+                heapq.heappush(self._planned, planned)
+            await asyncio.sleep(1)
+            return
+        entries: list[Entry] = [
+            SentReward(
+                planned.decision_id, planned.reward, utc_microseconds(planned.occurred_at), sent_at, planned.fault
+            )
+            for planned in due
+            if planned.fault != "orphan"
+        ]
+        entries.append(InjectedFaults(orphan_rewards=sum(planned.fault == "orphan" for planned in due)))
+        self._truth.append(entries)
+
+    async def _misbehave(self, client: httpx.AsyncClient) -> None:
+        """Once a window: a request that must be refused, and a bad transport beneath the event log."""
+        body = {"rewards": [{"decision_id": "not-an-id", "reward": "five stars"}]}
+        response = await client.post(f"{self._endpoint}/rewards", content=msgspec.json.encode(body))
+        injected = await asyncio.to_thread(self._bad_transport.strike)
+        self._truth.append([injected, InjectedFaults(refused_requests=int(response.is_client_error))])
+
+
+class BadTransport:
+    """Delivers some events of the log a second time, and broken copies of some, in segments of its own."""
+
+    def __init__(self, events: Path, rate: float, rng: np.random.Generator) -> None:
+        self._events = events
+        self._rate = rate
+        self._rng = rng
+        self._seen: set[str] = set()
+
+    def strike(self) -> InjectedFaults:
+        """Copies from the segments sealed since the last call; says what it added."""
+        fresh = [path for path in sealed_segments(self._events) if path.name not in self._seen]
+        self._seen.update(path.name for path in fresh)
+        lines = [line for path in fresh if FAULTY_WRITER not in path.name for line in _lines(path)]
+        lots = self._rng.random(len(lines))
+        whole = [line for line, lot in zip(lines, lots, strict=True) if lot < self._rate / 2]
+        to_break = [line for line, lot in zip(lines, lots, strict=True) if self._rate / 2 <= lot < self._rate]
+        broken = [self._break(line, way) for way, line in enumerate(to_break)]
+        if whole or broken:
+            name = segment_name(datetime.now(UTC), FAULTY_WRITER)
+            hidden = self._events / f".{name}"
+            hidden.write_bytes(b"".join(line + b"\n" for line in whole + broken))
+            hidden.rename(self._events / f"{name}{SEALED_SUFFIX}")
+        decisions = sum(b'"kind":"decision"' in line for line in whole)
+        return InjectedFaults(
+            redelivered_decisions=decisions, redelivered_rewards=len(whole) - decisions, malformed=len(broken)
+        )
+
+    def _break(self, line: bytes, way: int) -> bytes:
+        match way % 3:
+            case 0:
+                return line[: int(self._rng.integers(1, len(line)))]
+            case 1:
+                return line.replace(b'"decision_id":"', b'"decision_id":"\xff\xfe')
+            case _:
+                return line.replace(b'"propensity":', b'"propensity":-').replace(b'"reward":', b'"reward":"?","was":')
+
+
+def _lines(segment: Path) -> list[bytes]:
+    try:
+        return segment.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []  # published, and removed, in this moment
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestration.simulator",
+        description=(__doc__ or "").split("\n", 1)[0],
+        epilog="Every setting of the loop is taken, so that both see the same viewers; those it has no use for are ignored.",
+    )
+    parser.add_argument("--endpoint", required=True, help="the predictor, as http://host:port")
+    parser.add_argument("--events", required=True, type=Path, help="folder of the event log, for the bad transport")
+    parser.add_argument("--truth", required=True, type=Path, help="file to which the truth is appended")
+    parser.add_argument("--start", required=True, help="start of the first window, ISO 8601 with time zone")
+    parser.add_argument("--session", type=int, default=0, help="which run of a resumed loop this is (default: 0)")
+    add_flags(parser, LoopSettings)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; 0 when every window was served, 2 after wrong input."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        settings = from_flags(arguments)
+        start = datetime.fromisoformat(arguments.start)
+        if start.tzinfo is None:
+            raise InputError(f"--start must carry a time zone, got {arguments.start}")
+        movielens = load_movielens(settings)
+        truth = TruthLog(arguments.truth)
+        simulator = Simulator(settings, movielens, arguments.endpoint, arguments.events, truth, arguments.session)
+        asyncio.run(simulator.run(start.timestamp(), settings.windows))
+        truth.close()
+    except InputError as error:
+        sys.stderr.write(f"simulator: error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

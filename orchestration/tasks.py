@@ -1,0 +1,587 @@
+"""The steps of the pipelines, as plain functions of plain values; `orchestration.components` wraps each one.
+
+A plan goes in and out as JSON (`orchestration.plan.Plan`), policies as versions in the policy store. Every step may be
+run again: what is done already is found done. Where `vertex` names an endpoint (`orchestration.vertex.Place` as JSON),
+what happens to the policy store happens to the Vertex AI endpoint too, and first: the store then never says more than
+what serves.
+"""
+
+import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from contracts import policies
+from contracts.errors import InputError
+from contracts.event_segments import open_segments, opened_at, seal_abandoned
+from contracts.policies import Exploration
+from contracts.windows import MANIFEST_NAME, TrainingWindow, decode_manifest
+from orchestration import plan as plans
+from orchestration import runs
+from orchestration.plan import Places, Plan
+
+Hyperparameters = dict[str, float | int | str | bool]
+
+SEAL_TIMEOUT_SECONDS = 30.0
+SWAP_TIMEOUT_SECONDS = 30.0
+LATE_HORIZON_SECONDS = 3600.0
+
+
+def resolve_bootstrap(
+    root: str, run_id: str, window_seconds: float, reward_window_seconds: float, settle_seconds: float
+) -> str:
+    """The plan of a first training; without windows when there is a champion."""
+    with runs.step(root, run_id, "resolve_windows") as record:
+        now = datetime.now(UTC)
+        made = plans.for_bootstrap(Path(root), run_id, window_seconds, reward_window_seconds, settle_seconds, now)
+        record.said = _describe(made)
+        return msgspec.json.encode(made).decode()
+
+
+def resolve_retrain(
+    root: str,
+    run_id: str,
+    window_seconds: float,
+    reward_window_seconds: float,
+    settle_seconds: float,
+    until: str,
+    vertex: str,
+) -> str:
+    """The plan of a retraining: the windows up to `until` (ISO 8601; now when empty) that the champion has not seen.
+
+    Where another policy serves on Vertex AI than the store says, because somebody promoted or rolled back by hand, the
+    store follows.
+    """
+    with runs.step(root, run_id, "resolve_windows") as record:
+        if vertex:
+            _follow_endpoint(Places(Path(root)).policies, vertex)
+        moment = plans.parse_moment(until, "until") if until else datetime.now(UTC)
+        made = plans.for_retrain(Path(root), run_id, window_seconds, reward_window_seconds, settle_seconds, moment)
+        record.said = _describe(made)
+        return msgspec.json.encode(made).decode()
+
+
+def generate(
+    plan: str,
+    ratings: str,
+    num_decisions: int,
+    num_actions: int,
+    rank: int,
+    reward_noise: float,
+    no_reward_probability: float,
+    seed: int,
+) -> str:
+    """Decisions of a uniform policy in the plan's window, and the catalogue. Returns the plan, for what comes after."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "generate") as record:
+        if not made.windows:
+            record.said = made.reason
+            return plan
+        from beam_jobs import generate_movielens
+        from beam_jobs.movielens import MovieLens
+        from beam_jobs.ratings import load_ratings
+
+        viewers = MovieLens.build(
+            load_ratings(ratings), num_actions=num_actions, rank=rank, reward_noise=reward_noise, seed=seed
+        )
+        (window,) = made.windows
+        settings = generate_movielens.GeneratorSettings(
+            num_decisions=num_decisions,
+            start=window.start,
+            window_seconds=(window.end - window.start).total_seconds(),
+            no_reward_probability=no_reward_probability,
+            reward_delay_seconds=0.5,
+            seed=seed,
+        )
+        made.places.events.mkdir(parents=True, exist_ok=True)
+        generate_movielens.generate(viewers, settings, made.places.events)
+        made.places.catalogue.write_bytes(msgspec.json.encode(viewers.catalogue))
+        record.said = f"{num_decisions} decisions of the uniform policy on {num_actions} movies"
+    return plan
+
+
+def export_windows(
+    plan: str,
+    reward_window_seconds: float,
+    settle_seconds: float,
+    missing_reward: str,
+    default_reward: float,
+    holdback_share: float,
+) -> str:
+    """Ingests what is new and exports the plan's windows. Returns "exported" or "nothing new"."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "export_windows") as record:
+        if not made.windows:
+            record.said, record.outcome = made.reason, "nothing new"
+            return "nothing new"
+        from beam_jobs import export_trajectories, ingest_events, warehouse
+
+        places = made.places
+        settings = export_trajectories.ExportSettings(
+            reward_window_seconds=reward_window_seconds,
+            settle_seconds=settle_seconds,
+            missing_reward=missing_reward,  # type: ignore[arg-type]  # checked there
+            default_reward=default_reward,
+            holdback_share=holdback_share,
+            late_horizon_seconds=LATE_HORIZON_SECONDS,
+        )
+        _wait_until_closed(places, made.windows[-1].closes_at(reward_window_seconds, settle_seconds))
+        ingest_events.ingest(places.events, places.warehouse)
+        known = set(plans.exported_windows(places.windows))
+        decisions = 0
+        for window in made.windows:
+            counted = sum(
+                dim.decisions for dim in warehouse.observation_dims(places.warehouse, window.start, window.end)
+            )
+            # A window in which nobody came is not made: the next one begins where the last one ended.
+            if counted or window in known:
+                export_trajectories.export(places.warehouse, places.windows, window, settings)
+                decisions += counted
+        if not decisions:
+            record.said, record.outcome = "nobody asked for a movie in these windows", "nothing new"
+            return "nothing new"
+        record.said = f"{decisions} decisions in {len(made.windows)} window(s)"
+        return "exported"
+
+
+def bootstrap_jobs(
+    plan: str,
+    root_uri: str,
+    warehouse: str,
+    ratings: str,
+    num_decisions: int,
+    num_actions: int,
+    rank: int,
+    reward_noise: float,
+    no_reward_probability: float,
+    seed: int,
+    reward_window_seconds: float,
+    settle_seconds: float,
+    missing_reward: str,
+    default_reward: float,
+    holdback_share: float,
+) -> list[dict[str, dict[str, str]]]:
+    """For each window of the plan (one, or none): the parameters of the Dataflow jobs by the name of their template."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "bootstrap_jobs") as record:
+        record.said = _describe(made)
+        return [
+            {
+                "generate_movielens": {
+                    "ratings": ratings,
+                    "events": f"{root_uri}/events",
+                    "catalogue": f"{root_uri}/catalogue.json",
+                    "num_decisions": str(num_decisions),
+                    "num_actions": str(num_actions),
+                    "rank": str(rank),
+                    "reward_noise": str(reward_noise),
+                    "no_reward_probability": str(no_reward_probability),
+                    "start": window.start.isoformat(),
+                    "window_seconds": str((window.end - window.start).total_seconds()),
+                    "seed": str(seed),
+                },
+                "ingest_events": {"events": f"{root_uri}/events", "warehouse": warehouse},
+                "export_trajectories": _export_parameters(
+                    window,
+                    root_uri,
+                    warehouse,
+                    reward_window_seconds,
+                    settle_seconds,
+                    missing_reward,
+                    default_reward,
+                    holdback_share,
+                ),
+            }
+            for window in made.windows
+        ]
+
+
+def export_jobs(
+    plan: str,
+    root_uri: str,
+    warehouse: str,
+    reward_window_seconds: float,
+    settle_seconds: float,
+    missing_reward: str,
+    default_reward: float,
+    holdback_share: float,
+) -> list[dict[str, dict[str, str]]]:
+    """For each window of the plan: the parameters of the Dataflow job that exports it, by the name of its template."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "export_jobs") as record:
+        record.said = _describe(made)
+        return [
+            {
+                "export_trajectories": _export_parameters(
+                    window,
+                    root_uri,
+                    warehouse,
+                    reward_window_seconds,
+                    settle_seconds,
+                    missing_reward,
+                    default_reward,
+                    holdback_share,
+                )
+            }
+            for window in made.windows
+        ]
+
+
+def exported(plan: str) -> str:
+    """Whether the plan's windows hold anything that is new. Returns "exported" or "nothing new"."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "exported") as record:
+        decisions = 0
+        for window in made.windows:
+            path = made.places.windows / window.folder / MANIFEST_NAME
+            if not path.is_file():
+                raise InputError(f"{path} is missing: the window was not exported")
+            decisions += decode_manifest(path.read_bytes(), str(path)).counts.decisions
+        if not decisions:
+            record.said, record.outcome = made.reason or "nobody asked for a movie in these windows", "nothing new"
+            return "nothing new"
+        record.said = f"{decisions} decisions in {len(made.windows)} window(s)"
+        return "exported"
+
+
+def train(
+    plan: str,
+    algorithm: str,
+    hyperparameters: Hyperparameters,
+    exploration: str,
+    epsilon: float,
+    alpha: float,
+    fresh: bool,
+) -> str:
+    """Trains the champion's next update and returns its version; the champion's own when there is nothing new.
+
+    With `fresh`, trains on all windows from scratch instead, as other settings may ask for.
+    """
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "train") as record:
+        from trainer import task
+
+        catalogue = task.read_catalogue(made.places.catalogue)
+        try:
+            explorer = msgspec.convert({"strategy": exploration, "epsilon": epsilon, "alpha": alpha}, Exploration)
+        except msgspec.ValidationError as error:
+            raise InputError(f"exploration: {error}") from None
+        card = task.train(
+            task.Settings(
+                windows=made.places.windows,
+                policies=made.places.policies,
+                num_actions=len(catalogue),
+                catalogue=catalogue,
+                parent=None if fresh else made.champion,
+                algorithm=algorithm,
+                hyperparameters=hyperparameters,
+                exploration=explorer,
+            )
+        )
+        if card.version != made.champion:
+            record.version = card.version
+        record.said = f"{card.version} from {card.parent or 'scratch'}"
+        return card.version
+
+
+def search(plan: str, algorithm: str, trials: int, seed: int) -> Hyperparameters:
+    """Searches hyperparameters here, on all windows that are exported. Returns the best ones."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "search") as record:
+        from trainer import task, tune
+
+        catalogue = task.read_catalogue(made.places.catalogue)
+        best = tune.search(
+            tune.Search(
+                windows=made.places.windows,
+                study=made.places.runs / f"{made.run_id}-study",
+                num_actions=len(catalogue),
+                catalogue=catalogue,
+                algorithm=algorithm,
+                trials=trials,
+                seed=seed,
+            )
+        )
+        record.said = (
+            f"{best.value:.3f} [{best.low:.3f}, {best.high:.3f}] with {best.hyperparameters}, the best of {best.trials}"
+        )
+        return best.hyperparameters
+
+
+def trial_pools(plan: str, root_uri: str, image: str, machine_type: str, algorithm: str) -> list[dict[str, Any]]:
+    """The worker pool of a trial on Vertex AI: the trainer, which reports the estimate of what it is told to try."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "trial_pools") as record:
+        from trainer import task
+
+        num_actions = len(task.read_catalogue(made.places.catalogue))
+        record.said = f"{algorithm} on {num_actions} movies"
+        arguments = {
+            "--windows": f"{root_uri}/windows",
+            "--policies": f"{root_uri}/studies/{made.run_id}",
+            "--catalogue": f"{root_uri}/catalogue.json",
+            "--num-actions": str(num_actions),
+            "--algorithm": algorithm,
+        }
+        return [
+            {
+                "machine_spec": {"machine_type": machine_type},
+                "replica_count": 1,
+                "container_spec": {
+                    "image_uri": image,
+                    "command": ["python", "-m", "trainer.task"],
+                    "args": ["--report-metric", *(f"{flag}={value}" for flag, value in arguments.items())],
+                },
+            }
+        ]
+
+
+def best_trial(plan: str, gcp_resources: str, vertex: str) -> Hyperparameters:
+    """The hyperparameters of the best trial of a tuning job."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "best_trial") as record:
+        from orchestration.vertex import Vertex, decode_place
+
+        best, value = Vertex(decode_place(vertex)).best_trial(gcp_resources)
+        record.said = f"{value:.3f} with {best}"
+        return best
+
+
+def evaluate(plan: str, candidate: str) -> str:
+    """Compares candidate and champion on decisions neither was trained on. Returns the `steps.GateResult` as JSON."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "evaluate") as record:
+        from orchestration import steps
+
+        if candidate == made.champion:
+            result = steps.GateResult(
+                verdict="undecided", promoted=False, reason="nothing new to train on", evaluation=None
+            )
+        elif (why := _withdrawn(made.places, candidate)) is not None:
+            result = steps.GateResult(verdict="worse", promoted=False, reason=why, evaluation=None)
+        else:
+            result = steps.evaluate(made.places.policies, made.places.windows, candidate, made.champion)
+        record.version, record.said = candidate, result.reason
+        return msgspec.json.encode(result).decode()
+
+
+def gate(plan: str, candidate: str, result: str) -> str:
+    """Whether the candidate goes on: "promote" or "keep" (the champion)."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "gate") as record:
+        from orchestration.steps import GateResult
+
+        judged = msgspec.json.decode(result, type=GateResult)
+        record.version, record.said = candidate, judged.reason
+        if judged.promoted:
+            return "promote"
+        record.outcome = "nothing new" if candidate == made.champion else "refused"
+        return "keep"
+
+
+def register(plan: str, candidate: str, result: str, vertex: str) -> str:
+    """Writes the gate's estimate into the policy's card, and registers it in the Vertex AI Model Registry."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "register") as record:
+        from orchestration.steps import GateResult, replace_file
+
+        judged = msgspec.json.decode(result, type=GateResult)
+        path = made.places.policies / candidate / policies.CARD_NAME
+        card = policies.decode_card(path.read_bytes(), str(path))
+        if card.evaluation != judged.evaluation:
+            card = msgspec.structs.replace(card, evaluation=judged.evaluation)
+            replace_file(path, policies.encode_json(card))
+        record.version, record.said = candidate, f"{candidate}: {judged.reason}"
+        if vertex:
+            from orchestration.vertex import Vertex, decode_place
+
+            record.said = Vertex(decode_place(vertex)).register(card, judged.reason)
+        return candidate
+
+
+def try_out(
+    plan: str,
+    candidate: str,
+    share: float,
+    decisions: int,
+    seconds: float,
+    reward_window_seconds: float,
+    settle_seconds: float,
+    missing_reward: str,
+    default_reward: float,
+    warehouse: str,
+    vertex: str,
+) -> str:
+    """Canary: the candidate takes a share of the decisions for a while. Returns "promote" or "roll back".
+
+    Its rewards are read from `warehouse` (`bigquery:PROJECT.DATASET`), or from the embedded one when that is empty.
+    """
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "try_out") as record:
+        from orchestration import canary
+
+        record.version = candidate
+        if not share or made.champion is None:
+            record.said = "no canary" if not share else "no canary: there is no champion yet"
+            return "promote"
+        if vertex:
+            from orchestration.vertex import Vertex, decode_place
+
+            Vertex(decode_place(vertex)).canary(candidate, share)
+        champion = made.champion
+        canary.start(made.places.policies, candidate, share)
+        begin = datetime.now(UTC)
+        rewards = canary.Rewards(
+            reward_window_seconds=reward_window_seconds, missing_reward=missing_reward, default_reward=default_reward
+        )
+        verdict = canary.watch(
+            lambda end: canary.measure(made.places, warehouse, champion, candidate, begin, end, rewards),
+            begin,
+            decisions,
+            seconds,
+            reward_window_seconds + settle_seconds,
+        )
+        record.said = verdict.reason
+        return verdict.action
+
+
+def promote(plan: str, candidate: str, result: str, endpoint: str, vertex: str) -> str:
+    """Makes the candidate the champion and waits until `endpoint` (a predictor, if any) serves it."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "promote") as record:
+        from orchestration import steps
+
+        judged = msgspec.json.decode(result, type=steps.GateResult)
+        tried = [said.said for said in runs.records(Path(made.root), made.run_id) if said.step == "try_out"]
+        reason = "; ".join([judged.reason, *tried[-1:]])
+        if vertex:
+            from orchestration.vertex import Vertex, decode_place
+
+            Vertex(decode_place(vertex)).promote(candidate)
+        steps.roll_out(made.places.policies, candidate, reason, datetime.now(UTC))
+        if endpoint:
+            wait_until_served(endpoint, candidate)
+        record.version, record.said, record.outcome = candidate, reason, "promoted"
+        return candidate
+
+
+def withdraw(plan: str, candidate: str, vertex: str) -> str:
+    """Ends the canary: the champion serves all again."""
+    made = _decode(plan)
+    with runs.step(made.root, made.run_id, "withdraw") as record:
+        from orchestration import canary
+
+        tried = [said.said for said in runs.records(Path(made.root), made.run_id) if said.step == "try_out"]
+        if vertex:
+            from orchestration.vertex import Vertex, decode_place
+
+            Vertex(decode_place(vertex)).end_canary()
+        canary.end(made.places.policies)
+        record.version, record.outcome = candidate, "rolled back"
+        record.said = tried[-1] if tried else "the canary was ended"
+        return candidate
+
+
+def report_outcome(root: str, run_id: str, pipeline: str, vertex: str, state: str, error: str) -> None:
+    """What became of the run, in one line and in its report. A canary that a failure left behind is ended."""
+    report = runs.close(Path(root), run_id, pipeline, state, error, datetime.now(UTC))
+    store = Places(Path(root)).policies
+    current = plans.champion(store)
+    if report.outcome == "failed" and current is not None and current.candidate is not None:
+        from orchestration import canary
+
+        if vertex:
+            from orchestration.vertex import Vertex, decode_place
+
+            Vertex(decode_place(vertex)).end_canary()
+        canary.end(store)
+    print(report.line)
+
+
+def wait_until_served(endpoint: str, version: str) -> None:
+    """Returns once the predictor at `endpoint` says that it serves `version`. Raises InputError when it does not."""
+    deadline = time.monotonic() + SWAP_TIMEOUT_SECONDS
+    answer = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{endpoint.rstrip('/')}/health", timeout=2) as response:
+                answer = response.read().decode()
+        except (urllib.error.URLError, TimeoutError, ValueError) as error:
+            answer = str(error)
+        else:
+            if msgspec.json.decode(answer)["policy_version"] == version:
+                return
+        time.sleep(0.05)
+    raise InputError(f"endpoint: {endpoint} did not serve {version} within {SWAP_TIMEOUT_SECONDS:g} s: {answer:.200}")
+
+
+def _export_parameters(
+    window: TrainingWindow,
+    root_uri: str,
+    warehouse: str,
+    reward_window_seconds: float,
+    settle_seconds: float,
+    missing_reward: str,
+    default_reward: float,
+    holdback_share: float,
+) -> dict[str, str]:
+    return {
+        "warehouse": warehouse,
+        "windows": f"{root_uri}/windows",
+        "start": window.start.isoformat(),
+        "end": window.end.isoformat(),
+        "reward_window_seconds": str(reward_window_seconds),
+        "settle_seconds": str(settle_seconds),
+        "missing_reward": missing_reward,
+        "default_reward": str(default_reward),
+        "holdback_share": str(holdback_share),
+    }
+
+
+def _follow_endpoint(store: Path, vertex: str) -> None:
+    from orchestration import steps
+    from orchestration.vertex import Vertex, decode_place
+
+    serving = Vertex(decode_place(vertex)).champion()
+    current = plans.champion(store)
+    if serving is not None and current is not None and current.version != serving:
+        steps.roll_out(store, serving, "it serves on the endpoint", datetime.now(UTC))
+
+
+def _decode(plan: str) -> Plan:
+    return msgspec.json.decode(plan, type=Plan)
+
+
+def _describe(made: Plan) -> str:
+    if not made.windows:
+        return made.reason
+    spans = ", ".join(f"[{window.start.isoformat()}, {window.end.isoformat()})" for window in made.windows)
+    return f"{len(made.windows)} window(s) after {made.champion or 'nothing'}: {spans}"
+
+
+def _withdrawn(places: Places, candidate: str) -> str | None:
+    """Why the candidate may not come again by itself, if it was taken back before."""
+    from orchestration import steps
+
+    for report in runs.reports(places.root):
+        if report.version == candidate and report.outcome == "rolled back":
+            return f"rolled back before, by {report.run_id}: {report.reason}"
+    if any(past.version == candidate for past in steps.history(places.policies)):
+        return "it was the champion before, and was rolled back"
+    return None
+
+
+def _wait_until_closed(places: Places, moment: datetime) -> None:
+    """Until the log holds, sealed, all that was written to it before `moment`."""
+    while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:
+        time.sleep(min(left, 1.0))
+    seal_abandoned(places.events)
+    deadline = datetime.now(UTC) + timedelta(seconds=SEAL_TIMEOUT_SECONDS)
+    while any(opened_at(segment) < moment for segment in open_segments(places.events)):
+        if datetime.now(UTC) > deadline:
+            raise InputError(f"the event log in {places.events} was not sealed in {SEAL_TIMEOUT_SECONDS:g} s")
+        time.sleep(0.05)

@@ -1,0 +1,306 @@
+"""Viewers as production has them: day and night, tastes that drift, movies that come out. On Cloud Run, or here.
+
+    python -m orchestration.traffic --endpoint http://127.0.0.1:8080 --rate 20 --seconds 60
+    python -m orchestration.traffic --config prod --project PROJECT --rate 50 --seconds 3600 --start 2026-01-01T00:00:00Z
+
+With `--config` it asks the Vertex AI endpoint by the SDK and publishes rewards to the events topic, as an application would.
+As a Cloud Run job with a schedule (the image `orchestration` holds it):
+
+    gcloud run jobs create traffic --image=IMAGE --command=python --task-timeout=3900s \\
+        --args=-m,orchestration.traffic,--config=prod,--project=PROJECT,--rate=50,--seconds=3600
+    gcloud scheduler jobs create http traffic --schedule="0 * * * *" --http-method=POST \\
+        --uri=https://run.googleapis.com/v2/projects/PROJECT/locations/REGION/jobs/traffic:run --oauth-service-account-email=ACCOUNT
+
+Who comes, when, and what they think depends on the seed and the moment alone, counted from `--start`: a job that runs
+hour by hour goes on where the last one ended. What they are shown, the policies decide.
+"""
+
+import argparse
+import contextlib
+import heapq
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from beam_jobs.movielens import MovieLens
+from beam_jobs.ratings import load_ratings
+from contracts.errors import InputError
+from contracts.records import RewardEvent, encoder
+from orchestration.plan import parse_moment
+from orchestration.settings import add_flags, convert_flags
+from predictor.client import Client
+from predictor.messages import Instance, SentReward
+
+DAY_SECONDS = 86_400.0
+TICK_SECONDS = 1.0
+ANSWER_SECONDS = (0.1, 1.5)  # from the movie to the reward
+INSTANCES_A_REQUEST = 100
+
+
+class TrafficSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Who comes, and what they think."""
+
+    ratings: Annotated[str, Meta(description="as the loop takes them")] = "sample"
+    num_actions: Annotated[int, Meta(description="movies that the policies know", ge=2)] = 100
+    rank: Annotated[int, Meta(description="length of an observation", ge=1)] = 20
+    reward_noise: Annotated[float, Meta(description="standard deviation of a reward", ge=0)] = 0.5
+    rate: Annotated[float, Meta(description="viewers a second, on average over a day", gt=0)] = 20.0
+    seconds: Annotated[float, Meta(description="how long to go on", gt=0)] = 60.0
+    diurnal: Annotated[
+        float, Meta(description="how far the rate swings around its average in a day: 0 not, 1 down to 0", ge=0, le=1)
+    ] = 0.5
+    drift: Annotated[float, Meta(description="how far tastes turn in a day, in radians", ge=0)] = 0.0
+    new_movies: Annotated[
+        int, Meta(description="how many of the movies come out one by one, evenly over the first day", ge=0)
+    ] = 0
+    no_reward_probability: Annotated[float, Meta(description="share of viewers who never answer", ge=0, lt=1)] = 0.05
+    seed: Annotated[int, Meta(description="of viewers, tastes and noise", ge=0)] = 0
+
+
+class Shown(NamedTuple):
+    """What a viewer was shown."""
+
+    decision_id: str
+    action: int
+
+
+class Edge(Protocol):
+    """Where policies are asked, and rewards are taken."""
+
+    def predict(self, instances: list[Instance]) -> list[Shown]:
+        """What each viewer is shown."""
+
+    def reward(self, rewards: list[SentReward]) -> None:
+        """Takes what came back."""
+
+    def close(self) -> None:
+        """Ends its connections."""
+
+
+class Audience:
+    """The viewers of `settings` at any moment, in seconds since the start.
+
+    A viewer's taste is `cos(a) x + sin(a) y`, where x is the observation that policies see, y another viewer's, and a
+    grows by `drift` radians a day: it keeps its length, the observation stays as it is, and what it means changes.
+    """
+
+    def __init__(self, settings: TrafficSettings) -> None:
+        """Raises InputError for ratings, sizes or numbers of movies that cannot be."""
+        if settings.new_movies >= settings.num_actions:
+            raise InputError(
+                f"--new-movies must be below the {settings.num_actions} actions, got {settings.new_movies}"
+            )
+        self.settings = settings
+        self.movielens = MovieLens.build(
+            load_ratings(settings.ratings),
+            num_actions=settings.num_actions,
+            rank=settings.rank,
+            reward_noise=settings.reward_noise,
+            seed=settings.seed,
+        )
+        rng = np.random.default_rng([settings.seed, 0])
+        self._others = self.movielens.observations[rng.permutation(self.movielens.num_users)]
+        # The ones that come out later are any of them, not the least popular.
+        self._coming = np.sort(rng.permutation(settings.num_actions)[: settings.new_movies])
+
+    def rate(self, at: float) -> float:
+        """Viewers a second: lowest at the start of a day, highest in its middle."""
+        return self.settings.rate * (1 - self.settings.diurnal * math.cos(2 * math.pi * at / DAY_SECONDS))
+
+    def candidates(self, at: float) -> list[int]:
+        """The movies that are out, by action; empty when all are."""
+        out = int(len(self._coming) * min(1.0, at / DAY_SECONDS))
+        hidden = set(self._coming[out:].tolist())
+        return [action for action in range(self.settings.num_actions) if action not in hidden] if hidden else []
+
+    def arrivals(self, tick: int) -> np.ndarray:
+        """Indexes of the users who come in the second `tick`: a Poisson number of them."""
+        rng = np.random.default_rng([self.settings.seed, 1, tick])
+        count = rng.poisson(self.rate(tick * TICK_SECONDS) * TICK_SECONDS)
+        return rng.integers(0, self.movielens.num_users, count)
+
+    def expected_rewards(self, users: np.ndarray, actions: np.ndarray, at: float) -> np.ndarray:
+        """[N] users and actions -> [N] what they think of it at that moment."""
+        angle = self.settings.drift * at / DAY_SECONDS
+        tastes = math.cos(angle) * self.movielens.observations[users] + math.sin(angle) * self._others[users]
+        return np.einsum("nd,nd->n", tastes.astype(np.float64), self.movielens.movie_factors[actions])
+
+
+class Totals(msgspec.Struct, kw_only=True):
+    """What a run came to."""
+
+    decisions: int = 0
+    rewards: int = 0
+    expected_reward: float = 0.0  # sum over decisions
+
+
+def run(audience: Audience, edge: Edge, first_tick: int, say: Callable[[str], object]) -> Totals:
+    """Lets viewers come from `first_tick` (seconds since the start) on for `settings.seconds`, each at its time.
+
+    The clock paces, it does not decide: a slow edge delays viewers, it does not lose them.
+    """
+    settings = audience.settings
+    totals = Totals()
+    due: list[tuple[float, int, SentReward]] = []  # a heap
+    begin = time.monotonic()
+    ticks = math.ceil(settings.seconds / TICK_SECONDS)
+    for tick in range(first_tick, first_tick + ticks):
+        _sleep_until(begin + (tick - first_tick) * TICK_SECONDS)
+        at = tick * TICK_SECONDS
+        rng = np.random.default_rng([settings.seed, 2, tick])
+        users = audience.arrivals(tick)
+        candidates = audience.candidates(at)
+        for position in range(0, len(users), INSTANCES_A_REQUEST):
+            some = users[position : position + INSTANCES_A_REQUEST]
+            instances = [
+                Instance(observation, str(audience.movielens.user_ids[user]), candidates)
+                for user, observation in zip(some, audience.movielens.observations[some].tolist(), strict=True)
+            ]
+            shown = edge.predict(instances)
+            expected = audience.expected_rewards(some, np.array([one.action for one in shown]), at)
+            rewards = expected + rng.normal(0, settings.reward_noise, len(some))
+            answered = rng.random(len(some)) >= settings.no_reward_probability
+            delays = rng.uniform(*ANSWER_SECONDS, len(some))
+            now = time.time()
+            for one, reward, answers, delay in zip(
+                shown, rewards.tolist(), answered.tolist(), delays.tolist(), strict=True
+            ):
+                if answers:
+                    moment = datetime.fromtimestamp(now + delay, UTC)
+                    sent = SentReward(one.decision_id, reward, moment)
+                    heapq.heappush(due, (now + delay, totals.decisions, sent))
+                totals.decisions += 1
+            totals.expected_reward += float(expected.sum())
+        totals.rewards += _send_due(edge, due, time.time())
+        if (tick - first_tick + 1) % 60 == 0:
+            say(_line(audience, at, totals))
+    _sleep_until(begin + settings.seconds + ANSWER_SECONDS[1])
+    totals.rewards += _send_due(edge, due, math.inf)
+    say(_line(audience, (first_tick + ticks) * TICK_SECONDS, totals))
+    return totals
+
+
+def _send_due(edge: Edge, due: list[tuple[float, int, SentReward]], now: float) -> int:
+    ready = []
+    while due and due[0][0] <= now:
+        ready.append(heapq.heappop(due)[2])
+    if ready:
+        edge.reward(ready)
+    return len(ready)
+
+
+def _sleep_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))
+
+
+def _line(audience: Audience, at: float, totals: Totals) -> str:
+    mean = totals.expected_reward / totals.decisions if totals.decisions else 0.0
+    out = len(audience.candidates(at)) or audience.settings.num_actions
+    return f"{at:8.0f} s  {totals.decisions} decisions, {totals.rewards} rewards, mean {mean:.3f}, {out} movies out"
+
+
+class Predictor:
+    """One predictor over HTTP."""
+
+    def __init__(self, url: str) -> None:
+        """Raises InputError for a url that is not one."""
+        self._client = Client(url)
+
+    def predict(self, instances: list[Instance]) -> list[Shown]:
+        """What each viewer is shown."""
+        return [Shown(one.decision_id, one.action) for one in self._client.predict(instances)]
+
+    def reward(self, rewards: list[SentReward]) -> None:
+        """To its `/rewards`."""
+        self._client.rewards(rewards)
+
+    def close(self) -> None:
+        """Ends its connection."""
+        self._client.close()
+
+
+class VertexEndpoint:
+    """The endpoint of an environment by the SDK; rewards go to its events topic."""
+
+    def __init__(self, config: str, project: str) -> None:
+        """Raises InputError for an environment that is not on Google Cloud."""
+        from google.cloud import pubsub_v1
+
+        from orchestration import configuration, pipelines
+        from orchestration.vertex import Vertex
+
+        place = pipelines.place(configuration.load(config, project).needed_cloud())
+        self._vertex = Vertex(place)
+        self._topic = place.topic
+        self._publisher = pubsub_v1.PublisherClient()
+
+    def predict(self, instances: list[Instance]) -> list[Shown]:
+        """What each viewer is shown."""
+        found = self._vertex.predict([msgspec.to_builtins(instance) for instance in instances])
+        return [Shown(one["decision_id"], int(one["action"])) for one in found]  # the SDK gives every number as float
+
+    def reward(self, rewards: list[SentReward]) -> None:
+        """As messages of the events topic, like the predictor's; returns when they are there."""
+        sent = []
+        for reward in rewards:
+            assert reward.occurred_at is not None
+            event = RewardEvent(decision_id=reward.decision_id, occurred_at=reward.occurred_at, reward=reward.reward)
+            when = reward.occurred_at.isoformat()
+            sent.append(self._publisher.publish(self._topic, encoder.encode(event), kind="reward", event_time=when))
+        for future in sent:
+            future.result(timeout=60)
+
+    def close(self) -> None:
+        """Ends the publisher's connections."""
+        self._publisher.stop()
+        self._publisher.transport.close()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestration.traffic",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--endpoint", help="a predictor, as http://host:port")
+    where.add_argument("--config", help="an environment on Google Cloud: dev, prod, or a TOML file")
+    parser.add_argument("--project", default="", help="in place of the configuration's")
+    parser.add_argument("--start", help="moment from which days are counted, ISO 8601 (default: now)")
+    add_flags(parser, TrafficSettings)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; 0 when all viewers came, 2 after wrong input."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        settings = convert_flags(arguments, TrafficSettings)
+        now = datetime.now(UTC)
+        begin = parse_moment(arguments.start, "--start") if arguments.start else now
+        if begin > now:
+            raise InputError(f"--start must not be later than now, got {arguments.start}")
+        audience = Audience(settings)
+        edge: Edge = (
+            Predictor(arguments.endpoint) if arguments.endpoint else VertexEndpoint(arguments.config, arguments.project)
+        )
+        with contextlib.closing(edge):
+            run(audience, edge, int((now - begin).total_seconds() / TICK_SECONDS), print)
+    except InputError as error:
+        sys.stderr.write(f"orchestration.traffic: error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

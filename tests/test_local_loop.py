@@ -1,0 +1,277 @@
+"""The closed loop with its real processes, small: what it promises is checked on what it leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import warehouse
+from contracts import policies, schemas
+from contracts.errors import InputError
+from orchestration import emulators, report, steps
+from orchestration.run_folder import RunFolder
+from orchestration.simulator import load_movielens
+
+pytestmark = pytest.mark.loop
+
+SMALL = {
+    "--num-actions": "10",
+    "--rank": "5",
+    "--window-seconds": "2",
+    "--reward-window-seconds": "1.5",
+    "--decisions-per-window": "400",
+    "--bootstrap-decisions": "600",
+    "--fault-rate": "0.05",
+}
+
+
+def loop(out: Path, *more: str, **given: str) -> subprocess.CompletedProcess[str]:
+    flags = SMALL | {f"--{name.replace('_', '-')}": value for name, value in given.items()} | {"--out": str(out)}
+    command = [sys.executable, "-m", "orchestration.cli", "loop", *(part for pair in flags.items() for part in pair)]
+    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=240)
+
+
+def read_report(out: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
+
+
+def processes_of(out: Path) -> list[psutil.Process]:
+    return [
+        process for process in psutil.process_iter(["cmdline"]) if str(out) in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run of three windows, and what it printed."""
+    out = tmp_path_factory.mktemp("loop") / "run"
+    answer = loop(out, windows="3", seed="1")
+    assert answer.returncode == 0, answer.stderr + answer.stdout
+    return out, answer.stdout
+
+
+def test_nothing_is_lost_duplicated_or_misattributed_with_faults_injected(finished):
+    totals = read_report(finished[0])["totals"]
+    assert (totals["lost"], totals["duplicated"], totals["misattributed_rewards"]) == (0, 0, 0)
+    assert totals["failed_requests"] == 0
+    assert totals["decisions_served"] == totals["decisions_stored"] == 600 + 3 * 400
+    assert totals["rewards_sent"] <= totals["rewards_stored"]
+    injected, found = totals["faults_injected"], totals["faults_found"]
+    assert min(injected[name] for name in ("orphan_rewards", "malformed", "late_rewards", "rewards_sent_twice")) > 0
+    assert found["malformed"] == injected["malformed"]
+    assert found["orphan_rewards"] == injected["orphan_rewards"]
+    assert found["duplicate_decisions"] == injected["redelivered_decisions"]
+    assert found["duplicate_rewards"] == injected["redelivered_rewards"] + injected["rewards_sent_twice"]
+    assert found["late_rewards"] >= injected["late_rewards"]  # a slow machine makes some more late
+
+
+def test_every_decision_has_one_fate(finished):
+    report = read_report(finished[0])
+    for window in [report["bootstrap"], *report["windows"]]:
+        assert window["decisions"] == window["rewards"] + window["defaulted"] + window["dropped"]
+        assert sum(share["decisions"] for share in window["policy_versions"].values()) == window["decisions"]
+    assert sum(window["decisions"] for window in report["windows"]) == 3 * 400
+    totals = report["totals"]
+    dropped = sum(window["dropped"] for window in [report["bootstrap"], *report["windows"]])
+    assert totals["interactions_trained"] + totals["interactions_held_back"] + dropped == totals["decisions_stored"]
+
+
+def test_it_learns(finished):
+    report = read_report(finished[0])
+    assert report["bootstrap"]["policy_version"] == "uniform"
+    first, *_, last = report["windows"]
+    assert first["mean_expected_reward"] > report["reference"]["uniform"]
+    assert last["mean_expected_reward"] > report["reference"]["best_fixed_action"]
+    assert last["mean_expected_reward"] <= last["oracle_reward"]
+    # On a slow machine the next policy may come after the last window; that it came is what counts.
+    assert report["champion"] != first["policy_version"]
+
+
+def test_it_says_how_fresh_it_is_and_what_was_promoted(finished):
+    out, printed = finished
+    report = read_report(out)
+    for window in report["windows"]:
+        assert window["promoted"]
+        assert window["reason"]
+        assert window["off_policy"]["low"] <= window["off_policy"]["estimate"] <= window["off_policy"]["high"]
+        assert 0 < window["freshness_seconds"]["p50"] <= window["freshness_seconds"]["p99"]
+    assert printed.count("\nwindow ") == 3
+
+
+def test_the_page_is_whole_and_self_contained(finished):
+    page = (finished[0] / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "http" not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")
+    for word in ("Does it learn?", "0 lost, 0 duplicated"):
+        assert word in page
+
+
+def test_it_leaves_no_process_behind(finished):
+    assert processes_of(finished[0]) == []
+
+
+def test_reports_can_be_made_again_from_the_data(finished):
+    out, _ = finished
+    before = (out / "report.json").read_bytes()
+    (out / "report.json").unlink()
+    subprocess.run([sys.executable, "-m", "orchestration.cli", "report", "--out", str(out)], check=True)
+    assert (out / "report.json").read_bytes() == before
+
+
+@pytest.fixture
+def tampered(finished, tmp_path: Path) -> RunFolder:
+    """A copy of the finished run, to do harm to."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return RunFolder(tmp_path / "copy")
+
+
+def totals_of(folder: RunFolder) -> report.Totals:
+    return report.build(folder, load_movielens(folder.settings())).totals
+
+
+def test_the_report_notices_lost_decisions(tampered):
+    victim = max(tampered.warehouse.glob("decisions/day=*/*predictor*.parquet"), key=lambda path: path.stat().st_size)
+    gone = pq.read_metadata(victim).num_rows
+    victim.unlink()
+    totals = totals_of(tampered)
+    assert 0.8 * gone < totals.lost_decisions <= gone  # some were redelivered, and so stand elsewhere too
+    assert totals.lost == totals.lost_decisions == totals.decisions_served - totals.decisions_stored
+
+
+def test_the_report_notices_a_reward_of_somebody_else(tampered):
+    """As if the join had paid each of some decisions the reward of the next one."""
+    (path,) = tampered.truth.glob("*.jsonl")
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    sent = [entry for entry in entries if entry[0] == "sent" and entry[5] == ""][:50]
+    rewards = [entry[2] for entry in sent]
+    for entry, reward in zip(sent, rewards[1:] + rewards[:1], strict=True):
+        entry[2] = reward
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    totals = totals_of(tampered)
+    assert totals.lost_rewards == 50  # as sent, they are nowhere
+    assert 40 <= totals.misattributed_rewards <= 50  # some are held back, so nobody was trained on them yet
+    assert totals.duplicated == 0
+
+
+def test_the_report_notices_a_window_trained_on_twice(tampered):
+    champion = steps.champion(tampered.policies)
+    assert champion is not None
+    path = tampered.policies / champion.version / policies.CARD_NAME
+    card = policies.decode_card(path.read_bytes(), "card")
+    twice = card.trained_on[0]
+    path.write_bytes(policies.encode_json(msgspec.structs.replace(card, trained_on=[*card.trained_on, twice])))
+    assert totals_of(tampered).duplicated == twice.records > 0
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    out = tmp_path / "run"
+    flags = [part for pair in (SMALL | {"--windows": "50", "--seed": "2", "--out": str(out)}).items() for part in pair]
+    command = [sys.executable, "-m", "orchestration.cli", "loop", *flags]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    for line in running.stdout:
+        if line.startswith("window  1/"):
+            break
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "interrupted; its processes have ended. It can go on" in errors
+    assert processes_of(out) == []
+
+    changed = loop(out, "--resume", windows="3", seed="3")
+    assert (changed.returncode, changed.stderr.count("\n")) == (2, 1)
+    assert "changed: seed: 2 → 3" in changed.stderr
+
+    answer = loop(out, "--resume", windows="3", seed="2")
+    assert answer.returncode == 0, answer.stderr
+    report = read_report(out)
+    assert sum(not window["interrupted"] for window in report["windows"]) >= 3
+    totals = report["totals"]
+    assert (totals["lost"], totals["duplicated"], totals["misattributed_rewards"]) == (0, 0, 0)
+    stored = warehouse.read(
+        out / "warehouse", schemas.DECISIONS, datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+    ).rows.num_rows
+    assert stored == totals["decisions_stored"] >= 600 + 3 * 400
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ratings": "/no/such/folder"}, "/no/such/folder"),
+        ({"num_actions": "100000"}, "--num-actions must be from 1 to"),
+        ({"rank": "5000"}, "--rank must be from 1 to"),
+        ({"window_seconds": "0"}, "--window-seconds: Expected `float` > 0.0, got '0'"),
+        ({"algorithm": "magic"}, "algorithm must be one of"),
+        ({"exploration": "magic"}, "exploration"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing_half_done(tmp_path, given, message):
+    out = tmp_path / "run"
+    answer = loop(out, **given)
+    assert answer.returncode == 2
+    assert message in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert "Traceback" not in answer.stderr
+    assert processes_of(out) == []
+    assert not out.exists()
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    answer = loop(tmp_path)
+    assert answer.returncode == 2
+    assert "is not empty and not a run of the loop" in answer.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_killed_run_leaves_no_children_and_goes_on(tmp_path):
+    out = tmp_path / "run"
+    flags = [part for pair in (SMALL | {"--windows": "1", "--out": str(out)}).items() for part in pair]
+    command = [sys.executable, "-m", "orchestration.cli", "loop", *flags]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    for line in running.stdout:
+        if line.startswith("Serving"):
+            break
+    time.sleep(5)  # viewers are being served
+    os.kill(running.pid, signal.SIGKILL)
+    running.communicate()
+    while processes_of(out):
+        time.sleep(0.05)
+
+    answer = loop(out, "--resume", windows="1")
+    assert answer.returncode == 0, answer.stderr
+    report = read_report(out)
+    assert sum(not window["interrupted"] for window in report["windows"]) == 1
+    totals = report["totals"]
+    assert (totals["lost"], totals["duplicated"], totals["misattributed_rewards"]) == (0, 0, 0)
+    assert totals["decisions_stored"] >= 600 + 400
+
+
+def test_the_same_loop_through_the_emulators(tmp_path, emulators_environment):
+    try:
+        emulators.pubsub_program()
+    except InputError as error:
+        pytest.skip(str(error))
+    out = tmp_path / "run"
+    answer = loop(out, backend="emulators", windows="2")
+    assert answer.returncode == 0, answer.stderr + answer.stdout
+    totals = read_report(out)["totals"]
+    assert (totals["lost"], totals["duplicated"], totals["misattributed_rewards"]) == (0, 0, 0)
+    assert totals["decisions_served"] == totals["decisions_stored"] == 600 + 2 * 400
+    assert processes_of(out) == []
+    assert loop(out, "--resume", backend="emulators").returncode == 2

@@ -1,0 +1,141 @@
+"""Every pipeline in every environment: it compiles, the same bytes each time, and its parameters are checked."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from beam_jobs import export_trajectories, generate_movielens, ingest_events
+from contracts.errors import InputError
+from contracts.windows import TrainingWindow
+from orchestration import configuration, pipelines, tasks
+from orchestration.plan import Plan
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+CONFIGURATIONS = configuration.names()
+JOBS = {
+    "generate_movielens": generate_movielens,
+    "ingest_events": ingest_events,
+    "export_trajectories": export_trajectories,
+}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, str]]:
+    return {name: pipelines.check(configuration.load(name)) for name in CONFIGURATIONS}
+
+
+def spec_of(text: str) -> pipeline_spec_pb2.PipelineSpec:
+    """Strictly: an unknown field or a wrong type is an error."""
+    return json_format.ParseDict(next(yaml.safe_load_all(text)), pipeline_spec_pb2.PipelineSpec())
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("pipeline", configuration.PIPELINES)
+def test_every_pipeline_compiles_in_every_environment(compiled, name, pipeline):
+    spec = spec_of(compiled[name][pipeline])
+    assert spec.pipeline_info.name == pipeline
+    # The exit handler: the one task that runs whatever became of the others.
+    triggers = {task: one.trigger_policy.strategy for task, one in spec.root.dag.tasks.items()}
+    strategy = pipeline_spec_pb2.PipelineTaskSpec.TriggerPolicy.ALL_UPSTREAM_TASKS_COMPLETED
+    assert [task for task, found in triggers.items() if found == strategy] == ["report-outcome"]
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_nothing_is_cached_in_a_pipeline_whose_inputs_are_elsewhere(compiled, name):
+    for text in compiled[name].values():
+        spec = spec_of(text)
+        dags = [component.dag for component in (spec.root, *spec.components.values())]
+        tasks_of_ours = [task for dag in dags for task in dag.tasks.values() if _runs_something(spec, task)]
+        assert len(tasks_of_ours) >= 9
+        assert not [task.task_info.name for task in tasks_of_ours if task.caching_options.enable_cache]
+
+
+def _runs_something(spec: pipeline_spec_pb2.PipelineSpec, task: pipeline_spec_pb2.PipelineTaskSpec) -> bool:
+    return bool(spec.components[task.component_ref.name].executor_label)
+
+
+def test_the_yaml_is_the_same_in_another_process(compiled):
+    script = """
+        import hashlib
+        from orchestration import configuration, pipelines
+        texts = pipelines.check(configuration.load("prod"))
+        print(hashlib.sha256("".join(texts.values()).encode()).hexdigest())
+    """
+    found = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-1] == hashlib.sha256("".join(compiled["prod"].values()).encode()).hexdigest()
+
+
+def test_long_work_goes_to_the_google_cloud_components(compiled):
+    launchers = ("dataflow.flex_template", "v1.custom_job.launcher", "v1.wait_gcp_resources")
+    for pipeline in ("bootstrap", "retrain"):
+        assert all(launcher in compiled["prod"][pipeline] for launcher in launchers)
+        assert not any(launcher in compiled["local"][pipeline] for launcher in launchers)
+
+
+def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    window = TrainingWindow(start, start + timedelta(hours=1))
+    plan = msgspec.json.encode(Plan(root=str(tmp_path), run_id="r", champion=None, windows=[window])).decode()
+    export = (120.0, 60.0, "drop", 0.0, 0.1)
+    (told,) = tasks.bootstrap_jobs(
+        plan, "gs://b/f", "bigquery:films.recommender", "sample", 100, 10, 5, 0.5, 0.05, 0, *export
+    )
+    (again,) = tasks.export_jobs(plan, "gs://b/f", "bigquery:films.recommender", *export)
+    assert again["export_trajectories"] == told["export_trajectories"]
+    assert set(told) == set(JOBS)
+    for job, parameters in told.items():
+        metadata = json.loads((TEMPLATES / f"{job}.json").read_text())
+        known = {parameter["name"]: parameter for parameter in metadata["parameters"]}
+        assert {name for name, one in known.items() if not one.get("isOptional")} <= set(parameters) <= set(known)
+        for name, value in parameters.items():
+            assert all(re.fullmatch(regex, value) for regex in known[name].get("regexes", [])), (job, name, value)
+        JOBS[job].parser().parse_with_beam([f"--{name}={value}" for name, value in parameters.items()])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "shared.root = 'r'\n[retrain]\nwindw_seconds = 1.0",
+            "retrain.windw_seconds: retrain has no such parameter; it has: root, until",
+        ),
+        (
+            "shared.root = 'r'\nshared.windw_seconds = 1.0",
+            "shared.windw_seconds: no pipeline has such a parameter; they have: algorithm",
+        ),
+        ("shared.root = 'r'\n[bootstrap]\nnum_actions = 2.5", "bootstrap.num_actions must be of type int, got 2.5"),
+        ("shared.root = 'r'\n[bootstrap]\nratings = 3", "bootstrap.ratings must be of type str, got 3"),
+        ("shared.root = 'r'\n[tune]\nhyperparameters = 0.1", "tune.hyperparameters: tune has no such parameter"),
+        (
+            "shared.root = 'r'\n[retrain]\nhyperparameters = 0.1",
+            "retrain.hyperparameters must be of type dict, got 0.1",
+        ),
+        ("shared.root = 'r'\n[retrain]\nepsilon = true", "retrain.epsilon must be of type float, got True"),
+        ("", "bootstrap.root is missing: bootstrap cannot do without"),
+    ],
+)
+def test_a_wrong_parameter_is_one_line(tmp_path, text, message):
+    path = tmp_path / "c.toml"
+    path.write_text(f"backend = 'local'\n{text}")
+    with pytest.raises(InputError) as raised:
+        pipelines.check(configuration.load(str(path)))
+    assert str(raised.value).startswith(f"c.toml: {message}")
+
+
+def test_whole_numbers_stand_for_floats():
+    found = pipelines.parameters("retrain", configuration.load("local"), {"canary_seconds": "3"})
+    assert found["canary_seconds"] == 3.0
+    assert isinstance(found["canary_seconds"], float)
+    told = {"hyperparameters": '{"tikhonov": 1}'}
+    assert pipelines.parameters("retrain", configuration.load("local"), told)["hyperparameters"] == {"tikhonov": 1}

@@ -1,0 +1,60 @@
+import argparse
+
+import msgspec
+import pytest
+
+from contracts.errors import InputError
+from orchestration.settings import LoopSettings, add_flags, changed, from_flags
+
+
+def parse(*flags: str) -> LoopSettings:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, LoopSettings)
+    return from_flags(parser.parse_args(flags))
+
+
+def test_no_flags_give_the_defaults():
+    assert parse() == LoopSettings()
+
+
+def test_every_setting_can_be_given_as_a_flag():
+    given = LoopSettings(
+        windows=3, window_seconds=0.5, seed=7, ratings="some/folder", missing_reward="default", epsilon=0.2
+    )
+    flags = [
+        part for name in given.__struct_fields__ for part in (f"--{name.replace('_', '-')}", str(getattr(given, name)))
+    ]
+    assert parse(*flags) == given
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--window-seconds", "0", "--window-seconds: Expected `float` > 0.0, got '0'"),
+        ("--window-seconds", "-5", "--window-seconds: Expected `float` > 0.0, got '-5'"),
+        ("--window-seconds", "five", "--window-seconds: Expected `float`, got `str`, got 'five'"),
+        ("--window-seconds", "inf", "--window-seconds: must be finite, got 'inf'"),
+        ("--reward-noise", "nan", "--reward-noise: Expected `float` >= 0.0, got 'nan'"),
+        ("--windows", "2.5", "--windows: Expected `int`, got `str`, got '2.5'"),
+        ("--num-actions", "1", "--num-actions: Expected `int` >= 2, got '1'"),
+        ("--epsilon", "1.5", "--epsilon: Expected `float` <= 1.0, got '1.5'"),
+        ("--out", "", "--out: Expected `str` of length >= 1, got ''"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_flag_fact_and_value(flag, value, message):
+    with pytest.raises(InputError) as caught:
+        parse(f"{flag}={value}")
+    assert str(caught.value) == message
+
+
+def test_every_setting_has_a_help_text():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, LoopSettings)
+    text = parser.format_help()
+    assert all(f"--{name.replace('_', '-')}" in text for name in LoopSettings.__struct_fields__)
+
+
+def test_changes_are_named():
+    before = LoopSettings()
+    after = msgspec.structs.replace(before, seed=3, windows=20)
+    assert changed(before, after, ignore=("windows",)) == ["seed: 0 → 3"]

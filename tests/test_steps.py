@@ -1,0 +1,161 @@
+"""The gate and the roll-out, with policies that were really trained, on decisions whose truth is known."""
+
+import dataclasses
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from contracts import policies
+from contracts.errors import InputError
+from contracts.policies import Exploration, Movie, PolicyCard
+from contracts.trajectories import TrajectoryBatch
+from orchestration import steps
+from trainer import dataset, export, task
+
+D, K = 4, 5
+START = datetime(2026, 1, 1, tzinfo=UTC)
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+THETA = np.random.default_rng(5).normal(size=(K, D))
+
+
+def logged(rng: np.random.Generator, count: int, theta: np.ndarray = THETA) -> TrajectoryBatch:
+    """Decisions of a uniform policy, rewards linear in the observation with noise."""
+    observation = rng.normal(size=(count, D)).astype(np.float32)
+    action = rng.integers(0, K, count).astype(np.int32)
+    reward = (observation * theta[action]).sum(axis=1) + rng.normal(0, 0.1, count)
+    return TrajectoryBatch(
+        observation, action, reward.astype(np.float32), np.full(count, 1 / K, np.float32), np.zeros(count, bool)
+    )
+
+
+@dataclasses.dataclass
+class Shop:
+    """A store and windows, to train policies in."""
+
+    store: Path
+    windows: Path
+
+    def window(self, number: int, train: TrajectoryBatch, holdback: TrajectoryBatch) -> None:
+        window = dataset.consecutive_windows(START, 5, number + 1)[number]
+        dataset.write_window(self.windows, window, train, holdback)
+
+    def train(self, parent: str | None, exploration: Exploration | None = None) -> PolicyCard:
+        settings = task.Settings(
+            windows=self.windows,
+            policies=self.store,
+            num_actions=K,
+            catalogue=[Movie(action=k, movie_id=str(k)) for k in range(K)],
+            parent=parent,
+            exploration=exploration or Exploration(),
+        )
+        return task.train(settings)
+
+    def fake(self, theta: np.ndarray, parent: PolicyCard, version: str) -> str:
+        """A policy that claims these parameters, otherwise like the next update of `parent`."""
+        card = msgspec.structs.replace(parent, version=version, parent=parent.version)
+
+        def parts(folder: Path) -> None:
+            shutil.copytree(self.store / parent.version, folder, dirs_exist_ok=True)
+            (folder / policies.CARD_NAME).unlink()  # the other one is written last
+            arrays = dict(np.load(folder / policies.LINEAR_NAME))
+            np.savez(folder / policies.LINEAR_NAME, **(arrays | {"theta": theta.astype(np.float32)}))
+
+        export.write(self.store, card, parts)
+        return version
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    (tmp_path / "store").mkdir()
+    return Shop(tmp_path / "store", tmp_path / "windows")
+
+
+@pytest.fixture
+def champion(shop: Shop) -> PolicyCard:
+    """Trained on a window that is enough to know the movies, and rolled out."""
+    rng = np.random.default_rng(0)
+    shop.window(0, logged(rng, 400), logged(rng, 400))
+    card = shop.train(None)
+    steps.roll_out(shop.store, card.version, "first", NOW)
+    return card
+
+
+def test_the_first_policy_is_promoted(shop):
+    rng = np.random.default_rng(0)
+    shop.window(0, logged(rng, 400), logged(rng, 400))
+    result = steps.evaluate(shop.store, shop.windows, shop.train(None).version, None)
+    assert (result.verdict, result.promoted) == ("undecided", True)
+    assert result.reason == "first policy: there was no champion yet"
+    assert result.evaluation is not None
+    assert result.evaluation.low < result.evaluation.value < result.evaluation.high
+    assert result.evaluation.decisions == 400
+
+
+def test_the_own_next_update_is_promoted_though_undecided(shop, champion):
+    rng = np.random.default_rng(1)
+    shop.window(1, logged(rng, 400), logged(rng, 400))
+    result = steps.evaluate(shop.store, shop.windows, shop.train(champion.version).version, champion.version)
+    assert (result.verdict, result.promoted) == ("undecided", True)
+    assert result.reason.startswith("own next update, undecided: gain ")
+
+
+def test_another_setting_waits_though_undecided(shop, champion):
+    rng = np.random.default_rng(1)
+    shop.window(1, logged(rng, 400), logged(rng, 400))
+    bolder = shop.train(champion.version, exploration=Exploration(alpha=0.6))
+    result = steps.evaluate(shop.store, shop.windows, bolder.version, champion.version)
+    assert (result.verdict, result.promoted) == ("undecided", False)
+    assert result.reason.startswith("not the champion's own next update, undecided: gain ")
+
+
+def test_a_worse_candidate_is_refused_and_a_better_one_promoted(shop, champion):
+    worse = shop.fake(-THETA, champion, "upside-down")
+    result = steps.evaluate(shop.store, shop.windows, worse, champion.version)
+    assert (result.verdict, result.promoted) == ("worse", False)
+    assert result.gain_high is not None and result.gain_high < 0
+    turned = steps.evaluate(shop.store, shop.windows, champion.version, worse)
+    assert (turned.verdict, turned.promoted) == ("better", True)
+
+
+def test_a_candidate_that_always_picks_the_same_movie_is_refused(shop, champion):
+    constant = np.zeros((K, D))
+    result = steps.evaluate(shop.store, shop.windows, shop.fake(constant, champion, "constant"), champion.version)
+    assert (result.verdict, result.promoted) == ("worse", False)
+    assert result.reason == "sanity check failed: action 0 looks best for all of 400 observations"
+
+
+def test_a_candidate_that_is_not_a_number_is_refused(shop, champion):
+    broken = shop.fake(np.full((K, D), np.nan), champion, "nan")
+    result = steps.evaluate(shop.store, shop.windows, broken, champion.version)
+    assert (result.verdict, result.promoted) == ("worse", False)
+    assert "theta must be finite" in result.reason
+
+
+def test_nothing_held_back_leaves_it_undecided(shop):
+    rng = np.random.default_rng(0)
+    shop.window(0, logged(rng, 400), logged(rng, 0))
+    result = steps.evaluate(shop.store, shop.windows, shop.train(None).version, None)
+    assert result.reason == "first policy: no decisions were held back"
+    assert result.evaluation is None
+
+
+def test_roll_out_roll_back_and_history(shop, champion):
+    second = shop.fake(THETA, champion, "second")
+    assert steps.roll_out(shop.store, second, "better", NOW).previous == champion.version
+    assert steps.roll_out(shop.store, second, "again", NOW).reason == "better"  # it is the champion: nothing to do
+    assert steps.roll_back(shop.store, "reward fell", NOW).version == champion.version
+    found = steps.champion(shop.store)
+    assert found is not None
+    assert (found.version, found.previous, found.reason) == (champion.version, "second", "reward fell")
+    assert [past.version for past in steps.history(shop.store)] == [champion.version, "second", champion.version]
+    with pytest.raises(InputError, match=r"has no policy 'third'; it has: .*second"):
+        steps.roll_out(shop.store, "third", "", NOW)
+
+
+def test_there_must_be_something_to_go_back_to(shop, champion):
+    with pytest.raises(InputError, match="has no earlier champion"):
+        steps.roll_back(shop.store, "", NOW)
