@@ -1,0 +1,183 @@
+"""`ingest_batch`, `ingest_streaming`, `ingest_streaming_embedded`: events a second, end to end.
+
+Batch: a backlog in the event log into the embedded warehouse; reference: the same one record at a time, with Beam's
+`ReadFromText` and `WriteToParquet`.
+
+Streaming: from Google's Pub/Sub emulator, into the BigQuery emulator or into the embedded warehouse; reference: the same
+job with Beam's own local reader, as it comes.
+"""
+
+import contextlib
+import itertools
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import msgspec
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_jobs import bigquery, ingest_events, warehouse
+from beam_jobs.generate_movielens import GeneratorSettings, ShardEncoder, generate, simulate_shard
+from beam_jobs.movielens import MovieLens
+from beam_jobs.options import LOCAL_RUNNER, LOCAL_STREAMING_RUNNER
+from beam_jobs.payloads import IngestCounts
+from beam_jobs.ratings import load_ratings
+from beam_jobs.tables import arrow_schema
+from bench.measure import Result, compare, seconds
+from contracts.records import Decision, event_decoder
+from contracts.schemas import DECISIONS, REWARDS
+from orchestration import emulators
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+PROJECT = "local-bench"
+BATCH_DECISIONS, BATCH_REFERENCE_DECISIONS = 100_000, 5_000
+STREAM_EVENTS, STREAM_REFERENCE_EVENTS = 15_000, 1_500
+TIMEOUT_SECONDS = 120
+
+
+def _viewers() -> MovieLens:
+    return MovieLens.build(load_ratings("sample"), num_actions=100, rank=20, reward_noise=0.5, seed=0)
+
+
+def parse_line(line: str) -> Iterator[Any]:
+    """One event, on the output of its kind."""
+    event = event_decoder.decode(line)
+    yield beam.pvalue.TaggedOutput(
+        "decisions" if isinstance(event, Decision) else "rewards", msgspec.structs.asdict(event)
+    )
+
+
+def ingest_record_by_record(events: Path, folder: Path) -> None:
+    """The reference of `ingest_batch`."""
+    with beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"])) as pipeline:
+        parsed = (
+            pipeline
+            | beam.io.ReadFromText(str(events / "*.jsonl"))
+            | beam.FlatMap(parse_line).with_outputs("decisions", "rewards")
+        )
+        for table in (DECISIONS, REWARDS):
+            parsed[table.name] | f"Write_{table.name}" >> beam.io.WriteToParquet(
+                str(folder / table.name / "part"), arrow_schema(table), num_shards=1
+            )
+
+
+def batch() -> Result:
+    """A backlog of files."""
+    viewers = _viewers()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for decisions in (BATCH_DECISIONS, BATCH_REFERENCE_DECISIONS):
+            generate(viewers, GeneratorSettings(num_decisions=decisions, start=START), root / f"events-{decisions}")
+        numbers = itertools.count()
+
+        def by_record() -> float:
+            work = lambda: ingest_record_by_record(  # noqa: E731
+                root / f"events-{BATCH_REFERENCE_DECISIONS}", root / f"reference-{next(numbers)}"
+            )
+            return BATCH_REFERENCE_DECISIONS * 1.95 / seconds(work)  # 5% of the decisions have no reward
+
+        def by_segment() -> float:
+            began = time.perf_counter()
+            counts = ingest_events.ingest(root / f"events-{BATCH_DECISIONS}", root / f"ours-{next(numbers)}")
+            return counts.events / (time.perf_counter() - began)
+
+        return compare(by_record, by_segment, "events/s")
+
+
+_stored = 0
+_lock = threading.Lock()
+
+
+def count_stored(element: tuple[str, IngestCounts]) -> None:
+    """Adds up what is in the tables, in this process."""
+    global _stored
+    counts = element[1]
+    with _lock:
+        _stored += counts.decisions + counts.rewards + counts.dead_letters
+
+
+def _stream(payloads: list[bytes], destination: Any, number: int, reliable: bool) -> float:
+    """Publishes, then runs the job until all of it is stored: events a second."""
+    from google.cloud import pubsub_v1
+
+    global _stored
+    topic, subscription = (
+        f"projects/{PROJECT}/topics/events-{number}",
+        f"projects/{PROJECT}/subscriptions/events-{number}",
+    )
+    settings = pubsub_v1.types.BatchSettings(max_messages=500)
+    with pubsub_v1.PublisherClient(batch_settings=settings) as publisher, pubsub_v1.SubscriberClient() as subscriber:
+        publisher.create_topic(name=topic)
+        subscriber.create_subscription(name=subscription, topic=topic, ack_deadline_seconds=60)
+        for sent in [publisher.publish(topic, payload) for payload in payloads]:
+            sent.result()
+        _stored = 0
+        with contextlib.ExitStack() as stack:
+            pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
+            reader = stack.enter_context(emulators.ReliableReader()) if reliable else None
+            outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, destination)
+            if reader:
+                reader.acknowledge_stored(outputs)
+            outputs.stored | "CountStored" >> beam.Map(count_stored)
+            began = time.perf_counter()
+            result = pipeline.run()
+            while _stored < len(payloads) and time.perf_counter() - began < TIMEOUT_SECONDS:
+                time.sleep(0.01)
+            took = time.perf_counter() - began
+            assert _stored >= len(payloads), f"{_stored} of {len(payloads)} stored in {TIMEOUT_SECONDS} s"
+            publisher.publish(topic, b"{}").result()  # the reference's pull ends with a message
+            result.cancel()
+        return len(payloads) / took
+
+
+def _compare_streams(destinations: Iterator[Any]) -> Result:
+    viewers = _viewers()
+    settings = GeneratorSettings(num_decisions=STREAM_EVENTS, start=START, decisions_per_shard=STREAM_EVENTS)
+    chunks = ShardEncoder(viewers).lines(simulate_shard(viewers, settings, 0))
+    payloads = [line for chunk in chunks for line in chunk.splitlines()][:STREAM_EVENTS]
+    numbers = itertools.count()
+    return compare(
+        lambda: _stream(payloads[:STREAM_REFERENCE_EVENTS], next(destinations), next(numbers), reliable=False),
+        lambda: _stream(payloads, next(destinations), next(numbers), reliable=True),
+        "events/s",
+    )
+
+
+def streaming_embedded() -> Result:
+    """From Pub/Sub's emulator into the embedded warehouse."""
+    with tempfile.TemporaryDirectory() as name, emulators.pubsub_emulator(Path(name)) as host:
+
+        def folders() -> Iterator[Path]:
+            for number in itertools.count():
+                warehouse.create(Path(name) / f"warehouse-{number}")
+                yield Path(name) / f"warehouse-{number}"
+
+        with emulators.redirect(pubsub=host):
+            return _compare_streams(folders())
+
+
+def streaming_bigquery() -> Result:
+    """From Pub/Sub's emulator into BigQuery's."""
+    emulators.install()
+    with (
+        tempfile.TemporaryDirectory() as name,
+        emulators.pubsub_emulator(Path(name)) as host,
+        emulators.bigquery_emulator(Path(name)) as endpoint,
+        emulators.redirect(host, endpoint),
+    ):
+
+        def datasets() -> Iterator[bigquery.Dataset]:
+            for number in itertools.count():
+                client = bigquery.client(PROJECT)
+                client.create_dataset(f"d{number}")
+                client.close()
+                dataset = bigquery.Dataset(PROJECT, f"d{number}")
+                bigquery.ensure_tables(dataset, None)
+                yield dataset
+
+        return _compare_streams(datasets())

@@ -1,0 +1,109 @@
+"""The reference way to serve a bandit policy, for bench.predictor to measure.
+
+    python -m bench.reference_predictor save FOLDER        trains nothing: LinUCB as TF-Agents makes and saves it
+    python -m bench.reference_predictor serve FOLDER PORT TOPIC
+    python -m bench.reference_predictor empty PORT         our server with a handler that does nothing
+
+The way of the tutorials: the SavedModel's `action` is called for each instance, with Python lists, and each request
+makes a Pub/Sub client, publishes and waits for the result.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+NUM_ACTIONS, OBSERVATION_DIM = 100, 20
+
+
+def save(folder: Path) -> None:
+    """A LinUCB policy of TF-Agents, saved by its PolicySaver."""
+    import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before TensorFlow is imported.
+
+    import tensorflow as tf  # isort: skip
+    from tf_agents.bandits.agents import lin_ucb_agent
+    from tf_agents.policies import policy_saver
+    from tf_agents.specs import tensor_spec
+    from tf_agents.trajectories import time_step
+
+    agent = lin_ucb_agent.LinearUCBAgent(
+        time_step_spec=time_step.time_step_spec(tf.TensorSpec([OBSERVATION_DIM], tf.float32)),
+        action_spec=tensor_spec.BoundedTensorSpec([], tf.int32, 0, NUM_ACTIONS - 1),
+        alpha=0.5,
+        tikhonov_weight=0.1,
+    )
+    policy_saver.PolicySaver(agent.policy).save(str(folder))
+
+
+def serve(folder: Path, port: int, topic: str) -> None:
+    """Serves it until killed."""
+    import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before TensorFlow is imported.
+
+    import tensorflow as tf  # isort: skip
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from google.cloud import pubsub_v1
+    from tf_agents.trajectories import time_step
+
+    app = FastAPI()
+    policy = tf.saved_model.load(str(folder))
+
+    @app.post("/predict")
+    async def predict(request: Request) -> Any:
+        instances = (await request.json())["instances"]
+        predictions = []
+        for instance in instances:
+            step = policy.action(
+                time_step.TimeStep(
+                    tf.constant([0]), tf.constant([0.0]), tf.constant([1.0]), tf.constant([instance["observation"]])
+                ),
+                (),
+            )
+            predictions.append({"action": int(step.action.numpy().tolist()[0])})
+        publisher = pubsub_v1.PublisherClient()
+        message = json.dumps({"instances": instances, "predictions": predictions}).encode()
+        publisher.publish(topic, message).result()
+        return {"predictions": predictions}
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+
+
+def empty(port: int) -> None:
+    """The same server as ours, Guard and all, with a handler that takes the body and answers as many bytes as ours."""
+    import uvicorn
+    from fastapi import FastAPI, Request, Response
+
+    from predictor.guard import Guard
+    from predictor.metrics import Metrics
+
+    app = FastAPI()
+    answer = b"x" * 1300
+
+    @app.post("/predict")
+    async def predict(request: Request) -> Response:
+        await request.body()
+        return Response(answer, 200, None, "application/json")
+
+    guarded = Guard(app, Metrics(), frozenset({"/predict"}), 128, None)
+    uvicorn.run(
+        guarded,
+        host="127.0.0.1",
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+    )
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["save", folder]:
+            save(Path(folder))
+        case ["serve", folder, port, topic]:
+            serve(Path(folder), int(port), topic)
+        case ["empty", port]:
+            empty(int(port))
