@@ -1,0 +1,76 @@
+# Everything there is to run. `make help` lists it; each target installs what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+INSTALLED := $(VENV)/.installed
+LOOP_ARGS ?=
+BACKEND ?= local
+ONLY ?=
+PYTEST_ARGS ?=
+PEERS := .peers
+LEARNING_ARGS ?=
+
+.PHONY: help install loop test check format lock bench bench-learning clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## Create .venv from the locked requirements
+
+# Bytecode is compiled here once: TensorFlow and Beam import in a third of the time with it.
+$(INSTALLED): requirements/dev.txt Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name one with make PYTHON=…" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else f"Python 3.11 is needed, got {sys.version.split()[0]}: name one with make PYTHON=…")'
+	@echo "Installing the locked requirements into $(VENV) (3.8 GB, once) …"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements/dev.txt
+	@touch $@
+
+loop: $(INSTALLED) ## Run the closed loop (LOOP_ARGS="--windows 3 --seed 7 …"; BACKEND=emulators for Pub/Sub and BigQuery)
+ifeq ($(BACKEND),emulators)
+	$(BIN)/python -m orchestration.emulators install
+endif
+	$(BIN)/python -m orchestration.cli loop --backend $(BACKEND) $(LOOP_ARGS)
+
+test: $(INSTALLED) ## Run the tests (PYTEST_ARGS="-k …")
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED) ## Lint, types, import rules, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m beam_jobs.templates templates --check
+	$(BIN)/python -m beam_jobs.table_schemas infra/tables --check
+
+format: $(INSTALLED) ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## Measure against the reference ways (ONLY=<name> runs one)
+	$(BIN)/python -m bench $(ONLY)
+
+# The peers need versions of their own, and never meet the project's code beyond bench/episode.py.
+$(PEERS)/.installed: requirements/bench.txt $(INSTALLED)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	VIRTUAL_ENV=$(CURDIR)/$(PEERS) $(BIN)/uv pip sync --quiet --require-hashes requirements/bench.txt
+	@touch $@
+
+bench-learning: $(PEERS)/.installed ## Learn beside mabwiser and VowpalWabbit (LEARNING_ARGS="--ratings FOLDER --seeds 2 …")
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m bench.learning --peers-python $(PEERS)/bin/python $(LEARNING_ARGS)
+
+lock: $(INSTALLED) ## Resolve the requirements anew
+	$(BIN)/uv pip compile --quiet setup.py --extra dev --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/dev.txt
+	for part in beam trainer predictor; do \
+	  $(BIN)/uv pip compile --quiet setup.py --extra $$part --constraint requirements/dev.txt --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/$$part.txt; \
+	done
+	$(BIN)/uv pip compile --quiet requirements/bench.in --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/bench.txt
+
+clean: ## Remove what runs and tools left
+	rm -rf runs .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

