@@ -63,7 +63,7 @@ $(PEERS)/.installed: requirements/bench.txt $(INSTALLED)
 	@touch $@
 
 bench-learning: $(PEERS)/.installed ## Learn beside mabwiser and VowpalWabbit (LEARNING_ARGS="--ratings FOLDER --seeds 2 …")
-	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m bench.learning --peers-python $(PEERS)/bin/python $(LEARNING_ARGS)
+	$(BIN)/python -m bench.learning --peers-python $(PEERS)/bin/python $(LEARNING_ARGS)
 
 lock: $(INSTALLED) ## Resolve the requirements anew
 	$(BIN)/uv pip compile --quiet setup.py --extra dev --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/dev.txt

@@ -4,16 +4,22 @@
 
 Rank 20, reward noise 0.5, 20,000 interactions. Online, policies learn after every 50 decisions; window by window, the
 first 2,000 decisions are uniform and policies learn after every 2,000. Each policy is tuned on seeds that are not
-reported. Writes `bench/learning.json`, `bench/learning.svg` and the section in `bench/README.md`.
+reported, over as many decisions. All of it is one run; with `--only` or `--num-actions`, what is run anew takes the place
+of its like in the last one. Writes `bench/learning.json`, `bench/learning.svg` and the section in `bench/README.md`.
 """
 
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +39,12 @@ HERE = Path(__file__).parent
 BEGIN, END = "<!-- learning -->\n", "<!-- end of learning -->\n"
 RANK, NOISE, DECISIONS, EPSILON = 20, 0.5, 20_000, 0.02
 BATCHES = {"online": 50, "windows": 2000}
-TUNING_SEEDS, TUNING_DECISIONS = (100, 101), 4_000
+TUNING_SEEDS = (100, 101)
 MOVIE_FACTORS = 20
+STEPS_ONLINE = 10
+PROCESSES = 2
+# Each process computes in one thread: two of them share nothing, and a job has one result.
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
 
 class Linear:
@@ -88,7 +98,8 @@ class Linear:
 
 
 class Neural:
-    """Ours: a TF-Agents network; a step for every batch online, a fit with early stopping for every window."""
+    """Ours: a TF-Agents network; online, a few steps on what was seen so far after every batch; a fit with early
+    stopping for every window."""
 
     def __init__(
         self, world: World, seed: int, features: np.ndarray, algorithm: str, online: bool, alpha: float = 0.5,
@@ -103,7 +114,12 @@ class Neural:
         self._statistics = SufficientStatistics.zeros(num_actions, agents.layer_sizes(self._told)[-1])
         self._rng = np.random.default_rng([seed, 2])
         self._algorithm, self._alpha, self._temperature = algorithm, alpha, temperature
-        self._step = neural.train_step(self._network) if online else None
+        self._seen = [
+            np.zeros((DECISIONS, dim), np.float32),
+            np.zeros(DECISIONS, np.int32),
+            np.zeros(DECISIONS, np.float32),
+        ]
+        self._count, self._online = 0, online
         self._model = self._network.model(self._statistics.n)
 
     def choose(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +142,13 @@ class Neural:
             np.zeros(len(actions), bool),
         )
         first = not self._statistics.n.any()
-        if self._step is not None:
-            self._step(batch.observation, batch.action, batch.reward)
+        if self._online:
+            for seen, new in zip(self._seen, batch, strict=False):
+                seen[self._count : self._count + len(actions)] = new
+            self._count += len(actions)
+            for _ in range(STEPS_ONLINE):
+                rows = self._rng.integers(0, self._count, int(self._told["batch_size"]))
+                self._network.step(*(seen[rows] for seen in self._seen))
         elif first or self._algorithm != "neural_linucb":
             neural.fit(self._network, lambda: iter([batch]), self._told)
         model = self._network.model(self._statistics.n)
@@ -155,50 +176,66 @@ class Contestant(NamedTuple):
     modes: tuple[str, ...]
     num_actions: tuple[int, ...]
     grid: list[dict[str, Any]]
+    tuning_seeds: int = 2  # one for those that take long, ours and peers alike
 
 
 def _grid(**axes: list[Any]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-ALPHAS = [0.1, 0.25, 0.5]
+ALPHAS = [0.1, 0.25, 0.5, 1.0]
 EPSILONS = [0.0, EPSILON]
 BOTH, WINDOWS, SMALL, LARGE, ALL = ("online", "windows"), ("windows",), (20, 100), (500,), (20, 100, 500)
-SHARED = _grid(algorithm=["lin_ucb"], alpha=[0.1, 0.25], tikhonov=[0.3], arm_features=["shared"], epsilon=EPSILONS)
+PLAIN = _grid(algorithm=["lin_ucb"], alpha=ALPHAS, tikhonov=[0.1, 1.0], epsilon=EPSILONS)
+SHARED = _grid(algorithm=["lin_ucb"], alpha=[0.05, 0.1, 0.25], tikhonov=[0.3], arm_features=["shared"], epsilon=[0.0])
 HYBRID = _grid(
     algorithm=["lin_ucb"],
-    alpha=[0.1, 0.25],
+    alpha=[0.05, 0.1, 0.25],
     tikhonov=[0.3],
     arm_features=["hybrid"],
     arm_tikhonov=[1.0, 2.0],
     epsilon=[0.0],
 )
-TS_HYBRID = _grid(algorithm=["lin_ts"], alpha=[0.1, 0.25], tikhonov=[0.3], arm_features=["hybrid"], arm_tikhonov=[1.0])
+TS_HYBRID = _grid(
+    algorithm=["lin_ts"], alpha=[0.05, 0.1, 0.25], tikhonov=[0.3], arm_features=["hybrid"], arm_tikhonov=[1.0]
+)
+NEURAL_EPSILON = _grid(algorithm=["neural_epsilon_greedy"], learning_rate=[0.01, 0.03])
+BOLTZMANN = _grid(algorithm=["neural_boltzmann"], learning_rate=[0.01], temperature=[0.05, 0.2])
 MABWISER = {"alpha": ALPHAS, "l2_lambda": [0.1, 1.0]}
+VOWPALWABBIT = {
+    "squarecb": (["--squarecb --gamma_scale 100", "--squarecb --gamma_scale 1000"], [2.0, 5.0, 10.0]),
+    "cover": (["--cover 2"], [0.5, 2.0]),
+    "epsilon": (["--epsilon 0.02", "--epsilon 0.1"], [2.0, 5.0, 10.0]),
+}
 CONTESTANTS = [
-    Contestant("lin_ucb", "", BOTH, SMALL, _grid(algorithm=["lin_ucb"], alpha=ALPHAS, tikhonov=[0.1, 1.0], epsilon=EPSILONS)),
-    Contestant("lin_ucb", "", WINDOWS, LARGE, _grid(algorithm=["lin_ucb"], alpha=ALPHAS, tikhonov=[0.1, 1.0], epsilon=EPSILONS)),
+    Contestant("lin_ucb", "", BOTH, SMALL, PLAIN),
+    Contestant("lin_ucb", "", WINDOWS, LARGE, PLAIN),
     Contestant("lin_ts", "", BOTH, SMALL, _grid(algorithm=["lin_ts"], alpha=ALPHAS, tikhonov=[0.1, 1.0])),
-    Contestant("greedy", "", BOTH, SMALL, _grid(algorithm=["greedy"], epsilon=[EPSILON, 0.05])),
-    Contestant("lin_ucb, arm features", "", BOTH, SMALL, SHARED),
-    Contestant("lin_ucb, arm features", "", WINDOWS, LARGE, SHARED),
-    Contestant("lin_ucb, hybrid", "", BOTH, SMALL, HYBRID),
-    Contestant("lin_ucb, hybrid", "", WINDOWS, LARGE, HYBRID),
-    Contestant("lin_ts, hybrid", "", BOTH, SMALL, TS_HYBRID),
-    Contestant("neural_epsilon_greedy", "", BOTH, SMALL, _grid(algorithm=["neural_epsilon_greedy"], learning_rate=[0.003, 0.01])),
-    Contestant("neural_boltzmann", "", BOTH, SMALL, _grid(algorithm=["neural_boltzmann"], learning_rate=[0.01], temperature=[0.05, 0.2])),
-    Contestant("neural_linucb", "", WINDOWS, SMALL, _grid(algorithm=["neural_linucb"], alpha=[0.1, 0.25])),
+    Contestant("greedy", "", BOTH, SMALL, _grid(algorithm=["greedy"], epsilon=[EPSILON, 0.05, 0.1])),
+    Contestant("lin_ucb, arm features", "", BOTH, SMALL, SHARED, tuning_seeds=1),
+    Contestant("lin_ucb, arm features", "", WINDOWS, LARGE, SHARED, tuning_seeds=1),
+    Contestant("lin_ucb, hybrid", "", BOTH, SMALL, HYBRID, tuning_seeds=1),
+    Contestant("lin_ucb, hybrid", "", WINDOWS, LARGE, HYBRID, tuning_seeds=1),
+    Contestant("lin_ts, hybrid", "", BOTH, SMALL, TS_HYBRID, tuning_seeds=1),
+    Contestant("neural_epsilon_greedy", "", BOTH, SMALL, NEURAL_EPSILON, tuning_seeds=1),
+    Contestant("neural_boltzmann", "", BOTH, SMALL, BOLTZMANN, tuning_seeds=1),
+    Contestant(
+        "neural_linucb", "", WINDOWS, SMALL, _grid(algorithm=["neural_linucb"], alpha=[0.1, 0.25]), tuning_seeds=1
+    ),
     Contestant("mabwiser LinUCB", "mabwiser", BOTH, SMALL, _grid(policy=["LinUCB"], **MABWISER)),
     Contestant("mabwiser LinTS", "mabwiser", BOTH, SMALL, _grid(policy=["LinTS"], **MABWISER)),
     *(
-        Contestant(f"VowpalWabbit {name}", "vowpalwabbit", BOTH, SMALL, _grid(explorer=explorers, learning_rate=[0.5, 2.0]))
-        for name, explorers in {
-            "squarecb": ["--squarecb --gamma_scale 100", "--squarecb --gamma_scale 1000"],
-            "cover": ["--cover 2", "--cover 5"],
-            "epsilon": ["--epsilon 0.02", "--epsilon 0.1"],
-        }.items()
+        Contestant(
+            f"VowpalWabbit {name}",
+            "vowpalwabbit",
+            BOTH,
+            SMALL,
+            _grid(explorer=explorers, learning_rate=rates),
+            tuning_seeds=1,
+        )
+        for name, (explorers, rates) in VOWPALWABBIT.items()
     ),
-]  # fmt: skip
+]
 
 
 class Outcome(NamedTuple):
@@ -207,6 +244,16 @@ class Outcome(NamedTuple):
     regret: float  # over all decisions; window by window, those after the uniform window
     shares: list[float]  # of the oracle's reward, in each of ten parts (online) or in each window
     reward: float  # mean expected reward
+
+
+class Job(NamedTuple):
+    """One policy with one setting, playing one world. What it earns depends on nothing else."""
+
+    contestant: Contestant
+    num_actions: int
+    mode: str
+    told: dict[str, Any]
+    seed: int
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -220,7 +267,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", default=[], help="contestants whose names contain one of these")
     args = parser.parse_args(argv)
-    ratings = load_ratings(args.ratings)
+    begin = time.monotonic()
+    os.environ |= dict.fromkeys(ONE_THREAD, "1")  # for the processes that are started from here
     contestants = [
         contestant
         for contestant in CONTESTANTS
@@ -228,102 +276,155 @@ def main(argv: list[str] | None = None) -> int:
         and (not args.only or any(part in contestant.name for part in args.only))
     ]
     path = HERE / "learning.json"
-    report: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": []}
-    report["settings"] = {
-        "ratings": Path(args.ratings).name,
-        "rank": RANK,
-        "reward_noise": NOISE,
-        "decisions": DECISIONS,
-        "seeds": args.seeds,
+    complete = bool(args.peers_python) and not args.only and set(args.num_actions) == set(ALL)
+    report: dict[str, Any] = {"runs": []}
+    if not complete and path.is_file():
+        report = json.loads(path.read_text())
+    runs = _compare(args.ratings, args.num_actions, contestants, args.seeds, args.peers_python)
+    replaced = {_which(run) for run in runs}
+    report = {
+        "settings": {
+            "ratings": Path(args.ratings).name,
+            "rank": RANK,
+            "reward_noise": NOISE,
+            "decisions": DECISIONS,
+            "seeds": args.seeds,
+        },
+        "one_run": complete,
+        "minutes": round((time.monotonic() - begin) / 60, 1),
+        "runs": [run for run in report["runs"] if _which(run) not in replaced] + runs,
     }
-    for num_actions in args.num_actions:
-        for run in _compare(ratings, num_actions, contestants, args.seeds, args.peers_python):
-            which = ("num_actions", "mode", "policy")
-            report["runs"] = [other for other in report["runs"] if any(other[key] != run[key] for key in which)] + [run]
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        _write_section(report)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    _write_section(report)
     return 0
 
 
+def _which(run: dict[str, Any]) -> tuple[int, str, str]:
+    return run["num_actions"], run["mode"], run["policy"]
+
+
 def _compare(
-    ratings: Ratings, num_actions: int, contestants: list[Contestant], seeds: int, peers_python: str | None
-) -> Iterator[dict[str, Any]]:
-    viewers = MovieLens.build(ratings, num_actions=num_actions, rank=RANK, reward_noise=NOISE, seed=0)
-    features = _arm_features(ratings, viewers)
-    reported = range(seeds)
-    worlds = {
-        seed: sample(viewers.observations, viewers.expected_reward_matrix, NOISE, DECISIONS if seed in reported else TUNING_DECISIONS, seed)
-        for seed in (*reported, *TUNING_SEEDS)
-    }  # fmt: skip
-    jobs = [
-        (contestant, mode)
+    ratings: str, sizes: Sequence[int], contestants: list[Contestant], seeds: int, peers_python: str | None
+) -> list[dict[str, Any]]:
+    """Tunes each contestant at each number of actions and in each mode, then plays the reported seeds."""
+    entries = [
+        (contestant, num_actions, mode)
+        for num_actions in sizes
         for contestant in contestants
         for mode in contestant.modes
         if num_actions in contestant.num_actions
     ]
-
-    def run(wanted: list[tuple[Contestant, str, dict[str, Any], int]]) -> list[Outcome]:
-        mine = [(contestant, mode, told, seed) for contestant, mode, told, seed in wanted if not contestant.peer]
-        theirs = [job for job in wanted if job[0].peer]
-        earned = {_key(job): _play_ours(worlds[job[3]], features, *job[1:]) for job in mine}
-        if theirs:
-            assert peers_python is not None
-            earned |= dict(zip(map(_key, theirs), _play_peers(peers_python, worlds, theirs), strict=True))
-        return [_outcome(worlds[job[3]], earned[_key(job)], job[1]) for job in wanted]
-
-    # Tuned at each number of actions, in each mode.
     trials = [
-        (contestant, mode, told, seed) for contestant, mode in jobs for told in contestant.grid for seed in TUNING_SEEDS
+        Job(*entry, told, seed)
+        for entry in entries
+        for told in entry[0].grid
+        for seed in TUNING_SEEDS[: entry[0].tuning_seeds]
     ]
-    regrets: dict[tuple[str, str], dict[str, float]] = {}
-    for (contestant, mode, told, _), outcome in zip(trials, run(trials), strict=True):
-        by_settings = regrets.setdefault((contestant.name, mode), {})
-        by_settings[json.dumps(told)] = by_settings.get(json.dumps(told), 0.0) + outcome.regret
-    best = {which: json.loads(min(found, key=lambda told: found[told])) for which, found in regrets.items()}
-    finals = [(contestant, mode, best[contestant.name, mode], seed) for contestant, mode in jobs for seed in reported]
-    outcomes = run(finals)
-    for contestant, mode in jobs:
-        own = [outcome for job, outcome in zip(finals, outcomes, strict=True) if job[:2] == (contestant, mode)]
-        result = {
+    print(f"Tuning: {len(trials)} jobs", flush=True)
+    regrets: dict[str, dict[str, float]] = {}
+    for job, outcome in zip(trials, _play(ratings, trials, peers_python), strict=True):
+        by_settings = regrets.setdefault(repr(job[:3]), {})
+        by_settings[json.dumps(job.told)] = by_settings.get(json.dumps(job.told), 0.0) + outcome.regret
+    best = {entry: json.loads(min(found, key=lambda told: found[told])) for entry, found in regrets.items()}
+    finals = [Job(*entry, best[repr(entry)], seed) for entry in entries for seed in range(seeds)]
+    print(f"Reported: {len(finals)} jobs", flush=True)
+    outcomes = _play(ratings, finals, peers_python)
+    runs = []
+    for place, (contestant, num_actions, mode) in enumerate(entries):
+        own = outcomes[place * seeds : (place + 1) * seeds]
+        run = {
             "num_actions": num_actions,
             "mode": mode,
             "policy": contestant.name,
-            "settings": best[contestant.name, mode],
+            "settings": finals[place * seeds].told,
             "regret": [round(outcome.regret) for outcome in own],
             "mean_reward": round(float(np.mean([outcome.reward for outcome in own])), 4),
             "share_of_oracle": np.mean([outcome.shares for outcome in own], axis=0).round(4).tolist(),
         }
-        print(f"K={num_actions} {mode} {contestant.name}: regret {np.mean(result['regret']):.0f}", flush=True)
-        yield result
+        print(f"K={num_actions} {mode} {contestant.name}: regret {np.mean(run['regret']):.0f}", flush=True)
+        runs.append(run)
+    return runs
 
 
-def _key(job: tuple[Contestant, str, dict[str, Any], int]) -> tuple[str, str, str, int]:
-    return job[0].name, job[1], json.dumps(job[2]), job[3]
+def _play(ratings: str, jobs: list[Job], peers_python: str | None) -> list[Outcome]:
+    """What comes of the jobs, in two processes, ours before the peers'."""
+    mine = [number for number, job in enumerate(jobs) if not job.contestant.peer]
+    theirs = [number for number, job in enumerate(jobs) if job.contestant.peer]
+    earned: dict[int, np.ndarray] = {}
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        waiting = {pool.submit(_play_ours, ratings, jobs[number]): number for number in mine}
+        for done, future in enumerate(as_completed(waiting), 1):
+            job, (earned[waiting[future]], seconds) = jobs[waiting[future]], future.result()
+            print(
+                f"  {done}/{len(mine)} K={job.num_actions} {job.mode} {job.told} seed {job.seed}:"
+                f" {earned[waiting[future]].mean():.3f} in {seconds:.1f} s",
+                flush=True,
+            )
+    if theirs:
+        assert peers_python is not None
+        sizes = {jobs[number].num_actions for number in theirs}
+        shares = [theirs[process::PROCESSES] for process in range(PROCESSES)]
+        with ThreadPoolExecutor(PROCESSES) as threads:
+            played = threads.map(
+                lambda share: _play_peers(ratings, sizes, peers_python, [jobs[number] for number in share]), shares
+            )
+            for share, arrays in zip(shares, played, strict=True):
+                earned |= dict(zip(share, arrays, strict=True))
+    return [
+        _outcome(_world(ratings, job.num_actions, job.seed), earned[number], job.mode)
+        for number, job in enumerate(jobs)
+    ]
 
 
-def _play_ours(world: World, features: np.ndarray, mode: str, told: dict[str, Any], seed: int) -> np.ndarray:
+@lru_cache
+def _viewers(ratings: str, num_actions: int) -> tuple[MovieLens, np.ndarray]:
+    loaded = load_ratings(ratings)
+    viewers = MovieLens.build(loaded, num_actions=num_actions, rank=RANK, reward_noise=NOISE, seed=0)
+    return viewers, _arm_features(loaded, viewers)
+
+
+@lru_cache(maxsize=8)
+def _world(ratings: str, num_actions: int, seed: int) -> World:
+    viewers, _ = _viewers(ratings, num_actions)
+    return sample(viewers.observations, viewers.expected_reward_matrix, NOISE, DECISIONS, seed)
+
+
+def _play_ours(ratings: str, job: Job) -> tuple[np.ndarray, float]:
+    """What it earned [N], and how many seconds that took."""
+    world = _world(ratings, job.num_actions, job.seed)
+    begin = time.perf_counter()
     make: Callable[..., Learner] = Linear
+    told = job.told
     if told["algorithm"] not in agents.LINEAR_ALGORITHMS:
-        make, told = Neural, told | {"online": mode == "online"}
-    return play(world, make(world, seed, features, **told), BATCHES[mode], mode == "windows", seed)
+        make, told = Neural, told | {"online": job.mode == "online"}
+    learner = make(world, job.seed, _viewers(ratings, job.num_actions)[1], **told)
+    earned = play(world, learner, BATCHES[job.mode], job.mode == "windows", job.seed)
+    return earned, time.perf_counter() - begin
 
 
-def _play_peers(
-    python: str, worlds: dict[int, World], jobs: list[tuple[Contestant, str, dict[str, Any], int]]
-) -> list[np.ndarray]:
+def _play_peers(ratings: str, sizes: set[int], python: str, jobs: list[Job]) -> list[np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / name) for name in ("world.npz", "jobs.json", "results.npz")]
-        np.savez(paths[0], **{f"{seed}/{name}": array for seed, world in worlds.items() for name, array in world._asdict().items()})  # fmt: skip
+        paths = [str(Path(folder) / name) for name in ("viewers.npz", "jobs.json", "results.npz")]
+        arrays = {}
+        for size in sizes:
+            viewers, _ = _viewers(ratings, size)
+            arrays[f"{size}/observations"], arrays[f"{size}/expected"] = (
+                viewers.observations,
+                viewers.expected_reward_matrix,
+            )
+        np.savez(paths[0], **arrays)
         told = [
             {
-                "peer": contestant.peer,
-                "settings": settings,
-                "batch": BATCHES[mode],
-                "uniform_first": mode == "windows",
-                "seed": seed,
-                "world": str(seed),
+                "peer": job.contestant.peer,
+                "settings": job.told,
+                "num_actions": job.num_actions,
+                "batch": BATCHES[job.mode],
+                "uniform_first": job.mode == "windows",
+                "seed": job.seed,
+                "reward_noise": NOISE,
+                "decisions": DECISIONS,
             }
-            for contestant, mode, settings, seed in jobs
+            for job in jobs
         ]
         Path(paths[1]).write_text(json.dumps(told))
         subprocess.run([python, "-m", "bench.peers", *paths], check=True, cwd=HERE.parent)
@@ -383,9 +484,10 @@ def _write_section(report: dict[str, Any]) -> None:
     figure.tight_layout()
     figure.savefig(HERE / "learning.svg", metadata={"Date": None})
     told = report["settings"]
+    ran = f"all in one run of {report['minutes']:.0f} minutes" if report["one_run"] else "merged from several runs"
     section = (
         f"{told['decisions']:,} interactions on `{told['ratings']}`, rank {told['rank']}, reward noise {told['reward_noise']}, mean and "
-        f"standard deviation over {told['seeds']} seeds, each policy tuned on other seeds. Online, policies learn after every 50 decisions; in windows,"
+        f"standard deviation over {told['seeds']} seeds, each policy tuned on as many decisions of other seeds; {ran}. Online, policies learn after every 50 decisions; in windows,"
         " after every 2,000, the first uniform and not counted in regret and reward. \"first\" and \"last\" are shares of the oracle's reward in the"
         " first 2,000 decisions (in windows: the first that were served) and in the last.\n\n![Share of the oracle's reward](learning.svg)\n\n"
         "| actions | mode | policy | regret | mean reward | first | last | settings |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n"

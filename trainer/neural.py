@@ -13,6 +13,7 @@ what comes out: theta_k = tower(f_k). A movie that nobody has seen has one too, 
 many there are.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,8 @@ class Network(NamedTuple):
     output: list[Any]  # the kernel of the reward layer, and its bias where it has one; or the layers of the arm tower
     optimizer: Any
     arm_features: np.ndarray | None  # [K, F] float32, where there is an arm tower
+    # One compiled step of training on a batch: observation [B, D], action [B], reward [B]. Traced once, however many fits.
+    step: Callable[[Any, Any, Any], Any]
 
     def model(self, num_samples: np.ndarray) -> export.Model:
         """What it predicts of every action's reward."""
@@ -163,7 +166,7 @@ def build(
         else:
             agent = NeuralEpsilonGreedyAgent(reward_network=rewards, epsilon=exploration.epsilon, **shape)
     optimizer.build([*layers, *output])
-    return Network(agent, layers, output, optimizer, arm_features)
+    return Network(agent, layers, output, optimizer, arm_features, _train_step(agent, arm_features))
 
 
 def _two_towers(observation_dim: int, arms_shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[Any, Any]:
@@ -217,7 +220,6 @@ def fit(
     import tensorflow as tf
 
     batch_size = int(hyperparameters["batch_size"])
-    step = train_step(network)
     variables = [*network.layers, *network.output]
 
     def held_out_loss() -> float:
@@ -231,9 +233,10 @@ def fit(
 
     losses = [held_out_loss()]
     best = [variable.numpy() for variable in variables]
-    for epoch in range(int(hyperparameters["epochs"])):
-        for observation, action, reward in _minibatches(batches, batch_size, epoch):
-            step(observation, action, reward)
+    minibatches = _minibatches(batches, batch_size)
+    for _ in range(int(hyperparameters["epochs"])):
+        for observation, action, reward in minibatches:
+            network.step(observation, action, reward)
         losses.append(held_out_loss())
         if losses[-1] <= min(losses):
             best = [variable.numpy() for variable in variables]
@@ -245,13 +248,12 @@ def fit(
     return losses
 
 
-def train_step(network: Network) -> Callable[[Any, Any, Any], Any]:
-    """One compiled step of TF-Agents' training on a batch: observation [B, D], action [B], reward [B]."""
+def _train_step(agent: Any, arm_features: np.ndarray | None) -> Callable[[Any, Any, Any], Any]:
+    """One step of TF-Agents' training, compiled: `Network.step`."""
     import tensorflow as tf
     from tf_agents.trajectories import StepType, Trajectory
 
-    agent = network.agent
-    features = None if network.arm_features is None else tf.constant(network.arm_features)
+    features = None if arm_features is None else tf.constant(arm_features)
 
     @tf.function(reduce_retracing=True)
     def step(observation: Any, action: Any, reward: Any) -> Any:
@@ -274,16 +276,21 @@ def train_step(network: Network) -> Callable[[Any, Any, Any], Any]:
             ).loss
         return agent.compute_loss_using_reward_layer(observation, action, reward, training=True).loss
 
-    return step
+    compiled: Callable[[Any, Any, Any], Any] = step
+    return compiled
 
 
-def _minibatches(batches: "Callable[[], Iterator[TrajectoryBatch]]", batch_size: int, epoch: int) -> Any:
-    """What is not held out, shuffled within what is read at once, in batches of one size; the next ones are prefetched."""
+def _minibatches(batches: "Callable[[], Iterator[TrajectoryBatch]]", batch_size: int) -> Any:
+    """What is not held out, shuffled within what is read at once, in batches of one size; the next ones are prefetched.
+
+    To be gone through once an epoch, each time in another order.
+    """
     import tensorflow as tf
 
-    rng = np.random.default_rng(epoch)
+    epochs = itertools.count()
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        rng = np.random.default_rng(next(epochs))
         for batch in batches():
             rows = np.flatnonzero(np.arange(len(batch.action)) % HELD_OUT != HELD_OUT - 1)
             part = _rows(batch, rng.permutation(rows))
