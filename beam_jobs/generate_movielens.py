@@ -95,7 +95,7 @@ def simulate_shard(viewers: MovieLens, settings: GeneratorSettings, shard: int) 
     offsets = [index * window // settings.num_decisions for index in range(first, last)]
     decided_at = utc_microseconds(settings.start) + np.array(offsets, np.int64)
     user = rng.integers(viewers.num_users, size=count)
-    action = rng.integers(viewers.num_actions, size=count)
+    action = viewers.on_offer[rng.integers(len(viewers.on_offer), size=count)]
     delay = rng.uniform(0, settings.reward_delay_seconds * 1e6, count).astype(np.int64)
     return SimulatedDecisions(
         decision_id=_uuid7(decided_at, rng),
@@ -140,7 +140,9 @@ class ShardEncoder:
     def lines(self, simulated: SimulatedDecisions) -> Iterator[bytes]:
         """Chunks of JSON lines: decisions, each chunk followed by their rewards."""
         encoder = msgspec.json.Encoder()
-        propensity = 1 / self.viewers.num_actions
+        on_offer = self.viewers.on_offer.tolist()
+        propensity = 1 / len(on_offer)
+        candidates = on_offer if len(on_offer) < self.viewers.num_actions else []
         for begin in range(0, len(simulated.user), ROWS_ENCODED_AT_ONCE):
             rows = SimulatedDecisions(*(column[begin : begin + ROWS_ENCODED_AT_ONCE] for column in simulated))
             ids = rows.decision_id.astype("U36").tolist()
@@ -151,6 +153,7 @@ class ShardEncoder:
                     policy_version=POLICY_VERSION,
                     user_id=self._user_ids[user],
                     observation=self._observations[user],  # encoded already
+                    candidates=candidates,
                     action=action,
                     propensity=propensity,
                 )

@@ -7,12 +7,18 @@ on each side gives the observations a length of about one, on which the usual ri
 bandits work.
 
 The factorisation sees all movies; the actions are the most rated ones.
+
+Tastes may turn: at angle a a viewer likes `cos(a) x + sin(a) y`, where x is the observation that policies see and y another
+viewer's. The observation stays as it is, and what it means changes.
 """
 
+import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
@@ -37,13 +43,17 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True)
 class MovieLens:
-    """Viewers with known preferences: `U` users, `K` actions, observations of `D` values."""
+    """Viewers with known preferences: `U` users, `K` actions, observations of `D` values.
+
+    A movie that the catalogue masks is not on offer: neither the oracle nor the uniform choice knows it.
+    """
 
     user_ids: list[int]  # [U]
     catalogue: list[Movie]  # [K], action 0 is the movie with the most ratings
     observations: np.ndarray  # [U, D] float32
     movie_factors: np.ndarray  # [K, D] float64
     reward_noise: float  # standard deviation
+    seed: int  # of whose taste each viewer's turns to, and of what is drawn from the movies
 
     @classmethod
     def build(cls, ratings: Ratings, *, num_actions: int, rank: int, reward_noise: float, seed: int) -> "MovieLens":
@@ -81,7 +91,21 @@ class MovieLens:
             observations=user_factors.round(OBSERVATION_DECIMALS).astype(np.float32),
             movie_factors=movie_factors[actions],
             reward_noise=reward_noise,
+            seed=seed,
         )
+
+    def masking(self, actions: Collection[int]) -> "MovieLens":
+        """The same viewers while the movies of `actions` are not on offer."""
+        catalogue = [
+            msgspec.structs.replace(movie, status="masked") if movie.action in actions else movie
+            for movie in self.catalogue
+        ]
+        return dataclasses.replace(self, catalogue=catalogue)
+
+    def drawn_actions(self, count: int) -> list[int]:
+        """`count` actions at random, the same for the same seed; a larger count starts with them."""
+        drawn: list[int] = np.random.default_rng([self.seed, 1]).permutation(self.num_actions)[:count].tolist()
+        return drawn
 
     @property
     def num_users(self) -> int:
@@ -102,14 +126,37 @@ class MovieLens:
         """[N, D] observations -> [N, K] float64 expected reward of each action."""
         return np.asarray(observations, np.float32).astype(np.float64) @ self.movie_factors.T
 
-    def expected_rewards(self, users: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """[N] user indexes and [N] actions -> [N] float64."""
+    def tastes(self, users: np.ndarray, angle: float | np.ndarray = 0.0) -> np.ndarray:
+        """[N] user indexes -> [N, D] float64: what they like when tastes have turned by `angle` radians, one or [N]."""
         observations = self.observations[users].astype(np.float64)
-        return np.einsum("nd,nd->n", observations, self.movie_factors[actions])
+        if not np.any(angle):
+            return observations
+        angles = np.broadcast_to(angle, len(users))[:, np.newaxis]
+        return np.cos(angles) * observations + np.sin(angles) * self.observations[self._others[users]]
 
-    def observed_rewards(self, users: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def expected_rewards(self, users: np.ndarray, actions: np.ndarray, angle: float | np.ndarray = 0.0) -> np.ndarray:
+        """[N] user indexes, [N] actions and the angle of `tastes` -> [N] float64."""
+        return np.einsum("nd,nd->n", self.tastes(users, angle), self.movie_factors[actions])
+
+    def expected_of_all_actions(self, users: np.ndarray, angle: float | np.ndarray = 0.0) -> np.ndarray:
+        """[N] user indexes and the angle of `tastes` -> [N, K] float64."""
+        return self.tastes(users, angle) @ self.movie_factors.T
+
+    def observed_rewards(
+        self, users: np.ndarray, actions: np.ndarray, rng: np.random.Generator, angle: float | np.ndarray = 0.0
+    ) -> np.ndarray:
         """The expected reward plus Gaussian noise, [N] float64."""
-        return self.expected_rewards(users, actions) + rng.normal(0.0, self.reward_noise, len(users))
+        return self.expected_rewards(users, actions, angle) + rng.normal(0.0, self.reward_noise, len(users))
+
+    @cached_property
+    def on_offer(self) -> np.ndarray:
+        """[M] int64, ascending: the actions whose movies are."""
+        return np.array([movie.action for movie in self.catalogue if movie.status == "active"], np.int64)
+
+    @cached_property
+    def _others(self) -> np.ndarray:
+        """[U]: to whose taste each user's turns."""
+        return np.random.default_rng([self.seed, 0]).permutation(self.num_users)
 
     @cached_property
     def expected_reward_matrix(self) -> np.ndarray:
@@ -118,18 +165,18 @@ class MovieLens:
 
     @cached_property
     def best_actions(self) -> np.ndarray:
-        """[U] int32, the lowest of equally good ones."""
-        return self.expected_reward_matrix.argmax(axis=1).astype(np.int32)
+        """[U] int32, of those on offer the lowest of equally good ones."""
+        return self.on_offer[self.expected_reward_matrix[:, self.on_offer].argmax(axis=1)].astype(np.int32)
 
     @cached_property
     def reference(self) -> Reference:
         """What policies that know everything, one thing and nothing would get."""
-        expected = self.expected_reward_matrix
+        expected = self.expected_reward_matrix[:, self.on_offer]
         by_action = expected.mean(axis=0)
         return Reference(
             oracle=float(expected.max(axis=1).mean()),
             best_fixed_action=float(by_action.max()),
-            best_fixed=int(by_action.argmax()),
+            best_fixed=int(self.on_offer[by_action.argmax()]),
             uniform=float(by_action.mean()),
         )
 

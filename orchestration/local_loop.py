@@ -29,14 +29,14 @@ from orchestration.backends import Backend, EmbeddedBackend, open_backend
 from orchestration.processes import Child, check_port, free_port
 from orchestration.run_folder import JournalEntry, RunFolder
 from orchestration.settings import LoopSettings, changed
-from orchestration.simulator import load_movielens
+from orchestration.simulator import load_movielens, new_movies
+from orchestration.truth import SessionStart, TruthReader
 from predictor import exploration as explorers
 from trainer import agents, dataset, task
 
 START_TIMEOUT_SECONDS = 60.0
 SWAP_TIMEOUT_SECONDS = 30.0
 LATE_SECONDS = 60.0  # no viewer answers later than this after the reward window
-LEAD_SECONDS = 4.0  # from starting the viewers' process to their first request
 
 
 def run(settings: LoopSettings, resume: bool = False) -> Path:
@@ -131,7 +131,7 @@ class LocalLoop:
         say(f"Bootstrap: {self._settings.bootstrap_decisions} decisions of the uniform policy")
         # Into the truth, and from there into the log: what was simulated stays known however the log is carried away.
         generate_movielens.generate(
-            self._movielens,
+            self._movielens.masking(new_movies(self._settings, self._movielens)),
             generate_movielens.GeneratorSettings(
                 num_decisions=self._settings.bootstrap_decisions,
                 start=window.start,
@@ -173,16 +173,14 @@ class LocalLoop:
             self._update([(journal[-1].number, window) for window in left], interrupted=True, endpoint=None)
 
     def _serve(self, endpoint: str, children: ExitStack, first: int, session: int) -> None:
-        start = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=LEAD_SECONDS)
         count = self._settings.windows - first + 1
-        length = timedelta(seconds=self._settings.window_seconds)
-        windows = [(first + i, TrainingWindow(start + i * length, start + (i + 1) * length)) for i in range(count)]
+        launched = time.time()
         viewers = Child(
             "simulator",
             [
                 *(sys.executable, "-m", "orchestration.simulator"),
                 *("--endpoint", endpoint, "--events", str(self._folder.events), "--session", str(session)),
-                *("--truth", str(self._folder.truth / f"viewers-{session:04d}.jsonl"), "--start", start.isoformat()),
+                *("--truth", str(self._folder.truth / f"viewers-{session:04d}.jsonl"), "--first-window", str(first)),
                 *_flags(msgspec.structs.replace(self._settings, windows=count)),
             ],
             self._folder.logs / "simulator.log",
@@ -192,6 +190,9 @@ class LocalLoop:
             f"Serving {count} windows of {self._settings.window_seconds:g} s, "
             f"{self._settings.decisions_per_window} decisions each"
         )
+        start = self._first_window_starts(launched)
+        length = timedelta(seconds=self._settings.window_seconds)
+        windows = [(first + i, TrainingWindow(start + i * length, start + (i + 1) * length)) for i in range(count)]
         while windows:
             self._sleep_until(self._closes_at(windows[0][1]))
             closed = [item for item in windows if self._closes_at(item[1]) <= datetime.now(UTC)]
@@ -200,6 +201,18 @@ class LocalLoop:
         while viewers.exit_code() is None:  # the last late rewards
             self._sleep_until(datetime.now(UTC) + timedelta(seconds=0.2))
         viewers.check()
+
+    def _first_window_starts(self, launched: float) -> datetime:
+        """When the viewers' process, launched at that moment, has begun: it says so when it is ready."""
+        truth = TruthReader(self._folder.truth)
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            for entry in truth.read():
+                if isinstance(entry, SessionStart) and entry.start >= launched:
+                    return datetime.fromtimestamp(entry.start, UTC)
+            self._check_children()
+            time.sleep(0.05)
+        raise InputError(f"no viewers came within {START_TIMEOUT_SECONDS:g} s")
 
     def _update(self, closed: list[tuple[int, TrainingWindow]], interrupted: bool, endpoint: str | None) -> None:
         """Deals with windows that have closed: ingest, export, train, evaluate, and roll out or not."""

@@ -25,7 +25,17 @@ from contracts.windows import Manifest, TrainingWindow
 from orchestration import report_page, steps
 from orchestration.run_folder import JournalEntry, RunFolder
 from orchestration.settings import LoopSettings
-from orchestration.truth import InjectedFaults, RequestFailure, SentReward, ServedDecision, TruthReader
+from orchestration.simulator import new_movies
+from orchestration.truth import (
+    InjectedFaults,
+    RequestFailure,
+    SentReward,
+    ServedDecision,
+    SessionStart,
+    TruthReader,
+    decided_milliseconds,
+    windows_passed,
+)
 from predictor import policy as serving
 from trainer import dataset
 
@@ -55,7 +65,10 @@ class VersionShare(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One training window. `policy_version` is the one that made most of its decisions."""
+    """One training window. `policy_version` is the one that made most of its decisions.
+
+    Rewards are expected ones, at the moment of each decision: where tastes drift, what to compare with drifts too.
+    """
 
     number: int
     start: datetime
@@ -73,6 +86,10 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: int
     mean_expected_reward: float
     oracle_reward: float
+    best_fixed_reward: float  # of the one movie that would have been best for all of the window's decisions
+    uniform_reward: float
+    new_movie_decisions: int  # that showed a movie that came out when serving began
+    masked_movie_decisions: int  # that showed one that was not on offer
     regret: float  # summed over the window's decisions
     candidate: str
     off_policy: OffPolicy | None
@@ -115,7 +132,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReferenceReport(msgspec.Struct, frozen=True):
-    """Expected reward a decision, over all users uniformly."""
+    """Expected reward a decision when serving begins, over all users uniformly."""
 
     oracle: float
     best_fixed_action: float
@@ -142,7 +159,9 @@ class Progress:
         self._movielens = movielens
         self._settings = settings
         self._truth = TruthReader(folder.truth)
+        self._sessions: list[SessionStart] = []
         self._served: list[tuple[int, float, float]] = []  # milliseconds, expected reward, oracle's
+        self._users = {row.tobytes(): user for user, row in enumerate(movielens.observations)}
 
     def decisions_between(self, begin: datetime, end: datetime) -> int:
         """How many decisions the warehouse holds for `[begin, end)`."""
@@ -151,20 +170,25 @@ class Progress:
         return count
 
     def true_value(self, card: PolicyCard) -> float | None:
-        """The expected reward of the policy on the decisions on which the gate judges it; None when there are none."""
+        """The expected reward of the policy on the decisions on which the gate judges it; None when there are none.
+
+        Where tastes drift, with those in the middle of the window.
+        """
+        self._read()
         observations = steps.held_back(self._folder.windows, card).observation
         if not len(observations):
             return None
         probabilities = serving.load(self._folder.policies / card.version).probabilities(observations)
-        return float((probabilities * self._movielens.expected_from_observations(observations)).sum(axis=1).mean())
+        window = max((trained.window for trained in card.trained_on), key=lambda window: window.start)
+        middle = (window.start + (window.end - window.start) / 2).timestamp()
+        passed = windows_passed(self._sessions, np.array([middle]), self._settings.window_seconds)
+        users = np.array([self._users[row.tobytes()] for row in observations])
+        expected = self._movielens.expected_of_all_actions(users, self._settings.drift * passed)
+        return float((probabilities * expected).sum(axis=1).mean())
 
     def line(self, entry: JournalEntry) -> str:
         """How the window went, in one line."""
-        self._served += [
-            (_milliseconds(decision.decision_id), decision.expected_reward, decision.oracle_reward)
-            for decision in self._truth.read()
-            if isinstance(decision, ServedDecision)
-        ]
+        self._read()
         begin, end = (utc_microseconds(moment) // 1000 for moment in (entry.window.start, entry.window.end))
         inside = [(reward, oracle) for moment, reward, oracle in self._served if begin <= moment < end]
         self._served = [decision for decision in self._served if decision[0] >= end]
@@ -189,6 +213,14 @@ class Progress:
         parts.append(f"{outcome}{after} (train {entry.train_seconds:.2f} s)")
         return "  ".join(parts)
 
+    def _read(self) -> None:
+        for entry in self._truth.read():
+            if isinstance(entry, SessionStart):
+                self._sessions.append(entry)
+            elif isinstance(entry, ServedDecision):
+                moment = decided_milliseconds(entry.decision_id)
+                self._served.append((moment, entry.expected_reward, entry.oracle_reward))
+
 
 def write(folder: RunFolder, movielens: MovieLens) -> Report:
     """Makes both reports of the run in `folder` and returns what is in them."""
@@ -204,14 +236,22 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
     journal = folder.journal()
     manifests = {window.start: window.manifest for window in dataset.ready_windows(folder.windows)}
     happened = _what_happened(folder, movielens)
-    stored = _Stored.read(folder, movielens)
+    stored = _Stored.read(folder, movielens, happened.sessions)
     champion = steps.champion(folder.policies)
     if champion is None or not journal:
         raise InputError(f"{folder.root} holds no finished training window to report on")
     card = serving.read_card(folder.policies / champion.version)
     freshness = _freshness(settings, folder, happened, stored, journal, card)
+    new = new_movies(settings, movielens)
     windows = [
-        _window_report(entry, manifests[entry.window.start], stored, freshness[position])
+        _window_report(
+            entry,
+            manifests[entry.window.start],
+            stored,
+            freshness[position],
+            movielens if position else movielens.masking(new),  # the bootstrap comes first, and they come after it
+            new,
+        )
         for position, entry in enumerate(journal)
     ]
     reference = movielens.reference
@@ -229,6 +269,7 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
 class _Happened(NamedTuple):
     """What the viewers and the generator say."""
 
+    sessions: list[SessionStart]
     decisions: dict[str, tuple[bytes, int]]  # decision_id: observation (float32), action
     rewards: list[SentReward]
     faults: list[InjectedFaults]
@@ -237,7 +278,7 @@ class _Happened(NamedTuple):
 
 def _what_happened(folder: RunFolder, movielens: MovieLens) -> _Happened:
     decisions: dict[str, tuple[bytes, int]] = {}
-    happened = _Happened(decisions, [], [], [])
+    happened = _Happened([], decisions, [], [], [])
     for segment in sealed_segments(folder.simulated):
         for line in segment.read_bytes().splitlines():
             event = event_decoder.decode(line)
@@ -250,6 +291,8 @@ def _what_happened(folder: RunFolder, movielens: MovieLens) -> _Happened:
     observations = [row.tobytes() for row in movielens.observations]
     for entry in TruthReader(folder.truth).read():
         match entry:
+            case SessionStart():
+                happened.sessions.append(entry)
             case ServedDecision():
                 decisions[entry.decision_id] = (observations[entry.user], entry.action)
             case SentReward():
@@ -262,13 +305,14 @@ def _what_happened(folder: RunFolder, movielens: MovieLens) -> _Happened:
 
 
 class _Stored(NamedTuple):
-    """The warehouse, read through its deduplicating reader, with what the decisions were worth."""
+    """The warehouse, read through its deduplicating reader."""
 
     decision_id: np.ndarray  # [N] str
     decided_at: np.ndarray  # [N] int64, microseconds
     policy_version: np.ndarray  # [N] str
-    expected_reward: np.ndarray  # [N]
-    oracle_reward: np.ndarray  # [N]
+    user: np.ndarray  # [N] int64, index of the viewer
+    action: np.ndarray  # [N]
+    angle: np.ndarray  # [N], how far tastes had turned
     duplicate_decisions: int
     reward_id: np.ndarray  # [M] str
     occurred_at: np.ndarray  # [M] int64, microseconds
@@ -277,21 +321,24 @@ class _Stored(NamedTuple):
     failed_at: np.ndarray  # [L] int64, microseconds
 
     @classmethod
-    def read(cls, folder: RunFolder, movielens: MovieLens) -> "_Stored":
+    def read(cls, folder: RunFolder, movielens: MovieLens, sessions: list[SessionStart]) -> "_Stored":
         always = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
         columns = ["decision_id", "decided_at", "policy_version", "user_id", "action"]
         decisions, duplicate_decisions = warehouse.read(folder.warehouse, schemas.DECISIONS, *always, columns)
         rewards, duplicate_rewards = warehouse.read(folder.warehouse, schemas.REWARDS, *always)
         dead_letters, _ = warehouse.read(folder.warehouse, schemas.DEAD_LETTERS, *always, ["failed_at"])
         index = {str(user_id): row for row, user_id in enumerate(movielens.user_ids)}
-        users = np.array([index[user_id] for user_id in decisions["user_id"].to_pylist()], np.int64)
-        actions = decisions["action"].to_numpy()
+        ids = decisions["decision_id"].to_pylist()
+        # As the viewers do: by the milliseconds of the id.
+        moments = np.array([decided_milliseconds(decision_id) / 1e3 for decision_id in ids])
+        settings = folder.settings()
         return cls(
-            decision_id=np.array(decisions["decision_id"].to_pylist(), object),
+            decision_id=np.array(ids, object),
             decided_at=_microseconds(decisions["decided_at"]),
             policy_version=np.array(decisions["policy_version"].to_pylist(), object),
-            expected_reward=movielens.expected_rewards(users, actions),
-            oracle_reward=movielens.expected_rewards(users, movielens.best_actions[users]),
+            user=np.array([index[user_id] for user_id in decisions["user_id"].to_pylist()], np.int64),
+            action=decisions["action"].to_numpy(),
+            angle=settings.drift * windows_passed(sessions, moments, settings.window_seconds),
             duplicate_decisions=duplicate_decisions,
             reward_id=np.array(rewards["decision_id"].to_pylist(), object),
             occurred_at=_microseconds(rewards["occurred_at"]),
@@ -301,11 +348,20 @@ class _Stored(NamedTuple):
         )
 
 
-def _window_report(entry: JournalEntry, manifest: Manifest, stored: _Stored, freshness: np.ndarray) -> WindowReport:
+def _window_report(
+    entry: JournalEntry,
+    manifest: Manifest,
+    stored: _Stored,
+    freshness: np.ndarray,
+    movielens: MovieLens,
+    new: list[int],
+) -> WindowReport:
     counts, gate = manifest.counts, entry.gate
     inside = _inside(stored.decided_at, entry.window)
-    expected, oracle = stored.expected_reward[inside], stored.oracle_reward[inside]
-    decided_by = stored.policy_version[inside]
+    decided_by, actions = stored.policy_version[inside], stored.action[inside]
+    of_all = movielens.expected_of_all_actions(stored.user[inside], stored.angle[inside])
+    expected, of_all = of_all[np.arange(len(actions)), actions], of_all[:, movielens.on_offer]
+    oracle = of_all.max(axis=1)
     versions = {
         version: VersionShare(
             decisions=int((decided_by == version).sum()),
@@ -339,6 +395,10 @@ def _window_report(entry: JournalEntry, manifest: Manifest, stored: _Stored, fre
         dead_letters=int(_inside(stored.failed_at, entry.window).sum()),
         mean_expected_reward=_mean(expected),
         oracle_reward=_mean(oracle),
+        best_fixed_reward=float(of_all.mean(axis=0).max()) if len(of_all) else 0.0,
+        uniform_reward=_mean(of_all),
+        new_movie_decisions=int(np.isin(actions, new).sum()),
+        masked_movie_decisions=int((~np.isin(actions, movielens.on_offer)).sum()),
         regret=float((oracle - expected).sum()),
         candidate=entry.candidate,
         off_policy=off_policy,
@@ -492,11 +552,6 @@ def _inside(moments: np.ndarray, window: TrainingWindow) -> np.ndarray:
 def _microseconds(column: Any) -> np.ndarray:
     moments: np.ndarray = column.cast("int64").to_numpy()
     return moments
-
-
-def _milliseconds(decision_id: str) -> int:
-    """When the decision was made: the time part of its UUIDv7 (RFC 9562, section 5.7)."""
-    return int(decision_id[:8] + decision_id[9:13], 16)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -43,7 +43,7 @@ def render(report: "Report", catalogue: Sequence[Movie]) -> str:
     reward, regret, off_policy, freshness = figures
     settings, totals = report.settings, report.totals
     first, last = report.windows[0], report.windows[-1]
-    share = [window.mean_expected_reward / window.oracle_reward for window in (report.bootstrap, first, last)]
+    share = [_share(window) for window in (report.bootstrap, first, last)]
     sound = totals.lost == totals.duplicated == totals.misattributed_rewards == 0
     facts = {
         "decisions served": totals.decisions_served,
@@ -117,8 +117,9 @@ def _reward_axes(axes: Any, report: "Report") -> None:
     all_windows = [report.bootstrap, *report.windows]
     numbers = np.arange(len(all_windows))
     axes.plot(numbers, [window.oracle_reward for window in all_windows], "--", color=ORACLE, label="oracle")
-    axes.axhline(report.reference.best_fixed_action, ls="--", color=FIXED, label="best fixed movie")
-    axes.axhline(report.reference.uniform, ls="--", color=UNIFORM, label="uniform")
+    best_fixed = [window.best_fixed_reward for window in all_windows]
+    axes.plot(numbers, best_fixed, "--", color=FIXED, label="best fixed movie of the window")
+    axes.plot(numbers, [window.uniform_reward for window in all_windows], "--", color=UNIFORM, label="uniform")
     rewards = [window.mean_expected_reward for window in all_windows]
     axes.plot(numbers, rewards, "o-", color=SERVED, lw=2, label="served (window 0: uniform)")
     for number, window in zip(numbers, all_windows, strict=True):
@@ -134,8 +135,8 @@ def _regret_axes(axes: Any, report: "Report") -> None:
     decisions = np.array([window.decisions for window in windows])
     oracle = np.array([window.oracle_reward for window in windows])
     for name, value, color in (
-        ("uniform", report.reference.uniform, UNIFORM),
-        ("best fixed movie", report.reference.best_fixed_action, FIXED),
+        ("uniform", np.array([window.uniform_reward for window in windows]), UNIFORM),
+        ("best fixed movie of each window", np.array([window.best_fixed_reward for window in windows]), FIXED),
     ):
         axes.plot(numbers, np.cumsum((oracle - value) * decisions), "--", color=color, label=name)
     axes.plot(numbers, np.cumsum([window.regret for window in windows]), "o-", color=SERVED, lw=2, label="served")
@@ -174,7 +175,15 @@ def _freshness_axes(axes: Any, report: "Report") -> None:
 
 def _outcome_table(windows: Sequence["WindowReport"]) -> str:
     header = ["window", "decisions", "rewards", "dropped", "defaulted", "late", "orphan", "duplicates", "dead letters"]
-    header += ["reward", "of oracle", "regret", "trained in", "fresh after (median)"]
+    header += [
+        "new movies shown",
+        "masked shown",
+        "reward",
+        "of oracle",
+        "regret",
+        "trained in",
+        "fresh after (median)",
+    ]
     rows = [
         [
             _name(window),
@@ -186,8 +195,10 @@ def _outcome_table(windows: Sequence["WindowReport"]) -> str:
             window.orphan_rewards,
             window.duplicates,
             window.dead_letters,
+            window.new_movie_decisions,
+            window.masked_movie_decisions,
             f"{window.mean_expected_reward:.3f}",
-            f"{window.mean_expected_reward / window.oracle_reward:.1%}" if window.oracle_reward else "",
+            f"{_share(window):.1%}" if window.decisions else "",
             f"{window.regret:,.0f}",
             f"{window.train_seconds:.2f} s",
             _seconds(window.freshness_seconds.p50),
@@ -216,6 +227,11 @@ def _name(window: "WindowReport") -> str:
     return (
         f"{window.number}{' (uniform)' if window.number == 0 else ''}{' (interrupted)' if window.interrupted else ''}"
     )
+
+
+def _share(window: "WindowReport") -> float:
+    """Of the oracle's reward; 0 where nothing was decided."""
+    return window.mean_expected_reward / window.oracle_reward if window.oracle_reward else 0.0
 
 
 def _seconds(value: float | None) -> str:

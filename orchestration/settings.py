@@ -53,6 +53,13 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "drop"
     default_reward: Annotated[float, _described("the reward of silence, with --missing-reward default")] = 0.0
+    drift: Annotated[float, _described("how far tastes turn in a training window, in radians", ge=0)] = 0.0
+    new_movies: Annotated[
+        int, _described("how many of the movies come out only when serving begins: nobody has seen them yet", ge=0)
+    ] = 0
+    masked_movies: Annotated[
+        int, _described("how many of the movies the catalogue masks: they are known, and never offered", ge=0)
+    ] = 0
     fault_rate: Annotated[
         float, _described("share of events that come twice, late, malformed or for a decision nobody made", ge=0, lt=1)
     ] = 0.01

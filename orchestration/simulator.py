@@ -1,7 +1,7 @@
 """Viewers who watch over HTTP: observe, ask for a movie, and send the reward of that user and that movie later.
 
     python -m orchestration.simulator --endpoint http://127.0.0.1:8080 --ratings sample --events runs/loop/events \\
-        --truth runs/loop/truth/viewers.jsonl --start 2026-01-01T00:00:00Z --windows 10
+        --truth runs/loop/truth/viewers.jsonl --windows 10
 
 Decisions are asked for in concurrent batches, spread evenly over each window; a slow answer does not slow the next
 request. Some viewers never answer. Some events are faulty, at `--fault-rate`, and what was done to them is written down:
@@ -20,6 +20,7 @@ import asyncio
 import dataclasses
 import heapq
 import itertools
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -36,8 +37,20 @@ from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, sealed_segments, segment_name
 from contracts.records import utc_microseconds
+from orchestration.plan import parse_moment
 from orchestration.settings import LoopSettings, add_flags, from_flags
-from orchestration.truth import Entry, Fault, InjectedFaults, RequestFailure, SentReward, ServedDecision, TruthLog
+from orchestration.truth import (
+    Entry,
+    Fault,
+    InjectedFaults,
+    RequestFailure,
+    SentReward,
+    ServedDecision,
+    SessionStart,
+    TruthLog,
+    decided_milliseconds,
+    windows_passed,
+)
 from trainer import arms
 
 BATCH_DECISIONS = 20
@@ -49,7 +62,7 @@ REQUEST_TIMEOUT_SECONDS = 10.0
 
 
 def load_movielens(settings: LoopSettings) -> MovieLens:
-    """The viewers of these settings. Raises InputError."""
+    """The viewers of these settings, and what is on offer to them once serving has begun. Raises InputError."""
     ratings = load_ratings(settings.ratings)
     movielens = MovieLens.build(
         ratings,
@@ -57,6 +70,14 @@ def load_movielens(settings: LoopSettings) -> MovieLens:
         rank=settings.rank,
         reward_noise=settings.reward_noise,
         seed=settings.seed,
+    )
+    if settings.new_movies + settings.masked_movies > settings.num_actions - 2:
+        raise InputError(
+            f"--new-movies and --masked-movies must leave 2 of the {settings.num_actions} movies to start with,"
+            f" got {settings.new_movies} and {settings.masked_movies}"
+        )
+    movielens = movielens.masking(
+        movielens.drawn_actions(settings.new_movies + settings.masked_movies)[settings.new_movies :]
     )
     if settings.arm_features == "none":
         return movielens
@@ -73,6 +94,11 @@ def load_movielens(settings: LoopSettings) -> MovieLens:
     rows = {str(movie.movie_id): row for movie, row in zip(ratings.movies, factors.tolist(), strict=True)}
     catalogue = [msgspec.structs.replace(movie, features=rows[movie.movie_id]) for movie in movielens.catalogue]
     return dataclasses.replace(movielens, catalogue=catalogue)
+
+
+def new_movies(settings: LoopSettings, movielens: MovieLens) -> list[int]:
+    """The actions of the movies that come out only when serving begins: any of them, not the least popular."""
+    return movielens.drawn_actions(settings.new_movies)
 
 
 class PlannedReward(NamedTuple):
@@ -107,14 +133,20 @@ class Simulator:
         self._events = events
         self._truth = truth
         self._session = session
+        self._started: list[SessionStart] = []
         self._planned: list[PlannedReward] = []  # a heap
         self._sequence = itertools.count()
         self._bad_transport = BadTransport(
             events, settings.fault_rate, np.random.default_rng([settings.seed, session, 1])
         )
 
-    async def run(self, start: float, windows: int) -> None:
-        """Serves `windows` windows from `start` (seconds since the epoch), then sends the rewards still to come."""
+    async def run(self, start: float, windows: int, first_window: int = 1) -> None:
+        """Serves `windows` windows from `start` (seconds since the epoch), then sends the rewards still to come.
+
+        `first_window` is the number of the first: tastes have turned by as much as the windows before it say.
+        """
+        self._started.append(SessionStart(start, first_window))
+        self._truth.append(self._started)
         limits = httpx.Limits(max_connections=32)
         all_served = asyncio.Event()
         async with (
@@ -157,8 +189,10 @@ class Simulator:
             return
         predictions: list[dict[str, Any]] = msgspec.json.decode(response.content)["predictions"]
         actions = np.array([prediction["action"] for prediction in predictions])
-        expected = self._movielens.expected_rewards(users, actions)
-        best = self._movielens.expected_rewards(users, self._movielens.best_actions[users])
+        moments = np.array([decided_milliseconds(prediction["decision_id"]) / 1e3 for prediction in predictions])
+        angles = self._settings.drift * windows_passed(self._started, moments, self._settings.window_seconds)
+        of_all = self._movielens.expected_of_all_actions(users, angles)
+        expected, best = of_all[np.arange(size), actions], of_all[:, self._movielens.on_offer].max(axis=1)
         self._truth.append(
             ServedDecision(
                 prediction["decision_id"],
@@ -172,17 +206,17 @@ class Simulator:
             )
             for prediction, user, value, oracle in zip(predictions, users, expected, best, strict=True)
         )
-        self._plan([prediction["decision_id"] for prediction in predictions], users, actions, rng)
+        rewards = self._movielens.observed_rewards(users, actions, rng, angles).tolist()
+        self._plan([prediction["decision_id"] for prediction in predictions], rewards, rng)
 
-    def _plan(self, decision_ids: list[str], users: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> None:
-        now, rate = time.time(), self._settings.fault_rate
-        rewards = self._movielens.observed_rewards(users, actions, rng).tolist()
-        answered = rng.random(len(users)) >= self._settings.no_reward_probability
-        delays = rng.uniform(*ANSWER_SECONDS, len(users))
-        late = self._settings.reward_window_seconds + rng.uniform(*LATE_SECONDS, len(users))
+    def _plan(self, decision_ids: list[str], rewards: list[float], rng: np.random.Generator) -> None:
+        now, rate, count = time.time(), self._settings.fault_rate, len(decision_ids)
+        answered = rng.random(count) >= self._settings.no_reward_probability
+        delays = rng.uniform(*ANSWER_SECONDS, count)
+        late = self._settings.reward_window_seconds + rng.uniform(*LATE_SECONDS, count)
         kinds: list[Fault | Literal["orphan"]] = ["", "twice", "late", "orphan"]
-        chosen = rng.choice(len(kinds), len(users), p=[1 - rate, rate / 3, rate / 3, rate / 3]).tolist()
-        strangers = rng.bytes(8 * len(users)).hex()
+        chosen = rng.choice(len(kinds), count, p=[1 - rate, rate / 3, rate / 3, rate / 3]).tolist()
+        strangers = rng.bytes(8 * count).hex()
         for row, decision_id in enumerate(decision_ids):
             fault = kinds[chosen[row]]
             if fault == "orphan":
@@ -291,7 +325,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--endpoint", required=True, help="the predictor, as http://host:port")
     parser.add_argument("--events", required=True, type=Path, help="folder of the event log, for the bad transport")
     parser.add_argument("--truth", required=True, type=Path, help="file to which the truth is appended")
-    parser.add_argument("--start", required=True, help="start of the first window, ISO 8601 with time zone")
+    parser.add_argument(
+        "--start", help="start of the first window, ISO 8601 with time zone (default: the next second when ready)"
+    )
+    parser.add_argument("--first-window", type=int, default=1, help="its number (default: %(default)s)")
     parser.add_argument("--session", type=int, default=0, help="which run of a resumed loop this is (default: 0)")
     add_flags(parser, LoopSettings)
     return parser
@@ -302,13 +339,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         settings = from_flags(arguments)
-        start = datetime.fromisoformat(arguments.start)
-        if start.tzinfo is None:
-            raise InputError(f"--start must carry a time zone, got {arguments.start}")
+        start = parse_moment(arguments.start, "--start").timestamp() if arguments.start else None
         movielens = load_movielens(settings)
         truth = TruthLog(arguments.truth)
         simulator = Simulator(settings, movielens, arguments.endpoint, arguments.events, truth, arguments.session)
-        asyncio.run(simulator.run(start.timestamp(), settings.windows))
+        start = start or math.ceil(time.time())
+        asyncio.run(simulator.run(start, settings.windows, arguments.first_window))
         truth.close()
     except InputError as error:
         sys.stderr.write(f"simulator: error: {error}\n")

@@ -87,8 +87,7 @@ class Edge(Protocol):
 class Audience:
     """The viewers of `settings` at any moment, in seconds since the start.
 
-    A viewer's taste is `cos(a) x + sin(a) y`, where x is the observation that policies see, y another viewer's, and a
-    grows by `drift` radians a day: it keeps its length, the observation stays as it is, and what it means changes.
+    Their tastes turn (`beam_jobs.movielens`) by `drift` radians a day.
     """
 
     def __init__(self, settings: TrafficSettings) -> None:
@@ -105,10 +104,8 @@ class Audience:
             reward_noise=settings.reward_noise,
             seed=settings.seed,
         )
-        rng = np.random.default_rng([settings.seed, 0])
-        self._others = self.movielens.observations[rng.permutation(self.movielens.num_users)]
         # The ones that come out later are any of them, not the least popular.
-        self._coming = np.sort(rng.permutation(settings.num_actions)[: settings.new_movies])
+        self._coming = np.sort(np.array(self.movielens.drawn_actions(settings.new_movies), np.int64))
 
     def rate(self, at: float) -> float:
         """Viewers a second: lowest at the start of a day, highest in its middle."""
@@ -128,9 +125,7 @@ class Audience:
 
     def expected_rewards(self, users: np.ndarray, actions: np.ndarray, at: float) -> np.ndarray:
         """[N] users and actions -> [N] what they think of it at that moment."""
-        angle = self.settings.drift * at / DAY_SECONDS
-        tastes = math.cos(angle) * self.movielens.observations[users] + math.sin(angle) * self._others[users]
-        return np.einsum("nd,nd->n", tastes.astype(np.float64), self.movielens.movie_factors[actions])
+        return self.movielens.expected_rewards(users, actions, self.settings.drift * at / DAY_SECONDS)
 
 
 class Totals(msgspec.Struct, kw_only=True):

@@ -4,13 +4,21 @@ The simulator writes it, beside and independent of the event log; the report rea
 appended to; a line that a killed simulator left torn is passed over (its decisions are then unknown here, never lost).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 Fault = Literal["", "twice", "late"]
+
+
+class SessionStart(msgspec.Struct, frozen=True, array_like=True, tag="session"):
+    """Viewers began to come: in the first run, or once more in a resumed one."""
+
+    start: float  # seconds since the epoch, of the first window
+    first_window: int  # its number
 
 
 class ServedDecision(msgspec.Struct, frozen=True, array_like=True, tag="served"):
@@ -53,10 +61,36 @@ class RequestFailure(msgspec.Struct, frozen=True, array_like=True, tag="failed")
     decisions: int
 
 
-Entry = ServedDecision | SentReward | InjectedFaults | RequestFailure
+Entry = SessionStart | ServedDecision | SentReward | InjectedFaults | RequestFailure
 
 _decoder = msgspec.json.Decoder(Entry)
 _encoder = msgspec.json.Encoder()
+
+
+def decided_milliseconds(decision_id: str) -> int:
+    """When the decision was made, since the epoch: the time part of its UUIDv7 (RFC 9562, section 5.7)."""
+    return int(decision_id[:8] + decision_id[9:13], 16)
+
+
+def windows_passed(sessions: Sequence[SessionStart], moments: np.ndarray, window_seconds: float) -> np.ndarray:
+    """How many windows viewers had been coming for: the clock by which their tastes turn.
+
+    It stands still while nobody comes: a resumed run goes on at the first window that it serves.
+
+    Args:
+      sessions: in the order of their starts.
+      moments: [N] seconds since the epoch.
+      window_seconds: length of a window.
+
+    Returns:
+      [N] float64, 0 before the first session.
+    """
+    if not sessions:
+        return np.zeros(len(moments))
+    starts = np.array([session.start for session in sessions])
+    done = np.array([session.first_window - 1 for session in sessions])
+    latest = np.searchsorted(starts, moments, side="right") - 1
+    return np.where(latest < 0, 0.0, done[latest] + (moments - starts[latest]) / window_seconds)
 
 
 class TruthLog:

@@ -98,8 +98,8 @@ def test_viewers_without_a_predictor_write_down_their_failures(tmp_path):
     asyncio.run(viewers.run(start=datetime.now(UTC).timestamp(), windows=1))
     truth.close()
     entries = [json.loads(line) for line in (tmp_path / "truth" / "viewers.jsonl").read_text().splitlines()]
-    assert [entry[0] for entry in entries] == ["failed", "failed"]
-    assert sum(entry[2] for entry in entries) == 40
+    assert [entry[0] for entry in entries] == ["session", "failed", "failed"]
+    assert sum(entry[2] for entry in entries[1:]) == 40
 
 
 def test_arm_features_are_of_the_movies_that_are_offered_and_change_no_reward():
