@@ -62,6 +62,15 @@ def test_each_decision_once_as_the_contract_says(tmp_path: Path, viewers: MovieL
     assert np.bincount([d.action for d in decisions]).min() > 180
 
 
+def test_a_movie_that_is_masked_is_not_in_the_log_and_the_others_say_so(tmp_path: Path, viewers: MovieLens) -> None:
+    settings = GeneratorSettings(num_decisions=500, start=START)
+    generate(viewers.masking([0, 7]), settings, tmp_path / "events")
+    decisions, _ = events_in(tmp_path / "events")
+    offered = [1, 2, 3, 4, 5, 6, 8, 9]
+    assert {decision.action for decision in decisions} == set(offered)
+    assert {(decision.propensity, tuple(decision.candidates)) for decision in decisions} == {(1 / 8, tuple(offered))}
+
+
 def test_a_rerun_leaves_the_same_bytes_and_another_seed_others(tmp_path: Path, viewers: MovieLens) -> None:
     settings = GeneratorSettings(num_decisions=300, start=START, decisions_per_shard=100, seed=5)
     generate(viewers, settings, tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +22,9 @@ from contracts import policies, schemas
 from contracts.errors import InputError
 from orchestration import emulators, report, steps
 from orchestration.run_folder import RunFolder
-from orchestration.simulator import load_movielens
+from orchestration.simulator import load_movielens, new_movies
+from orchestration.truth import SentReward, ServedDecision, SessionStart, TruthReader
+from predictor import policy as serving
 
 pytestmark = pytest.mark.loop
 
@@ -208,9 +211,95 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert stored == totals["decisions_stored"] >= 600 + 3 * 400
 
 
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run whose tastes drift, with movies that come out and movies that are masked: two windows, resumed for a third.
+
+    What looks best is served, but for a tenth of the decisions: whatever has more than epsilon / K was recommended.
+    """
+    out = tmp_path_factory.mktemp("changing") / "run"
+    given = {"num_actions": "40", "rank": "10", "arm_features": "shared", "exploration": "epsilon_greedy"}
+    given |= {"epsilon": "0.1", "new_movies": "10", "masked_movies": "10", "drift": "0.4", "half_life": "1"}
+    for more in ((), ("--resume",)):
+        answer = loop(out, *more, windows="3" if more else "2", **given)
+        assert answer.returncode == 0, answer.stderr + answer.stdout
+    return RunFolder(out)
+
+
+def decisions_of(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    begin, end = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+    rows = warehouse.read(folder.warehouse, schemas.DECISIONS, begin, end).rows.to_pylist()
+    return {row["decision_id"]: row for row in rows}
+
+
+def test_a_movie_that_nobody_has_seen_is_recommended_and_a_masked_one_never(changing):
+    movielens = load_movielens(changing.settings())
+    new = set(new_movies(changing.settings(), movielens))
+    masked = {movie.action for movie in movielens.catalogue if movie.status == "masked"}
+    assert (len(new), len(masked)) == (10, 10)
+    served = {True: [], False: []}
+    for row in decisions_of(changing).values():
+        served[row["policy_version"] == "uniform"].append(row)
+    assert len(served[True]) == 600
+    assert {row["action"] for row in served[True]} == set(range(40)) - new - masked
+    assert not masked & {row["action"] for row in served[False]}
+
+    # The first policy never saw them. It recommends them by their features alone, and would the masked ones too.
+    first = serving.load(changing.policies / steps.history(changing.policies)[0].version)
+    with np.load(changing.policies / first.card.version / policies.LINEAR_NAME) as arrays:
+        assert not arrays["num_samples"][sorted(new | masked)].any()
+    assert {movie.action for movie in first.card.catalogue if movie.status == "masked"} == masked
+    looks_best = first.scores(movielens.observations)[0].argmax(axis=1)
+    assert np.isin(looks_best, sorted(masked)).mean() > 0.1
+    by_first = [row for row in served[False] if row["policy_version"] == first.card.version]
+    recommended = [row for row in by_first if row["action"] in new and row["propensity"] > 2 * 0.1 / 40]
+    assert len(recommended) > 0.2 * len(by_first) > 0
+
+    told = read_report(changing.root)
+    assert [window["masked_movie_decisions"] for window in [told["bootstrap"], *told["windows"]]] == [0] * 4
+    assert told["bootstrap"]["new_movie_decisions"] == 0
+    of_new = sum(row["action"] in new for row in served[False])
+    assert sum(window["new_movie_decisions"] for window in told["windows"]) == of_new
+    page = (changing.root / "report.html").read_text()
+    assert "new movies shown" in page and "masked shown" in page
+
+
+def test_the_truth_drifts_and_the_report_with_it(changing):
+    """What the viewers wrote down as they answered, and what the report counts from the tables, are the same."""
+    told, settings = read_report(changing.root), changing.settings()
+    entries = TruthReader(changing.truth).read()
+    sessions = [entry for entry in entries if isinstance(entry, SessionStart)]
+    assert [session.first_window for session in sessions] == [1, 3]
+    answered = {entry.decision_id: entry for entry in entries if isinstance(entry, ServedDecision)}
+    decisions = decisions_of(changing)
+    for window in told["windows"]:
+        begin, end = (datetime.fromisoformat(window[side]) for side in ("start", "end"))
+        inside = [one for key, one in answered.items() if begin <= decisions[key]["decided_at"] < end]
+        assert len(inside) == window["decisions"] == 400
+        mean = sum(one.expected_reward for one in inside) / 400
+        oracle = sum(one.oracle_reward for one in inside) / 400
+        assert (window["mean_expected_reward"], window["oracle_reward"]) == pytest.approx((mean, oracle))
+        assert oracle > window["best_fixed_reward"] > window["uniform_reward"]
+        assert oracle > mean
+
+    # The rewards are those of the tastes that turned, not of those before. 1,100 rewards with noise of 0.5: 5 standard
+    # errors are 0.08.
+    movielens = load_movielens(settings)
+    rewards = {entry.decision_id: entry.reward for entry in entries if isinstance(entry, SentReward)}
+    served = [answered[key] for key in rewards if key in answered]
+    off = np.array([rewards[one.decision_id] - one.expected_reward for one in served])
+    assert abs(off.mean()) < 0.08 and off.std() == pytest.approx(0.5, abs=0.06)
+    users, actions = np.array([(one.user, one.action) for one in served]).T
+    before = movielens.expected_rewards(users, actions)
+    assert np.sqrt(np.mean((before - [one.expected_reward for one in served]) ** 2)) > 0.3
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"drift": "-1"}, "--drift: Expected `float` >= 0.0, got '-1'"),
+        ({"new_movies": "some"}, "--new-movies: Expected `int`, got `str`"),
+        ({"new_movies": "5", "masked_movies": "4"}, "--new-movies and --masked-movies must leave 2 of the 10 movies"),
         ({"ratings": "/no/such/folder"}, "/no/such/folder"),
         ({"num_actions": "100000"}, "--num-actions must be from 1 to"),
         ({"rank": "5000"}, "--rank must be from 1 to"),

@@ -43,6 +43,46 @@ def test_a_matrix_of_that_rank_is_approximated_exactly() -> None:
     assert viewers.reference.uniform == pytest.approx(matrix.mean(), abs=1e-5)
 
 
+def test_what_is_masked_is_known_and_not_on_offer() -> None:
+    ratings, matrix = low_rank_ratings()
+    whole = build(ratings)
+    best = whole.reference.best_fixed
+    viewers = whole.masking([best, 0])
+    offered = [action for action in range(8) if action not in (best, 0)]
+    assert [movie.action for movie in viewers.catalogue if movie.status == "masked"] == sorted({best, 0})
+    assert viewers.on_offer.tolist() == offered and whole.on_offer.tolist() == list(range(8))
+    assert viewers.best_actions.tolist() == [offered[k] for k in matrix[:, offered].argmax(axis=1)]
+    assert viewers.reference.oracle == pytest.approx(matrix[:, offered].max(axis=1).mean(), abs=1e-5)
+    assert viewers.reference.best_fixed == offered[matrix[:, offered].mean(axis=0).argmax()]
+    assert viewers.reference.uniform == pytest.approx(matrix[:, offered].mean(), abs=1e-5)
+    np.testing.assert_array_equal(viewers.expected_reward_matrix, whole.expected_reward_matrix)
+
+
+def test_tastes_turn_to_those_of_another_viewer() -> None:
+    viewers = build(low_rank_ratings()[0])
+    users = np.arange(12)
+    np.testing.assert_array_equal(viewers.expected_of_all_actions(users), viewers.expected_reward_matrix)
+    turned = viewers.expected_of_all_actions(
+        users, np.pi / 2
+    )  # everybody has somebody else's taste, each a different one
+    order = np.lexsort(turned.T), np.lexsort(viewers.expected_reward_matrix.T)
+    np.testing.assert_allclose(turned[order[0]], viewers.expected_reward_matrix[order[1]], atol=1e-9)
+    assert np.abs(turned - viewers.expected_reward_matrix).max() > 0.1
+    half = viewers.expected_of_all_actions(users, np.pi / 4)
+    np.testing.assert_allclose(half, (turned + viewers.expected_reward_matrix) / np.sqrt(2), atol=1e-9)
+    # An angle for each decision, and one action of each.
+    angles, actions = np.linspace(0, 3, 12), users % 8
+    each = [viewers.expected_of_all_actions(users[n : n + 1], angles[n])[0, actions[n]] for n in users]
+    np.testing.assert_allclose(viewers.expected_rewards(users, actions, angles), each, atol=1e-12)
+
+
+def test_movies_are_drawn_at_random_and_the_same_again() -> None:
+    viewers = build(low_rank_ratings()[0])
+    drawn = viewers.drawn_actions(8)
+    assert sorted(drawn) == list(range(8)) != drawn
+    assert viewers.drawn_actions(3) == drawn[:3]
+
+
 def test_actions_are_the_most_rated_movies_ties_by_id() -> None:
     ratings, _ = low_rank_ratings()
     few = np.flatnonzero(~((ratings.movie == 0) & (ratings.user < 3)))  # three ratings less for the first movie
