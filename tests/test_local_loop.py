@@ -336,7 +336,10 @@ def test_a_killed_run_leaves_no_children_and_goes_on(tmp_path):
     for line in running.stdout:
         if line.startswith("Serving"):
             break
-    time.sleep(5)  # viewers are being served
+    truth = TruthReader(out / "truth")
+    while not any(isinstance(entry, ServedDecision) for entry in truth.read()):  # viewers are being served
+        assert running.poll() is None
+        time.sleep(0.05)
     os.kill(running.pid, signal.SIGKILL)
     running.communicate()
     while processes_of(out):
