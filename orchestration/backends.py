@@ -62,7 +62,7 @@ def open_backend(name: Literal["local", "emulators"], folder: RunFolder) -> Iter
         endpoint = stack.enter_context(emulators.bigquery_emulator(folder.logs))
         stack.enter_context(emulators.redirect(pubsub, endpoint))
         _create(topic, subscription, dataset)
-        status = folder.root / "ingest.json"
+        status = folder.ingest_status
         command = [sys.executable, "-m", "orchestration.emulated_ingest", "--events", f"pubsub:{subscription}"]
         command += ["--warehouse", f"bigquery:{dataset.project}.{dataset.name}", "--status", str(status)]
         command += ["--pubsub", pubsub, "--bigquery-rest", endpoint.rest, "--bigquery-grpc", endpoint.grpc]

@@ -32,6 +32,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from contracts.errors import InputError
 from orchestration.plan import Places
 from orchestration.settings import LoopSettings, add_flags, from_flags
@@ -52,10 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{PROGRAM}: error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        again = f' It can go on: make loop LOOP_ARGS="--resume --out {arguments.out}"' if "out" in arguments else ""
-        sys.stderr.write(f"\n{PROGRAM}: interrupted; its processes have ended.{again}\n")
+        sys.stderr.write(f"\n{PROGRAM}: interrupted; its processes have ended.{_how_to_go_on(arguments)}\n")
         return 130
     return code
+
+
+def _how_to_go_on(arguments: argparse.Namespace) -> str:
+    if arguments.command is not _loop:
+        return ""
+    settings = from_flags(arguments)
+    if settings.backend != "local" or not (Path(settings.out) / "journal.jsonl").is_file():
+        return ""
+    return f' It can go on: make loop LOOP_ARGS="--resume --out {settings.out}"'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Runs the closed loop on this machine: real ratings, a real predictor, simulated viewers.",
     )
     add_flags(loop, LoopSettings)
-    loop.add_argument("--resume", action="store_true", help="go on with the run in --out, which was interrupted")
+    loop.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, which was interrupted, with its settings"
+    )
     loop.set_defaults(command=_loop)
     report = commands.add_parser("report", help="write the report of a run again, from its data")
     report.add_argument("--out", default="runs/loop", help="folder of the run (default: runs/loop)")
@@ -247,6 +259,10 @@ def _loop(arguments: argparse.Namespace) -> int:
 
         tf.config.list_physical_devices()
         from orchestration import local_loop
+        from orchestration.run_folder import RunFolder
+    if arguments.resume:
+        started_with = RunFolder(Path(settings.out)).settings()
+        settings = from_flags(arguments, msgspec.structs.replace(started_with, out=settings.out))
     page = local_loop.run(settings, resume=arguments.resume)
     seconds = time.monotonic() - begin
     # Linux counts in kilobytes, macOS in bytes.

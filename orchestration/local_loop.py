@@ -52,8 +52,9 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
     folder = RunFolder(Path(settings.out))
     if resume:
         started_with = folder.settings()
-        if settings.backend != "local":
-            raise InputError(f"--resume needs --backend local: what the {settings.backend} held ended with them")
+        for backend in (started_with.backend, settings.backend):
+            if backend != "local":
+                raise InputError(f"--resume needs --backend local: what the {backend} held ended with them")
         if differences := changed(started_with, settings, ignore=("out", "port", "windows")):
             raise InputError(f"--resume goes on with the settings of the run; changed: {'; '.join(differences)}")
     if settings.port:
@@ -65,12 +66,14 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
         f"{movielens.num_users:,} viewers, {movielens.num_actions} movies. Expected reward a decision: oracle "
         f"{reference.oracle:.3f}, best fixed movie {reference.best_fixed_action:.3f}, uniform {reference.uniform:.3f}"
     )
-    if folder.journal() and resume:
-        folder.discard_torn_line()
-    else:
-        folder.create(settings, movielens.catalogue)
-    LocalLoop(settings, folder, movielens).run()
-    report.write(folder, movielens)
+    with folder.locked():
+        if folder.journal() and resume:
+            folder.discard_torn_line()
+            folder.write_settings(settings)  # perhaps of another number of windows
+        else:
+            folder.create(settings, movielens.catalogue)
+        LocalLoop(settings, folder, movielens).run()
+        report.write(folder, movielens)
     return folder.report_html
 
 
@@ -115,7 +118,7 @@ class LocalLoop:
             with ExitStack() as children:
                 endpoint = self._start_predictor(children)
                 if journal:
-                    self._catch_up(journal)
+                    self._catch_up(journal, endpoint)
                 served = sum(not entry.interrupted and entry.number > 0 for entry in journal)
                 if served < self._settings.windows:
                     self._serve(endpoint, children, first=served + 1, session=len(journal))
@@ -145,6 +148,9 @@ class LocalLoop:
             shutil.copy(segment, self._folder.events)
         self._backend.deliver()
         self._update([(0, window)], interrupted=False, endpoint=None)
+        if steps.champion(self._folder.policies) is None:
+            refused = self._folder.journal()[-1].gate.reason
+            raise InputError(f"the first policy may not serve, {refused}; see --bootstrap-decisions, --num-actions")
 
     def _start_predictor(self, children: ExitStack) -> str:
         port = self._settings.port or free_port()
@@ -154,12 +160,12 @@ class LocalLoop:
         command += self._backend.predictor_flags
         self._children.append(children.enter_context(Child("predictor", command, self._folder.logs / "predictor.log")))
         champion = steps.champion(self._folder.policies)
-        assert champion is not None  # the bootstrap made one
+        assert champion is not None  # the bootstrap made one, or said why not
         self._wait_until_served(endpoint, champion.version, START_TIMEOUT_SECONDS)
         say(f"Predictor: {endpoint} serves {champion.version}")
         return endpoint
 
-    def _catch_up(self, journal: list[JournalEntry]) -> None:
+    def _catch_up(self, journal: list[JournalEntry], endpoint: str) -> None:
         """Deals with what the earlier run exported or served after the last window it noted as done."""
         done = {entry.window.start for entry in journal}
         windows = [ready.manifest.window for ready in dataset.ready_windows(self._folder.windows)]
@@ -170,7 +176,7 @@ class LocalLoop:
             say(f"Resuming: {decisions} decisions of the interrupted run")
             left.append(TrainingWindow(begin, end))
         if left:
-            self._update([(journal[-1].number, window) for window in left], interrupted=True, endpoint=None)
+            self._update([(journal[-1].number, window) for window in left], interrupted=True, endpoint=endpoint)
 
     def _serve(self, endpoint: str, children: ExitStack, first: int, session: int) -> None:
         count = self._settings.windows - first + 1

@@ -60,7 +60,13 @@ class Child:
         assert self._guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._guard.stdin.close()
-        return self._guard.wait(STOP_TIMEOUT_SECONDS + 5)
+        code = self.wait(STOP_TIMEOUT_SECONDS + 5)
+        if code is None or code < 0:
+            # The guard hangs or was killed, so nobody looks after the command: it is in the guard's process group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._guard.pid, signal.SIGKILL)
+            code = self._guard.wait()
+        return code
 
     def __enter__(self) -> Self:
         return self

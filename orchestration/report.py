@@ -108,11 +108,13 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
     `lost = lost_decisions + lost_rewards + lost_between_tables_and_windows`. A trained interaction is misattributed when
     its reward is not one that was sent for its observation and action; duplicated when it was trained more often than
-    it happened.
+    it happened. Interactions of others than the viewers count as trained, but cannot be judged.
     """
 
     decisions_served: int
     decisions_stored: int
+    decisions_of_others: int  # of the stored ones: nobody of the simulated viewers asked, so their worth is unknown
+    decisions_outside_windows: int  # of the stored ones: after the last window; a resumed run trains on them
     rewards_sent: int
     rewards_stored: int
     interactions_exported: int
@@ -175,14 +177,15 @@ class Progress:
         Where tastes drift, with those in the middle of the window.
         """
         self._read()
-        observations = steps.held_back(self._folder.windows, card).observation
+        held_back = steps.held_back(self._folder.windows, card).observation
+        users = np.array([self._users.get(row.tobytes(), -1) for row in held_back], np.int64)
+        observations, users = held_back[users >= 0], users[users >= 0]
         if not len(observations):
             return None
         probabilities = serving.load(self._folder.policies / card.version).probabilities(observations)
         window = max((trained.window for trained in card.trained_on), key=lambda window: window.start)
         middle = (window.start + (window.end - window.start) / 2).timestamp()
         passed = windows_passed(self._sessions, np.array([middle]), self._settings.window_seconds)
-        users = np.array([self._users[row.tobytes()] for row in observations])
         expected = self._movielens.expected_of_all_actions(users, self._settings.drift * passed)
         return float((probabilities * expected).sum(axis=1).mean())
 
@@ -310,7 +313,7 @@ class _Stored(NamedTuple):
     decision_id: np.ndarray  # [N] str
     decided_at: np.ndarray  # [N] int64, microseconds
     policy_version: np.ndarray  # [N] str
-    user: np.ndarray  # [N] int64, index of the viewer
+    user: np.ndarray  # [N] int64, index of the viewer; -1: somebody else asked, of whom no truth is known
     action: np.ndarray  # [N]
     angle: np.ndarray  # [N], how far tastes had turned
     duplicate_decisions: int
@@ -336,7 +339,7 @@ class _Stored(NamedTuple):
             decision_id=np.array(ids, object),
             decided_at=_microseconds(decisions["decided_at"]),
             policy_version=np.array(decisions["policy_version"].to_pylist(), object),
-            user=np.array([index[user_id] for user_id in decisions["user_id"].to_pylist()], np.int64),
+            user=np.array([index.get(user_id, -1) for user_id in decisions["user_id"].to_pylist()], np.int64),
             action=decisions["action"].to_numpy(),
             angle=settings.drift * windows_passed(sessions, moments, settings.window_seconds),
             duplicate_decisions=duplicate_decisions,
@@ -357,7 +360,7 @@ def _window_report(
     new: list[int],
 ) -> WindowReport:
     counts, gate = manifest.counts, entry.gate
-    inside = _inside(stored.decided_at, entry.window)
+    inside = _inside(stored.decided_at, entry.window) & (stored.user >= 0)
     decided_by, actions = stored.policy_version[inside], stored.action[inside]
     of_all = movielens.expected_of_all_actions(stored.user[inside], stored.angle[inside])
     expected, of_all = of_all[np.arange(len(actions)), actions], of_all[:, movielens.on_offer]
@@ -490,6 +493,8 @@ def _totals(
     return Totals(
         decisions_served=len(happened.decisions),
         decisions_stored=len(stored_ids),
+        decisions_of_others=int((stored.user < 0).sum()),
+        decisions_outside_windows=int((~covered).sum()),
         rewards_sent=len(sent),
         rewards_stored=len(stored.reward_id),
         interactions_exported=records,
@@ -526,6 +531,7 @@ def _check_trained(folder: RunFolder, happened: _Happened, stored: _Stored, card
             answered.add(reward.decision_id)
             own[(*served, float(np.float32(reward.reward)))] += 1
     unanswered = Counter(served for decision_id, served in happened.decisions.items() if decision_id not in answered)
+    viewers = {observation for observation, _ in happened.decisions.values()}
     trained = duplicated = misattributed = 0
     seen: Counter[Any] = Counter()
     windows = {window.start: window for window in dataset.ready_windows(folder.windows)}
@@ -535,6 +541,8 @@ def _check_trained(folder: RunFolder, happened: _Happened, stored: _Stored, card
                 batch.observation, batch.action.tolist(), batch.reward.tolist(), batch.defaulted.tolist(), strict=True
             ):
                 trained += 1
+                if observation.tobytes() not in viewers:
+                    continue
                 key = (observation.tobytes(), action, reward)
                 happened_often = unanswered[key[:2]] if defaulted else own[key]
                 seen[key] += 1

@@ -42,12 +42,14 @@ def render(report: "Report", catalogue: Sequence[Movie]) -> str:
         ]
     reward, regret, off_policy, freshness = figures
     settings, totals = report.settings, report.totals
-    first, last = report.windows[0], report.windows[-1]
-    share = [_share(window) for window in (report.bootstrap, first, last)]
+    served = [window for window in report.windows if window.decisions] or [report.bootstrap]
+    share = [_share(window) for window in (report.bootstrap, served[0], served[-1])]
     sound = totals.lost == totals.duplicated == totals.misattributed_rewards == 0
     facts = {
         "decisions served": totals.decisions_served,
         "stored": totals.decisions_stored,
+        "of these, not asked for by the viewers": totals.decisions_of_others,
+        "of these, after the last window": totals.decisions_outside_windows,
         "exported for training": totals.interactions_exported,
         "trained": totals.interactions_trained,
         "held back for the gate": totals.interactions_held_back,
@@ -145,8 +147,9 @@ def _regret_axes(axes: Any, report: "Report") -> None:
 
 
 def _off_policy_axes(axes: Any, report: "Report") -> None:
-    judged = [window for window in [report.bootstrap, *report.windows] if window.off_policy is not None]
-    numbers = [window.number for window in judged]
+    windows = [report.bootstrap, *report.windows]
+    judged = [window for window in windows if window.off_policy is not None]
+    numbers = [position for position, window in enumerate(windows) if window.off_policy is not None]
     estimates = [window.off_policy for window in judged if window.off_policy is not None]
     values = np.array([estimate.estimate for estimate in estimates])
     spread = [values - [e.low for e in estimates], [e.high for e in estimates] - values]
@@ -224,9 +227,9 @@ def _gate_table(windows: Sequence["WindowReport"]) -> str:
 
 
 def _name(window: "WindowReport") -> str:
-    return (
-        f"{window.number}{' (uniform)' if window.number == 0 else ''}{' (interrupted)' if window.interrupted else ''}"
-    )
+    if window.interrupted:
+        return f"after {window.number} (interrupted)"
+    return f"{window.number} (uniform)" if window.number == 0 else str(window.number)
 
 
 def _share(window: "WindowReport") -> float:

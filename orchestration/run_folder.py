@@ -9,10 +9,15 @@ policies/       the policy store
 truth/          what really happened, as the viewers know it
 journal.jsonl   one line for each training window that was dealt with
 logs/           output of the child processes
+ingest.json     how far the streaming job is, on the emulators
 report.json, report.html
+running.lock    held while a run goes on
 """
 
+import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from orchestration.settings import LoopSettings
 from orchestration.steps import GateResult, replace_file
 
 SETTINGS_NAME = "settings.json"
+LOCK_NAME = "running.lock"
 
 
 class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,41 +61,70 @@ class RunFolder:
         self.truth = root / "truth"
         self.simulated = self.truth / "simulated"
         self.logs = root / "logs"
+        self.ingest_status = root / "ingest.json"
         self.catalogue = root / "catalogue.json"
         self.report_json = root / "report.json"
         self.report_html = root / "report.html"
         self._settings = root / SETTINGS_NAME
         self._journal = root / "journal.jsonl"
 
-    @property
-    def exists(self) -> bool:
-        """Whether a run was started here."""
-        return self._settings.is_file()
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps the folder to one run, which may start here (in place of an earlier one) or go on.
 
-    def create(self, settings: LoopSettings, catalogue: list[Movie]) -> None:
-        """Starts a run here, in place of an earlier one. Raises InputError for a folder that holds something else."""
-        if self.root.exists() and not self.root.is_dir():
-            raise InputError(f"--out must be a folder, got the file {self.root}")
-        if self.exists:
-            shutil.rmtree(self.root)
-        elif self.root.exists() and any(self.root.iterdir()):
-            raise InputError(f"--out {self.root} is not empty and not a run of the loop: name another folder")
+        Raises InputError when another run goes on here, or when the folder cannot be made or holds something else.
+        """
         try:
-            for folder in (self.root, self.events, self.windows, self.policies, self.simulated, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
+            if self.root.exists() and not self.root.is_dir():
+                raise InputError(f"--out must be a folder, got the file {self.root}")
+            self._refuse_other_things()
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / LOCK_NAME).open("ab")
         except OSError as error:
             raise InputError(f"--out {self.root} cannot be created: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+            except BlockingIOError:
+                raise InputError(f"--out {self.root} is in use by another run: name another folder") from None
+            yield
+
+    def create(self, settings: LoopSettings, catalogue: list[Movie]) -> None:
+        """Starts a run here, in place of an earlier one. The caller holds the lock."""
+        for path in (path for path in self.root.iterdir() if path.name != LOCK_NAME):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        for folder in (self.events, self.windows, self.policies, self.simulated, self.logs):
+            folder.mkdir(parents=True)
         self.catalogue.write_bytes(msgspec.json.encode(catalogue))
+        self.write_settings(settings)
+
+    def write_settings(self, settings: LoopSettings) -> None:
+        """Notes what the run was started with, or is resumed with."""
         replace_file(self._settings, msgspec.json.format(msgspec.json.encode(settings), indent=2))
 
     def settings(self) -> LoopSettings:
         """What the run was started with. Raises InputError when there is none."""
-        if not self.exists:
-            raise InputError(f"{self.root} holds no run to resume or to report on")
         try:
             return msgspec.json.decode(self._settings.read_bytes(), type=LoopSettings)
+        except OSError:
+            raise InputError(f"{self.root} holds no run to resume or to report on") from None
         except msgspec.DecodeError as error:
             raise InputError(f"{self._settings}: {error}") from None
+
+    def _refuse_other_things(self) -> None:
+        """Raises InputError unless all that is in the folder is a run's: it may be about to be removed."""
+        if not self.root.is_dir():
+            return
+        names = {path.name for path in self.root.iterdir()}
+        ours = {path.name for path in vars(self).values() if path != self.root} | {LOCK_NAME}
+        names -= {f".{name}" for name in ours}  # half-written, of a run that was killed
+        if names and (names - ours or not names & {SETTINGS_NAME, LOCK_NAME}):
+            raise InputError(f"--out {self.root} is not empty and not a run of the loop: name another folder")
+        if SETTINGS_NAME in names:
+            self.settings()
 
     def journal(self) -> list[JournalEntry]:
         """What was done so far. A torn last line is passed over: that window is dealt with again."""

@@ -15,13 +15,15 @@ from msgspec import Meta
 from contracts.errors import InputError
 
 T = TypeVar("T", bound=msgspec.Struct)
+DAY_SECONDS = 86_400.0
+FLOAT32_MAX = 3.4028234663852886e38  # rewards are stored as float32
 
 
 def _described(text: str, **limits: Any) -> Meta:
     return Meta(description=text, **limits)
 
 
-class LoopSettings(msgspec.Struct, frozen=True, kw_only=True):
+class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run of the loop depends on. The same settings and seed give the same viewers, noise and faults."""
 
     ratings: Annotated[
@@ -34,15 +36,19 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True):
     num_actions: Annotated[int, _described("how many of the most rated movies to choose from", ge=2)] = 100
     rank: Annotated[int, _described("length of an observation: factors of the user x movie matrix", ge=1)] = 20
     reward_noise: Annotated[float, _described("standard deviation of a reward around its expectation", ge=0)] = 0.5
-    windows: Annotated[int, _described("training windows to serve", ge=1)] = 10
-    window_seconds: Annotated[float, _described("length of a training window", gt=0)] = 5.0
-    reward_window_seconds: Annotated[float, _described("how long a reward is waited for", gt=0)] = 2.0
+    windows: Annotated[int, _described("training windows to serve", ge=1, le=1_000_000)] = 10
+    window_seconds: Annotated[float, _described("length of a training window", ge=0.1, le=DAY_SECONDS)] = 5.0
+    reward_window_seconds: Annotated[float, _described("how long a reward is waited for", ge=0.001, le=DAY_SECONDS)] = (
+        2.0
+    )
     settle_seconds: Annotated[
-        float, _described("how long after that an event may still be on its way into the log", gt=0)
+        float, _described("how long after that an event may still be on its way into the log", ge=0.001, le=DAY_SECONDS)
     ] = 1.0
-    decisions_per_window: Annotated[int, _described("decisions that viewers ask for in a window", ge=1)] = 2000
+    decisions_per_window: Annotated[
+        int, _described("decisions that viewers ask for in a window", ge=1, le=1_000_000)
+    ] = 2000
     bootstrap_decisions: Annotated[
-        int, _described("decisions of the uniform policy that the first policy is trained on", ge=10)
+        int, _described("decisions of the uniform policy that the first policy is trained on", ge=10, le=1_000_000_000)
     ] = 2000
     no_reward_probability: Annotated[float, _described("share of viewers who never answer", ge=0, lt=1)] = 0.05
     missing_reward: Annotated[
@@ -52,7 +58,9 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True):
             "says nothing about taste, so dropping is right; where silence means no, it isn't"
         ),
     ] = "drop"
-    default_reward: Annotated[float, _described("the reward of silence, with --missing-reward default")] = 0.0
+    default_reward: Annotated[
+        float, _described("the reward of silence, with --missing-reward default", ge=-FLOAT32_MAX, le=FLOAT32_MAX)
+    ] = 0.0
     drift: Annotated[float, _described("how far tastes turn in a training window, in radians", ge=0)] = 0.0
     new_movies: Annotated[
         int, _described("how many of the movies come out only when serving begins: nobody has seen them yet", ge=0)
@@ -99,24 +107,28 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct]) -
             dest=field.name,
             metavar=None if choices else field.name.split("_")[-1].upper(),
             choices=choices,
-            default=field.default,
+            default=argparse.SUPPRESS,  # so that what was not given can be told from what was
             help=f"{meta.description} (default: {field.default})",
         )
 
 
-def from_flags(arguments: argparse.Namespace) -> LoopSettings:
+def from_flags(arguments: argparse.Namespace, otherwise: LoopSettings | None = None) -> LoopSettings:
     """The settings of the loop in parsed flags. Raises InputError as `convert_flags` does."""
-    return convert_flags(arguments, LoopSettings)
+    return convert_flags(arguments, LoopSettings, otherwise)
 
 
-def convert_flags(arguments: argparse.Namespace, kind: type[T]) -> T:
-    """The settings in parsed flags. Raises InputError that names the flag, what is wrong and what was given."""
-    given = {name: getattr(arguments, name) for name in kind.__struct_fields__}
+def convert_flags(arguments: argparse.Namespace, kind: type[T], otherwise: T | None = None) -> T:
+    """The settings in parsed flags; what was not given is as in `otherwise`, or as declared.
+
+    Raises InputError that names the flag, what is wrong and what was given.
+    """
+    given = {name: value for name, value in vars(arguments).items() if name in kind.__struct_fields__}
     try:
-        settings = msgspec.convert(given, kind, strict=False)
+        settings = msgspec.convert((msgspec.structs.asdict(otherwise) if otherwise else {}) | given, kind, strict=False)
     except msgspec.ValidationError as error:
         fact, _, path = str(error).partition(" - at ")
         name = re.sub(r"[^a-z_]", "", path)
+        fact = fact.removesuffix(", got `str`")  # of what type the flag's text is, is no news
         raise InputError(f"--{name.replace('_', '-')}: {fact}, got {given.get(name)!r}") from None
     for name, value in msgspec.structs.asdict(settings).items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -58,7 +58,7 @@ TICK_SECONDS = 0.05
 ANSWER_SECONDS = (0.05, 1.0)  # from the movie to the reward
 LATE_SECONDS = (0.5, 1.5)  # after the end of the reward window
 FAULTY_WRITER = "bad-transport"
-REQUEST_TIMEOUT_SECONDS = 10.0
+REQUEST_TIMEOUT_SECONDS = 30.0
 
 
 def load_movielens(settings: LoopSettings) -> MovieLens:
@@ -246,8 +246,10 @@ class Simulator:
             response = await client.post(f"{self._endpoint}/rewards", content=msgspec.json.encode({"rewards": bodies}))
             response.raise_for_status()
         except httpx.HTTPError as error:
-            # Perhaps it arrived, perhaps not: sent again as it was, it counts once either way.
             self._truth.append([RequestFailure(f"{type(error).__name__}: {error}", 0)])
+            if isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error:
+                return  # it would be refused again
+            # Perhaps it arrived, perhaps not: sent again as it was, it counts once either way.
             for planned in due:
                 heapq.heappush(self._planned, planned)
             await asyncio.sleep(1)
@@ -265,9 +267,13 @@ class Simulator:
     async def _misbehave(self, client: httpx.AsyncClient) -> None:
         """Once a window: a request that must be refused, and a bad transport beneath the event log."""
         body = {"rewards": [{"decision_id": "not-an-id", "reward": "five stars"}]}
-        response = await client.post(f"{self._endpoint}/rewards", content=msgspec.json.encode(body))
-        injected = await asyncio.to_thread(self._bad_transport.strike)
-        self._truth.append([injected, InjectedFaults(refused_requests=int(response.is_client_error))])
+        try:
+            response = await client.post(f"{self._endpoint}/rewards", content=msgspec.json.encode(body))
+        except httpx.HTTPError as error:
+            self._truth.append([RequestFailure(f"{type(error).__name__}: {error}", 0)])
+        else:
+            self._truth.append([InjectedFaults(refused_requests=int(response.is_client_error))])
+        self._truth.append([await asyncio.to_thread(self._bad_transport.strike)])
 
 
 class BadTransport:

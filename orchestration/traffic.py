@@ -34,11 +34,10 @@ from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
 from contracts.records import RewardEvent, encoder
 from orchestration.plan import parse_moment
-from orchestration.settings import add_flags, convert_flags
+from orchestration.settings import DAY_SECONDS, add_flags, convert_flags
 from predictor.client import Client
 from predictor.messages import Instance, SentReward
 
-DAY_SECONDS = 86_400.0
 TICK_SECONDS = 1.0
 ANSWER_SECONDS = (0.1, 1.5)  # from the movie to the reward
 INSTANCES_A_REQUEST = 100

@@ -59,6 +59,17 @@ time.sleep(600)
         parent.wait()
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks processes up in /proc")
+def test_a_killed_guard_leaves_nothing_running(tmp_path):
+    with Child("sleeper", SLEEPER, tmp_path / "log") as child:
+        pid = wait_for_pid(tmp_path / "log")
+        os.kill(os.getpgid(pid), signal.SIGKILL)
+        assert child.wait(30) == -signal.SIGKILL
+        with pytest.raises(InputError, match="sleeper ended with exit code -9"):
+            child.check()
+    wait_until_gone(pid)
+
+
 def test_a_process_that_failed_is_reported_with_its_last_line(tmp_path):
     child = Child("broken", [sys.executable, "-c", "raise SystemExit('no such policy')"], tmp_path / "log")
     assert child.wait(30) == 1

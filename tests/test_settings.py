@@ -27,15 +27,25 @@ def test_every_setting_can_be_given_as_a_flag():
     assert parse(*flags) == given
 
 
+def test_what_is_not_given_can_be_as_it_was_before():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, LoopSettings)
+    before = LoopSettings(seed=7, num_actions=5)
+    assert from_flags(parser.parse_args(["--seed", "8"]), before) == LoopSettings(seed=8, num_actions=5)
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--window-seconds", "0", "--window-seconds: Expected `float` > 0.0, got '0'"),
-        ("--window-seconds", "-5", "--window-seconds: Expected `float` > 0.0, got '-5'"),
-        ("--window-seconds", "five", "--window-seconds: Expected `float`, got `str`, got 'five'"),
-        ("--window-seconds", "inf", "--window-seconds: must be finite, got 'inf'"),
+        ("--window-seconds", "0", "--window-seconds: Expected `float` >= 0.1, got '0'"),
+        ("--window-seconds", "-5", "--window-seconds: Expected `float` >= 0.1, got '-5'"),
+        ("--window-seconds", "five", "--window-seconds: Expected `float`, got 'five'"),
+        ("--window-seconds", "1e300", "--window-seconds: Expected `float` <= 86400.0, got '1e300'"),
+        ("--decisions-per-window", "1e23", "--decisions-per-window: Expected `int`, got '1e23'"),
+        ("--default-reward", "1e300", "--default-reward: Expected `float` <= 3.4028234663852886e+38, got '1e300'"),
+        ("--reward-noise", "inf", "--reward-noise: must be finite, got 'inf'"),
         ("--reward-noise", "nan", "--reward-noise: Expected `float` >= 0.0, got 'nan'"),
-        ("--windows", "2.5", "--windows: Expected `int`, got `str`, got '2.5'"),
+        ("--windows", "2.5", "--windows: Expected `int`, got '2.5'"),
         ("--num-actions", "1", "--num-actions: Expected `int` >= 2, got '1'"),
         ("--epsilon", "1.5", "--epsilon: Expected `float` <= 1.0, got '1.5'"),
         ("--out", "", "--out: Expected `str` of length >= 1, got ''"),
