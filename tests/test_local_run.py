@@ -19,25 +19,32 @@ from kfp.local import subprocess_task_handler
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
-from orchestration import configuration, local_run, runs, steps
+from orchestration import configuration, local_run, plan, runs, steps
 from orchestration.runs import RunReport
+from predictor import policy as serving
 from predictor.client import Client
 from predictor.messages import Instance, SentReward
 from tests.servers import Server, predictor
 
-K, D = 10, 5
+pytestmark = pytest.mark.timeout(900)
+
+# A world that takes learning: two decisions a movie leave the first policy at about 2.0 of the best 3.1 a decision.
+K, D, BOOTSTRAP_DECISIONS = 50, 20, 100
 SETTINGS = {
     "window_seconds": "1",
-    "reward_window_seconds": "0.5",
+    "reward_window_seconds": "1",
     "settle_seconds": "0.5",
 }
-CLOSED_SECONDS = 2.0  # until the window in which a decision was made has closed
-CANARY = {"canary_share": "0.5", "canary_decisions": "150", "canary_seconds": "60"}
+CLOSED_SECONDS = 2.5  # until the window in which a decision was made has closed
+CANARY = {"canary_share": "0.5", "canary_decisions": "300", "canary_seconds": "300"}
+UNJUDGED = {"holdback_share": "0"}  # the gate has nothing to go by and lets the champion's own next update pass
 
 
 def run(name: str, root: Path, **given: str) -> RunReport:
+    """With the steps in this process."""
     known = {"root": str(root)} | SETTINGS | ({} if name == "bootstrap" else CANARY)
-    return local_run.run(name, configuration.load("local"), known | given)
+    with warm():
+        return local_run.run(name, configuration.load("local"), known | given)
 
 
 class Viewers:
@@ -45,21 +52,25 @@ class Viewers:
 
     def __init__(self, server: Server, root: Path) -> None:
         self._movielens = MovieLens.build(load_ratings("sample"), num_actions=K, rank=D, reward_noise=0.5, seed=0)
-        self._client = Client(server.url)
+        self._client = Client(server.url, timeout_seconds=60)
         self._rng = np.random.default_rng(1)
         self._root = root
         self._stop = threading.Event()
         self.punish_candidates = False
 
-    def watch(self, decisions: int) -> float:
-        """Mean expected reward of that many decisions."""
-        expected = []
+    def value(self, version: str) -> float:
+        """The policy's expected reward a decision, over all users and the probabilities of its actions."""
+        probabilities = serving.load(self._root / "policies" / version).probabilities(self._movielens.observations)
+        expected = (probabilities * self._movielens.expected_reward_matrix).sum(axis=1)
+        return float(expected.mean())
+
+    def watch(self, decisions: int) -> None:
+        """Asks for that many decisions, 20 at a time, and rewards each batch."""
         for _ in range(decisions // 20):
             users = self._rng.integers(0, self._movielens.num_users, 20)
             instances = [Instance(row, str(user)) for user, row in zip(users, self._rows(users), strict=True)]
             served = self._client.predict(instances)
             actions = np.array([one.action for one in served])
-            expected.append(self._movielens.expected_rewards(users, actions).mean())
             rewards = self._movielens.observed_rewards(users, actions, self._rng)
             champion = steps.champion(self._root / "policies")
             assert champion is not None
@@ -68,7 +79,6 @@ class Viewers:
                 for one, reward in zip(served, rewards.tolist(), strict=True)
             ]
             self._client.rewards(sent)
-        return float(np.mean(expected))
 
     def _rows(self, users: np.ndarray) -> list[list[float]]:
         rows: list[list[float]] = self._movielens.observations[users].tolist()
@@ -85,7 +95,7 @@ class Viewers:
         self._stop.clear()
 
         def go_on() -> None:
-            while not self._stop.wait(0.2):
+            while not self._stop.wait(0.05):
                 self.watch(20)
 
         thread = threading.Thread(target=go_on)
@@ -148,12 +158,11 @@ def warm() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     root = tmp_path_factory.mktemp("pipelines")
-    with warm():
-        report = run("bootstrap", root, num_actions=str(K), rank=str(D), num_decisions="100")
-        with predictor(root / "policies", root / "events") as server:
-            made = Environment(root, server, report)
-            yield made
-            made.viewers.close()
+    report = run("bootstrap", root, num_actions=str(K), rank=str(D), num_decisions=str(BOOTSTRAP_DECISIONS))
+    with predictor(root / "policies", root / "events") as server:
+        made = Environment(root, server, report)
+        yield made
+        made.viewers.close()
 
 
 def test_a_bootstrap_makes_the_first_champion_and_a_second_one_changes_nothing(environment):
@@ -163,37 +172,42 @@ def test_a_bootstrap_makes_the_first_champion_and_a_second_one_changes_nothing(e
     assert (again.outcome, again.reason) == ("nothing new", f"{environment.champion()} is the champion already")
 
 
-def test_retraining_with_traffic_makes_it_better_and_a_rerun_changes_nothing(environment):
+def test_retraining_three_times_with_traffic_makes_it_better_and_a_rerun_changes_nothing(environment):
     viewers = environment.viewers
-    rewards = [viewers.watch(600)]
-    for canary in ({"canary_share": "0"}, {}):
-        before = environment.champion()
+    first = viewers.value(environment.served())
+    outcomes = []
+    # With an update that is better by half a rating (0.3 to 0.9 in 45 runs with other seeds), a canary of 300 decisions on
+    # either side, whose standard error is 0.1, says "worse" less than once in a million. The gate's interval is wider,
+    # and may refuse a good update: it did so in none of 135 tries, and need not pass each of the three here.
+    for canary in (CANARY, {"canary_share": "0"}, {"canary_share": "0"}):
+        viewers.watch(1000)
         time.sleep(CLOSED_SECONDS)
+        before = environment.champion()
         report = environment.retrain(**canary)
-        assert report.outcome == "promoted", report
-        assert environment.champion() == environment.served() == report.version != before
-        rewards.append(viewers.watch(600))
-    assert rewards[-1] > rewards[0]
-    assert "not worse in the canary: gain " in report.reason
-    assert "too few" not in report.reason
+        outcomes.append(report.outcome)
+        assert report.outcome in ("promoted", "refused"), report
+        assert environment.served() == environment.champion()
+        assert (environment.champion() == report.version != before) == (report.outcome == "promoted")
+        if canary is CANARY and report.outcome == "promoted":
+            assert "; not worse in the canary: gain " in report.reason
+            assert "too few" not in report.reason
+    assert "promoted" in outcomes
+    # From about 2.05 to 2.75 in 45 runs with other seeds: by 0.40 at least, 0.71 with a standard deviation of 0.17.
+    assert viewers.value(environment.served()) > first + 0.05
 
-    # Everything that closed by then is trained on, so nothing is left to do.
-    until = runs_window_end(environment.root)
+    # Everything that closed by then is trained on, or was refused, so nothing changes.
+    champion = environment.champion()
+    until = max(window.end for window in plan.exported_windows(environment.root / "windows"))
     again = run("retrain", environment.root, until=until.isoformat())
-    assert again.outcome == "nothing new"
-    assert environment.champion() == report.version
-
-
-def runs_window_end(root: Path) -> datetime:
-    from orchestration import plan
-
-    return max(window.end for window in plan.exported_windows(root / "windows"))
+    assert again.outcome == ("nothing new" if outcomes[-1] == "promoted" else "refused")
+    assert environment.served() == environment.champion() == champion
 
 
 def test_a_bad_candidate_is_refused_with_the_reason(environment):
     before = environment.champion()
-    environment.viewers.watch(600)
+    environment.viewers.watch(1000)
     time.sleep(CLOSED_SECONDS)
+    # Movies at random: the gate's estimate of what is lost is 2.0 with a standard deviation of 0.27.
     report = run("retrain", environment.root, epsilon="1.0")
     assert report.outcome == "refused"
     assert report.reason.startswith(("worse: gain -", "not the champion's own next update, undecided: gain -"))
@@ -206,13 +220,14 @@ def test_a_canary_whose_reward_drops_is_rolled_back_and_does_not_come_again(envi
     time.sleep(CLOSED_SECONDS)
     environment.viewers.punish_candidates = True
     until = datetime.now(UTC).isoformat()
-    report = environment.retrain()
+    report = environment.retrain(until=until, **UNJUDGED)
     environment.viewers.punish_candidates = False
     assert report.outcome == "rolled back"
     assert "worse in the canary: gain -" in report.reason
     assert environment.champion() == environment.served() == before
-    again = run("retrain", environment.root, until=until)
-    assert again.outcome in ("refused", "nothing new")
+    again = run("retrain", environment.root, until=until, **UNJUDGED)
+    assert (again.outcome, again.version) == ("refused", report.version)
+    assert again.reason.startswith(f"rolled back before, by {report.run_id}: ")
     assert environment.champion() == before
 
 
@@ -263,6 +278,6 @@ def test_wrong_input_is_one_line(name, config, given, message):
 
 def test_each_task_in_a_process_of_its_own(tmp_path):
     """As a person runs it, and as the end-to-end guide does. It fails at once, for a reason that it says."""
-    report = run("retrain", tmp_path)
+    report = local_run.run("retrain", configuration.load("local"), {"root": str(tmp_path)})
     assert report.outcome == "failed"
     assert report.reason.endswith("has no champion: run the bootstrap pipeline first")

@@ -23,6 +23,8 @@ from tests.linear_policies import write_policy
 from tests.local_vertex.server import LocalVertex, local_vertex
 from trainer import dataset
 
+pytestmark = pytest.mark.timeout(900)
+
 PASSED = msgspec.json.encode(
     steps.GateResult(verdict="better", promoted=True, reason="better: gain +1", evaluation=None)
 ).decode()
@@ -68,7 +70,8 @@ class Environment:
         return found.version, found.candidate
 
     def try_out(self) -> str:
-        return tasks.try_out(self.plan, "new", 0.5, 60, 30.0, 0.5, 1.0, "drop", 0.0, "", self.place)
+        # 60 decisions take seconds; on a slow machine they may take minutes.
+        return tasks.try_out(self.plan, "new", 0.5, 60, 240.0, 2.0, 1.0, "drop", 0.0, "", self.place)
 
     @contextmanager
     def viewers(self, reward_of_new: float) -> Iterator[None]:
@@ -89,7 +92,7 @@ class Environment:
                     ]
                     url = next(iter(self.fake.predictors.values())).url
                     body = json.dumps({"rewards": rewards}).encode()
-                    urllib.request.urlopen(urllib.request.Request(f"{url}/rewards", body), timeout=10).close()
+                    urllib.request.urlopen(urllib.request.Request(f"{url}/rewards", body), timeout=60).close()
 
         thread = threading.Thread(target=watch)
         thread.start()

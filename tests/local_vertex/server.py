@@ -33,7 +33,7 @@ LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 RESOURCE_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?|[0-9]{1,10}")
 JOB_ID = re.compile(r"[a-z][-a-z0-9]{0,127}")
-START_SECONDS = 60
+START_SECONDS = 180
 PROJECT_NUMBER = "4711"
 
 
@@ -257,7 +257,7 @@ class LocalVertex:
             url = self.predictors[chosen].url
         request = urllib.request.Request(f"{url}/predict", json.dumps(body).encode())
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=60) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
             with error:
