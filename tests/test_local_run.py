@@ -1,30 +1,18 @@
 """The pipelines as KFP runs them here, with a real predictor and viewers who ask it while they run."""
 
 import json
-import sys
-import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
-from kfp.dsl import executor_main
-from kfp.local import subprocess_task_handler
 
-from beam_jobs.movielens import MovieLens
-from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
 from orchestration import configuration, local_run, plan, runs, steps
 from orchestration.runs import RunReport
-from predictor import policy as serving
-from predictor.client import Client
-from predictor.messages import Instance, SentReward
 from tests.servers import Server, predictor
+from tests.viewers import Viewers
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -43,68 +31,8 @@ UNJUDGED = {"holdback_share": "0"}  # the gate has nothing to go by and lets the
 def run(name: str, root: Path, **given: str) -> RunReport:
     """With the steps in this process."""
     known = {"root": str(root)} | SETTINGS | ({} if name == "bootstrap" else CANARY)
-    with warm():
+    with local_run.steps_in_this_process():
         return local_run.run(name, configuration.load("local"), known | given)
-
-
-class Viewers:
-    """Ask a predictor for movies and reward it at once, as their tastes say; `punished` gets nothing for its own."""
-
-    def __init__(self, server: Server, root: Path) -> None:
-        self._movielens = MovieLens.build(load_ratings("sample"), num_actions=K, rank=D, reward_noise=0.5, seed=0)
-        self._client = Client(server.url, timeout_seconds=60)
-        self._rng = np.random.default_rng(1)
-        self._root = root
-        self._stop = threading.Event()
-        self.punish_candidates = False
-
-    def value(self, version: str) -> float:
-        """The policy's expected reward a decision, over all users and the probabilities of its actions."""
-        probabilities = serving.load(self._root / "policies" / version).probabilities(self._movielens.observations)
-        expected = (probabilities * self._movielens.expected_reward_matrix).sum(axis=1)
-        return float(expected.mean())
-
-    def watch(self, decisions: int) -> None:
-        """Asks for that many decisions, 20 at a time, and rewards each batch."""
-        for _ in range(decisions // 20):
-            users = self._rng.integers(0, self._movielens.num_users, 20)
-            instances = [Instance(row, str(user)) for user, row in zip(users, self._rows(users), strict=True)]
-            served = self._client.predict(instances)
-            actions = np.array([one.action for one in served])
-            rewards = self._movielens.observed_rewards(users, actions, self._rng)
-            champion = steps.champion(self._root / "policies")
-            assert champion is not None
-            sent = [
-                SentReward(one.decision_id, -5.0 if self._punished(one.policy_version, champion.version) else reward)
-                for one, reward in zip(served, rewards.tolist(), strict=True)
-            ]
-            self._client.rewards(sent)
-
-    def _rows(self, users: np.ndarray) -> list[list[float]]:
-        rows: list[list[float]] = self._movielens.observations[users].tolist()
-        return rows
-
-    def _punished(self, version: str, champion: str) -> bool:
-        return self.punish_candidates and version != champion
-
-    def close(self) -> None:
-        self._client.close()
-
-    def keep_watching(self) -> threading.Thread:
-        """In the background, until `stop`."""
-        self._stop.clear()
-
-        def go_on() -> None:
-            while not self._stop.wait(0.05):
-                self.watch(20)
-
-        thread = threading.Thread(target=go_on)
-        thread.start()
-        return thread
-
-    def stop(self, thread: threading.Thread) -> None:
-        self._stop.set()
-        thread.join()
 
 
 class Environment:
@@ -112,7 +40,7 @@ class Environment:
         self.root = root
         self.server = server
         self.bootstrap = bootstrap
-        self.viewers = Viewers(server, root)
+        self.viewers = Viewers(server, root, K, D)
 
     def champion(self) -> str:
         found = steps.champion(self.root / "policies")
@@ -126,33 +54,8 @@ class Environment:
 
     def retrain(self, **given: str) -> RunReport:
         """With viewers meanwhile."""
-        thread = self.viewers.keep_watching()
-        try:
+        with self.viewers.watching():
             return run("retrain", self.root, endpoint=self.server.url, **given)
-        finally:
-            self.viewers.stop(thread)
-
-
-@contextmanager
-def warm() -> Iterator[None]:
-    """KFP's tasks in this process instead of one each: TensorFlow and Beam are imported once, not ten times."""
-
-    def run_here(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
-        assert full_command[0] == "sh"
-        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-            component = Path(folder) / "ephemeral_component.py"
-            component.write_text(full_command[3])
-            patch.setattr(sys, "argv", ["executor_main", "--component_module_path", str(component), *full_command[4:]])
-            try:
-                executor_main.executor_main()
-            except Exception:  # noqa: BLE001 - a process would end with 1, whatever it was
-                traceback.print_exc(file=sys.stdout)
-                return 1
-        return 0
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess_task_handler, "run_local_subprocess", run_here)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -218,10 +121,10 @@ def test_a_canary_whose_reward_drops_is_rolled_back_and_does_not_come_again(envi
     before = environment.champion()
     environment.viewers.watch(400)
     time.sleep(CLOSED_SECONDS)
-    environment.viewers.punish_candidates = True
+    environment.viewers.candidate_reward = -5.0
     until = datetime.now(UTC).isoformat()
     report = environment.retrain(until=until, **UNJUDGED)
-    environment.viewers.punish_candidates = False
+    environment.viewers.candidate_reward = None
     assert report.outcome == "rolled back"
     assert "worse in the canary: gain -" in report.reason
     assert environment.champion() == environment.served() == before
@@ -263,7 +166,8 @@ def test_kfp_was_never_in_doubt_about_a_branch(environment):
     ("name", "config", "given", "message"),
     [
         ("retrian", "local", {}, "no pipeline 'retrian'; there are: bootstrap, retrain, tune"),
-        ("retrain", "dev", {}, "run-local runs backend local, but that of dev.toml is gcp"),
+        ("retrain", "dev", {}, "run-local runs on this machine, but the backend of dev.toml is gcp: submit it"),
+        ("retrain", "emulators", {"root": "/tmp/none"}, "no emulators are up for root /tmp/none: run `python -m"),
         ("retrain", "local", {"rank": "3"}, "--set rank: retrain has no such parameter; it has: root, until"),
         ("retrain", "local", {"epsilon": "much"}, "--set epsilon must be of type float, got 'much'"),
         ("retrain", "local", {"root": "/proc/no"}, "root: /proc/no cannot be created"),
