@@ -482,7 +482,7 @@ def promote(plan: str, candidate: str, result: str, endpoint: str, vertex: str) 
         if vertex:
             from orchestration.vertex import Vertex, decode_place
 
-            Vertex(decode_place(vertex)).promote(candidate)
+            Vertex(decode_place(vertex)).promote(candidate, reason)
         steps.roll_out(made.places.policies, candidate, reason, datetime.now(UTC))
         if endpoint:
             wait_until_served(endpoint, candidate)
@@ -567,10 +567,12 @@ def _follow_endpoint(store: Path, vertex: str) -> None:
     from orchestration import steps
     from orchestration.vertex import Vertex, decode_place
 
-    serving = Vertex(decode_place(vertex)).champion()
+    endpoint = Vertex(decode_place(vertex))
+    serving = endpoint.champion()
     current = plans.champion(store)
     if serving is not None and current is not None and current.version != serving:
-        steps.roll_out(store, serving, "it serves on the endpoint", datetime.now(UTC))
+        why = [f": {past.reason}" for past in endpoint.history() if past.version == serving]
+        steps.roll_out(store, serving, "".join(["it serves on the endpoint", *why[-1:]]), datetime.now(UTC))
 
 
 def _decode(plan: str) -> Plan:

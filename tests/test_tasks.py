@@ -153,17 +153,18 @@ def test_a_failure_in_the_canary_gives_everything_back_to_the_champion(environme
 
 def test_the_store_follows_what_was_promoted_and_rolled_back_by_hand(environment):
     tasks.register(environment.plan, "new", PASSED, environment.place)
-    environment.vertex.promote("new")
+    environment.vertex.promote("new", "it looks good")
     assert environment.serving() == ("old", None)
     arguments = (str(environment.root), "later", 5.0, 2.0, 1.0, datetime.now(UTC).isoformat(), environment.place)
     with pytest.raises(ValueError, match="has no window"):  # there are none here, which is found out after that
         tasks.resolve_retrain(*arguments)
     assert environment.serving() == ("new", None)
-    environment.vertex.roll_back()
+    environment.vertex.roll_back("it was not")
     with pytest.raises(ValueError, match="has no window"):
         tasks.resolve_retrain(*arguments)
     assert environment.serving() == ("old", None)
-    assert steps.history(environment.places.policies)[-1].reason == "it serves on the endpoint"
+    reasons = [past.reason for past in steps.history(environment.places.policies)]
+    assert reasons[1:] == ["it serves on the endpoint: it looks good", "it serves on the endpoint: it was not"]
 
 
 def test_a_failing_promotion_on_the_endpoint_leaves_the_store_as_it_was(environment):
