@@ -19,6 +19,7 @@ from beam_jobs import ingest_events, warehouse
 from contracts import schemas
 from contracts.errors import InputError
 from contracts.event_segments import open_segments, opened_at, sealed_segments
+from orchestration.configuration import EMULATED_WAREHOUSE
 from orchestration.processes import Child
 from orchestration.run_folder import RunFolder
 from predictor.publisher import STATUS_NAME, Status
@@ -55,19 +56,9 @@ def open_backend(name: Literal["local", "emulators"], folder: RunFolder) -> Iter
     from beam_jobs import bigquery
     from orchestration import emulators
 
-    project, dataset = "local-loop", bigquery.Dataset("local-loop", "bandit")
-    topic, subscription = f"projects/{project}/topics/events", f"projects/{project}/subscriptions/ingest"
-    with contextlib.ExitStack() as stack:
-        pubsub = stack.enter_context(emulators.pubsub_emulator(folder.logs))
-        endpoint = stack.enter_context(emulators.bigquery_emulator(folder.logs))
-        stack.enter_context(emulators.redirect(pubsub, endpoint))
-        _create(topic, subscription, dataset)
-        status = folder.ingest_status
-        command = [sys.executable, "-m", "orchestration.emulated_ingest", "--events", f"pubsub:{subscription}"]
-        command += ["--warehouse", f"bigquery:{dataset.project}.{dataset.name}", "--status", str(status)]
-        command += ["--pubsub", pubsub, "--bigquery-rest", endpoint.rest, "--bigquery-grpc", endpoint.grpc]
-        job = stack.enter_context(Child("streaming ingest_events", command, folder.logs / "ingest_events.log"))
-        yield EmulatedBackend(folder, dataset, topic, job, status)
+    with emulators.ingesting(folder.logs, folder.ingest_status) as (_, job):
+        dataset = bigquery.parse_dataset(EMULATED_WAREHOUSE)
+        yield EmulatedBackend(folder, dataset, emulators.TOPIC, job, folder.ingest_status)
 
 
 class EmbeddedBackend:
@@ -147,19 +138,6 @@ class EmulatedBackend:
 
     def _stored(self) -> int:
         return int(self._status.read_bytes()) if self._status.is_file() else 0
-
-
-def _create(topic: str, subscription: str, dataset: "Dataset") -> None:
-    from google.cloud import pubsub_v1
-
-    from beam_jobs import bigquery
-
-    with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
-        publisher.create_topic(name=topic)
-        subscriber.create_subscription(name=subscription, topic=topic, ack_deadline_seconds=60)
-    client = bigquery.client(dataset.project)
-    client.create_dataset(dataset.name)
-    client.close()
 
 
 def _written_before(moment: datetime, segments: list[Path]) -> bool:

@@ -15,7 +15,8 @@ submit   run a pipeline on Vertex AI
 schedule create, pause, resume, delete or list the schedules on Vertex AI
 promote  make a policy the champion by hand
 
-status, rollback and promote take a policy store (--policies) or an environment on Vertex AI (--config).
+status, rollback and promote take a policy store (--policies) or an environment on Vertex AI (--config); history, a root
+folder (--root) or such an environment.
 """
 
 import argparse
@@ -39,7 +40,8 @@ from orchestration.plan import Places
 from orchestration.settings import LoopSettings, add_flags, from_flags
 
 if TYPE_CHECKING:
-    from orchestration.vertex import Vertex
+    from contracts.policies import Champion
+    from orchestration.vertex import Promotion, Vertex
 
 PROGRAM = "orchestration.cli"
 
@@ -106,6 +108,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_store_or_config(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--policies", type=Path, help="the policy store")
+    _add_environment(parser, where)
+
+
+def _add_environment(parser: argparse.ArgumentParser, where: argparse._MutuallyExclusiveGroup) -> None:
     where.add_argument("--config", help="an environment on Vertex AI: dev, prod, or a TOML file")
     parser.add_argument("--project", default="", help="in place of the configuration's")
 
@@ -132,7 +138,9 @@ def _add_pipeline_commands(commands: "argparse._SubParsersAction[argparse.Argume
     _add_pipeline(schedule, optional=True)
     schedule.set_defaults(command=_schedule)
     history = commands.add_parser("history", help="what each run of a pipeline did, and which policy served when")
-    history.add_argument("--root", type=Path, required=True, help="the root folder of the environment")
+    where = history.add_mutually_exclusive_group(required=True)
+    where.add_argument("--root", type=Path, help="the root folder of the environment")
+    _add_environment(history, where)
     history.set_defaults(command=_history)
 
 
@@ -228,7 +236,7 @@ def _promote(arguments: argparse.Namespace) -> int:
     from orchestration import steps
 
     if arguments.config:
-        print(_vertex(arguments).promote(arguments.version))
+        print(_vertex(arguments).promote(arguments.version, arguments.reason))
         return 0
     champion = steps.roll_out(arguments.policies, arguments.version, arguments.reason, datetime.now(UTC))
     print(f"{champion.version} is the champion")
@@ -236,18 +244,30 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 
 def _history(arguments: argparse.Namespace) -> int:
-    from orchestration import runs, steps
+    from orchestration import configuration, runs, steps
 
+    if arguments.config:
+        vertex = _vertex(arguments)
+        print("Runs")
+        for pipeline in configuration.PIPELINES:
+            for name, state in reversed(vertex.runs(pipeline)):
+                print(f"  {name}  {state}")
+        _print_champions(vertex.history())
+        return 0
     places = Places(arguments.root)
     if not places.policies.is_dir():
         raise InputError(f"--root: {arguments.root} has no policy store")
     print("Runs")
     for report in runs.reports(arguments.root):
         print(f"  {report.ended_at:%Y-%m-%d %H:%M:%S} {report.line}")
-    print("Champions")
-    for past in steps.history(places.policies):
-        print(f"  {past.promoted_at:%Y-%m-%d %H:%M:%S} {past.version}  {past.reason}")
+    _print_champions(steps.history(places.policies))
     return 0
+
+
+def _print_champions(champions: "Sequence[Champion | Promotion]") -> None:
+    print("Champions")
+    for past in champions:
+        print(f"  {past.promoted_at:%Y-%m-%d %H:%M:%S} {past.version}  {past.reason}")
 
 
 def _loop(arguments: argparse.Namespace) -> int:
@@ -288,6 +308,8 @@ def _status(arguments: argparse.Namespace) -> int:
         champion = vertex.champion()
         for one in vertex.deployed():
             print(f"{'→' if one.version == champion else ' '} {one.version}  {one.traffic}% of the traffic")
+        for last in vertex.history()[-1:]:
+            print(f"  since {last.promoted_at:%Y-%m-%d %H:%M:%S}: {last.reason}")
         for name, state in vertex.runs("retrain")[:10]:
             print(f"  {name}  {state}")
         return 0
@@ -306,7 +328,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
     from orchestration import steps
 
     if arguments.config:
-        print(_vertex(arguments).roll_back())
+        print(_vertex(arguments).roll_back(arguments.reason))
         return 0
     champion = steps.roll_back(arguments.policies, arguments.reason, datetime.now(UTC))
     print(f"{champion.version} is the champion")

@@ -130,6 +130,13 @@ def export_jobs(
     )
 
 
+def run_jobs(plan: str, jobs: list) -> list:
+    """The Beam jobs of each window on this machine, with the parameters that Dataflow would be given."""
+    from orchestration import tasks
+
+    return tasks.run_jobs(plan, jobs)
+
+
 def exported(plan: str, jobs: list) -> str:
     """Whether the plan's windows, exported by `jobs`, hold anything new: "exported" or "nothing new"."""
     from orchestration import tasks

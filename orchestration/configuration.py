@@ -20,6 +20,7 @@ from contracts.errors import InputError
 
 FOLDER = Path(__file__).with_name("configs")
 PIPELINES = ("bootstrap", "retrain", "tune")
+EMULATED_WAREHOUSE = "bigquery:local-emulators.bandit"
 
 Value = str | int | float | bool | list[float] | dict[str, str | int | float | bool]
 NotEmpty = Annotated[str, Meta(min_length=1)]
@@ -80,6 +81,13 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     cloud: Cloud | None
     shared: dict[str, Value]
     own: dict[str, dict[str, Value]]  # by pipeline
+
+    @property
+    def warehouse(self) -> str:
+        """As the Beam jobs take it; empty for the embedded one, below the root."""
+        if self.cloud is not None:
+            return self.cloud.warehouse
+        return EMULATED_WAREHOUSE if self.backend == "emulators" else ""
 
     def needed_cloud(self) -> Cloud:
         """The cloud, complete. Raises InputError when this is no cloud environment, or the project is missing."""

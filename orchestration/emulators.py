@@ -1,6 +1,9 @@
 """Everything that the emulators of Pub/Sub, BigQuery and Cloud Storage need and Google Cloud does not.
 
-    python -m orchestration.emulators install     make `.emulators/`, the environment that BigQuery's and Storage's run in
+    python -m orchestration.emulators install           make `.emulators/`, the environment that BigQuery's and Storage's run in
+    python -m orchestration.emulators up --root ROOT    run Pub/Sub's, BigQuery's and the streaming ingest until ctrl-C
+
+What is up for a root is written in `ROOT/emulators.json`, where `run-local --config emulators` finds it.
 
 Production never imports this module. It starts emulators as children on free ports, points the clients of this process at
 them (`redirect`), and makes Beam's local runner read Pub/Sub as fast as it can, acknowledging a message only when what
@@ -12,23 +15,27 @@ the same id again, accepts unknown fields and answers a wrong-typed value with H
 and knows no permissions.
 """
 
+import argparse
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
 import apache_beam as beam
+import msgspec
 
 from beam_jobs.ingest_events import StreamOutputs
 from beam_jobs.payloads import IngestCounts, PayloadBatch
 from contracts.errors import InputError
+from orchestration.configuration import EMULATED_WAREHOUSE
 from orchestration.processes import Child, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +46,10 @@ START_TIMEOUT_SECONDS = 60.0
 MESSAGES_A_READ = 5_000
 # The emulator waits this long for the first message, when there is none.
 PULL_TIMEOUT_SECONDS = 0.2
+ADDRESSES_NAME = "emulators.json"
+STATUS_NAME = "ingest.json"
+TOPIC = "projects/local-emulators/topics/events"
+SUBSCRIPTION = "projects/local-emulators/subscriptions/ingest"
 
 
 class BigQueryEndpoint(NamedTuple):
@@ -46,6 +57,19 @@ class BigQueryEndpoint(NamedTuple):
 
     rest: str  # http://127.0.0.1:…
     grpc: str  # 127.0.0.1:…
+
+
+class Addresses(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where both listen."""
+
+    pubsub: str  # 127.0.0.1:…
+    bigquery_rest: str
+    bigquery_grpc: str
+
+    @property
+    def bigquery(self) -> BigQueryEndpoint:
+        """BigQuery's two."""
+        return BigQueryEndpoint(self.bigquery_rest, self.bigquery_grpc)
 
 
 def install(environment: Path = ENVIRONMENT) -> None:
@@ -143,6 +167,90 @@ def storage_emulator(logs: Path, folder: Path, environment: Path = ENVIRONMENT) 
     with Child("Cloud Storage emulator", command, logs / "storage.log") as it:
         _wait_until(it, lambda: _answers(f"{url}/storage/v1/b?project=p"))
         yield url
+
+
+@contextlib.contextmanager
+def ingesting(logs: Path, status: Path) -> Iterator[tuple[Addresses, Child]]:
+    """Runs the emulators of Pub/Sub and BigQuery and, between them, the streaming `ingest_events`.
+
+    What is published to `TOPIC` comes into `EMULATED_WAREHOUSE`; how many messages have is written to `status`. This
+    process's clients are pointed at them. Gives the addresses, and the job to watch, once it reads.
+
+    Raises InputError when one of them is not installed or does not start.
+    """
+    with contextlib.ExitStack() as stack:
+        pubsub = stack.enter_context(pubsub_emulator(logs))
+        bigquery = stack.enter_context(bigquery_emulator(logs))
+        stack.enter_context(redirect(pubsub, bigquery))
+        _create()
+        status.unlink(missing_ok=True)  # of an earlier run
+        command = [sys.executable, "-m", "orchestration.emulated_ingest", "--events", f"pubsub:{SUBSCRIPTION}"]
+        command += ["--warehouse", EMULATED_WAREHOUSE, "--status", str(status)]
+        command += ["--pubsub", pubsub, "--bigquery-rest", bigquery.rest, "--bigquery-grpc", bigquery.grpc]
+        job = stack.enter_context(Child("streaming ingest_events", command, logs / "ingest_events.log"))
+        _wait_until(job, status.is_file)
+        yield Addresses(pubsub=pubsub, bigquery_rest=bigquery.rest, bigquery_grpc=bigquery.grpc), job
+
+
+def _create() -> None:
+    from google.cloud import pubsub_v1
+
+    from beam_jobs import bigquery
+
+    with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
+        publisher.create_topic(name=TOPIC)
+        subscriber.create_subscription(name=SUBSCRIPTION, topic=TOPIC, ack_deadline_seconds=60)
+    dataset = bigquery.parse_dataset(EMULATED_WAREHOUSE)
+    client = bigquery.client(dataset.project)
+    client.create_dataset(dataset.name)
+    client.close()
+
+
+def up(root: Path, stop: threading.Event) -> None:
+    """Keeps `ingesting` for pipelines whose root is `root`, until `stop` is set. Raises InputError as it does."""
+    path = root / ADDRESSES_NAME
+    if path.is_file() and _answer(_read(path)):
+        raise InputError(f"--root: emulators are up for {root} already: see {path}")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--root: {root} cannot be created: {error.strerror}") from None
+    with ingesting(root / "logs", root / STATUS_NAME) as (addresses, job):
+        path.write_bytes(msgspec.json.encode(addresses) + b"\n")
+        try:
+            print(f"Up: {path}; ctrl-C ends them. Once a pipeline has made a champion, serve it with:")
+            print(
+                f"  PUBSUB_EMULATOR_HOST={addresses.pubsub} python -m predictor.app --policy {root / 'policies'} "
+                f"--events {root / 'served'} --topic {TOPIC}",
+                flush=True,
+            )
+            while not stop.wait(0.2):
+                job.check()
+        finally:
+            path.unlink()
+
+
+def running(root: Path) -> Addresses:
+    """The emulators that are up for `root`. Raises InputError when there are none, or they do not answer any more."""
+    path = root / ADDRESSES_NAME
+    how = f"run `python -m orchestration.emulators up --root {root}` first"
+    if not path.is_file():
+        raise InputError(f"no emulators are up for root {root}: {how}")
+    found = _read(path)
+    if not _answer(found):
+        raise InputError(f"the emulators that {path} names do not answer: {how}")
+    return found
+
+
+def _read(path: Path) -> Addresses:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Addresses)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _answer(them: Addresses) -> bool:
+    return _answers(f"http://{them.pubsub}/") and _answers(f"{them.bigquery_rest}/healthz")
 
 
 def _answers(url: str) -> bool:
@@ -359,15 +467,27 @@ class AcknowledgeFn(beam.DoFn):
         _reader()._count(name, -(counts.decisions + counts.rewards + counts.dead_letters))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Installs the emulators."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments != ["install"]:
-        sys.stderr.write("usage: python -m orchestration.emulators install\n")
-        return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Installs the emulators, or runs them until SIGINT or SIGTERM. 0 when done, 2 after wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m orchestration.emulators")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="command")
+    commands.add_parser("install", help="make the environment that they run in")
+    run = commands.add_parser(
+        "up", help="run Pub/Sub's, BigQuery's and the streaming ingest between them, until ctrl-C"
+    )
+    run.add_argument(
+        "--root", type=Path, default=Path("runs/emulators"), help="of the pipelines (default: %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
     try:
-        install()
-        pubsub_program()
+        if arguments.command == "install":
+            install()
+            pubsub_program()
+            return 0
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        up(arguments.root, stop)
     except InputError as error:
         sys.stderr.write(f"emulators: error: {error}\n")
         return 2

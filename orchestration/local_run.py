@@ -1,11 +1,18 @@
-"""Runs a pipeline on this machine with KFP's local runner: the same steps, each in a process of its own, no cloud.
+"""Runs a pipeline on this machine with KFP's local runner: the same steps, no cloud.
+
+On the embedded backend each step is a process of its own. On the emulators all run in this process, whose clients are
+pointed at them: what they need beyond Google Cloud is no business of the steps.
 
 KFP's own words go to `<root>/runs/kfp.log`; what the steps say, to the terminal.
 """
 
 import contextlib
 import os
+import sys
+import tempfile
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +38,62 @@ def run(name: str, configuration: Configuration, given: dict[str, str]) -> RunRe
     Raises:
       InputError: the environment is not of this machine, a parameter is wrong, or no step of ours could run.
     """
-    if configuration.backend != "local":
-        raise InputError(f"run-local runs backend local, but that of {configuration.name} is {configuration.backend}")
+    if configuration.backend == "gcp":
+        raise InputError(f"run-local runs on this machine, but the backend of {configuration.name} is gcp: submit it")
     pipeline = pipelines.build(name, configuration)
     parameters = pipelines.parameters(name, configuration, given, pipeline)
     root = Path(str(parameters["root"])).resolve()
     parameters["root"] = str(root)
+    with _backend(configuration, root):
+        return _report(name, pipeline, parameters, root)
+
+
+@contextlib.contextmanager
+def steps_in_this_process() -> Iterator[None]:
+    """KFP's tasks in this process instead of one each: they share its clients, and what it has imported."""
+    from kfp.dsl.executor_main import executor_main
+    from kfp.local import subprocess_task_handler
+
+    def run_here(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+        # sh -c SCRIPT SOURCE ARGUMENTS…: the script writes the component's source into a file, and runs it.
+        source, arguments = full_command[3], full_command[4:]
+        before = sys.argv
+        with tempfile.TemporaryDirectory() as folder:
+            component = Path(folder) / "ephemeral_component.py"
+            component.write_text(source)
+            sys.argv = ["executor_main", "--component_module_path", str(component), *arguments]
+            try:
+                executor_main()
+            except Exception:  # noqa: BLE001 - a process would end with 1, whatever it was
+                traceback.print_exc(file=sys.stdout)
+                return 1
+            finally:
+                sys.argv = before
+        return 0
+
+    original = subprocess_task_handler.run_local_subprocess
+    subprocess_task_handler.run_local_subprocess = run_here
+    try:
+        yield
+    finally:
+        subprocess_task_handler.run_local_subprocess = original
+
+
+@contextlib.contextmanager
+def _backend(configuration: Configuration, root: Path) -> Iterator[None]:
+    """Raises InputError when it takes emulators, and they are not up."""
+    if configuration.backend == "local":
+        yield
+        return
+    from orchestration import emulators
+
+    up = emulators.running(root)
+    with emulators.redirect(up.pubsub, up.bigquery), steps_in_this_process():
+        yield
+
+
+def _report(name: str, pipeline: Any, parameters: dict[str, Any], root: Path) -> RunReport:
+    """Runs the pipeline, and says what each step did."""
     folder = Places(root).runs
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@
     tune       resolve → export → search hyperparameters → train afresh with the best → on as in retrain
 
 Backends differ in the long work alone. `gcp` takes the Google Cloud components: Dataflow flex templates for the Beam jobs,
-a CustomJob for training. `local` runs the same jobs within the steps. Whatever happens, an exit handler reports what
+a CustomJob for training. `emulators` runs the same jobs with the same parameters on this machine, `local` within the steps
+on the embedded event log and warehouse. Whatever happens, an exit handler reports what
 came of the run. A gate returns one value, because a named output in a lone condition is silently false in KFP's local
 runner.
 """
@@ -41,7 +42,7 @@ class Steps:
         self.cloud = configuration.cloud
         image = self.cloud.image("orchestration") if self.cloud else LOCAL_IMAGE
         self.vertex = msgspec.json.encode(place(self.cloud)).decode() if self.cloud else ""
-        self.warehouse = self.cloud.warehouse if self.cloud else ""
+        self.warehouse = configuration.warehouse
 
         def component(function: Callable[..., Any]) -> Any:
             return _fresh(components.make(function, image))
@@ -52,6 +53,7 @@ class Steps:
         self.export_windows = component(components.export_windows)
         self.bootstrap_jobs = component(components.bootstrap_jobs)
         self.export_jobs = component(components.export_jobs)
+        self.run_jobs = component(components.run_jobs)
         self.exported = component(components.exported)
         self.train = _fresh(self._long(components.make(components.train, image), "train"))
         self.search = component(components.search)
@@ -78,8 +80,23 @@ class Steps:
             service_account=self.cloud.service_account,
         )
 
-    def dataflow(self, template: str, parameters: Any) -> Any:
-        """A Dataflow job from the flex template of a Beam job, until it has ended."""
+    def run(self, plan: Any, jobs: Any, *names: str) -> Any:
+        """The Beam jobs `names` of each window in `jobs`, in this order: on Dataflow, or here. Gives what has ended."""
+        if self.cloud is None:
+            # Not in a loop: within one, KFP's local runner takes the loop's item for every other input too.
+            return self.run_jobs(plan=plan.output, jobs=jobs.output).output
+        with dsl.ParallelFor(items=jobs.output, name="windows") as job:
+            ended = self._dataflow(names[0], getattr(job, names[0]))
+            for name in names[1:]:
+                ended = self._dataflow(name, getattr(job, name), after=ended)
+        return dsl.Collected(ended.outputs["gcp_resources"])
+
+    def root_uri(self, root: Any) -> Any:
+        """The root as the jobs take it."""
+        return self.cloud.root_uri if self.cloud else root
+
+    def _dataflow(self, template: str, parameters: Any, after: Any = None) -> Any:
+        """A Dataflow job from the flex template of a Beam job, until it has ended; started once `after` has."""
         from google_cloud_pipeline_components.v1.dataflow import DataflowFlexTemplateJobOp
         from google_cloud_pipeline_components.v1.wait_gcp_resources import WaitGcpResourcesOp
 
@@ -94,6 +111,8 @@ class Steps:
             service_account_email=self.cloud.service_account,
             temp_location=f"gs://{self.cloud.bucket}/temp",
         )
+        if after is not None:
+            launched.after(after)
         return _fresh(WaitGcpResourcesOp)(gcp_resources=launched.outputs["gcp_resources"])
 
     def find_best(self, plan: Any, after: Any, algorithm: Any, trials: Any, seed: Any) -> Any:
@@ -175,8 +194,6 @@ def build(name: str, configuration: Configuration) -> Any:
 
 
 def _bootstrap(steps: Steps) -> Any:
-    cloud = steps.cloud
-
     @dsl.pipeline(name="bootstrap", description="The first policy, from decisions of a uniform one.")
     def bootstrap(
         root: str,
@@ -210,7 +227,7 @@ def _bootstrap(steps: Steps) -> Any:
                 reward_window_seconds=reward_window_seconds,
                 settle_seconds=settle_seconds,
             )
-            if cloud is None:
+            if not steps.warehouse:
                 simulated = steps.generate(
                     plan=plan.output,
                     ratings=ratings,
@@ -232,8 +249,8 @@ def _bootstrap(steps: Steps) -> Any:
             else:
                 jobs = steps.bootstrap_jobs(
                     plan=plan.output,
-                    root_uri=cloud.root_uri,
-                    warehouse=cloud.warehouse,
+                    root_uri=steps.root_uri(root),
+                    warehouse=steps.warehouse,
                     ratings=ratings,
                     num_decisions=num_decisions,
                     num_actions=num_actions,
@@ -247,11 +264,8 @@ def _bootstrap(steps: Steps) -> Any:
                     default_reward=default_reward,
                     holdback_share=holdback_share,
                 )
-                with dsl.ParallelFor(items=jobs.output, name="windows") as job:
-                    simulated = steps.dataflow("generate_movielens", job.generate_movielens)
-                    ingested = steps.dataflow("ingest_events", job.ingest_events).after(simulated)
-                    ended = steps.dataflow("export_trajectories", job.export_trajectories).after(ingested)
-                exported = steps.exported(plan=plan.output, jobs=dsl.Collected(ended.outputs["gcp_resources"]))
+                ended = steps.run(plan, jobs, "generate_movielens", "ingest_events", "export_trajectories")
+                exported = steps.exported(plan=plan.output, jobs=ended)
             with dsl.If(exported.output == "exported", name="exported"):
                 candidate = steps.train(
                     plan=plan.output,
@@ -432,8 +446,7 @@ def _resolve_and_export(
         until=until,
         vertex=steps.vertex,
     )
-    cloud = steps.cloud
-    if cloud is None:
+    if not steps.warehouse:
         exported = steps.export_windows(
             plan=plan.output,
             reward_window_seconds=reward_window_seconds,
@@ -445,17 +458,15 @@ def _resolve_and_export(
     else:
         jobs = steps.export_jobs(
             plan=plan.output,
-            root_uri=cloud.root_uri,
-            warehouse=cloud.warehouse,
+            root_uri=steps.root_uri(root),
+            warehouse=steps.warehouse,
             reward_window_seconds=reward_window_seconds,
             settle_seconds=settle_seconds,
             missing_reward=missing_reward,
             default_reward=default_reward,
             holdback_share=holdback_share,
         )
-        with dsl.ParallelFor(items=jobs.output, name="windows") as job:
-            ended = steps.dataflow("export_trajectories", job.export_trajectories)
-        exported = steps.exported(plan=plan.output, jobs=dsl.Collected(ended.outputs["gcp_resources"]))
+        exported = steps.exported(plan=plan.output, jobs=steps.run(plan, jobs, "export_trajectories"))
     return plan, exported
 
 

@@ -6,6 +6,7 @@ what happens to the policy store happens to the Vertex AI endpoint too, and firs
 what serves.
 """
 
+import importlib
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +27,7 @@ from orchestration.plan import Places, Plan
 
 Hyperparameters = dict[str, float | int | str | bool]
 
+JOBS = ("generate_movielens", "ingest_events", "export_trajectories")  # in this order
 SEAL_TIMEOUT_SECONDS = 30.0
 SWAP_TIMEOUT_SECONDS = 30.0
 LATE_HORIZON_SECONDS = 3600.0
@@ -229,6 +231,25 @@ def export_jobs(
             }
             for window in made.windows
         ]
+
+
+def run_jobs(plan: str, jobs: list[dict[str, dict[str, str]]]) -> list[str]:
+    """Runs the Beam jobs of each window here, one after the other, with the parameters that their templates take.
+
+    Returns what was run.
+    """
+    made = _decode(plan)
+    done = []
+    for jobs_of_window in jobs:
+        for name in JOBS:
+            if name not in jobs_of_window:
+                continue
+            with runs.step(made.root, made.run_id, name) as record:
+                job = importlib.import_module(f"beam_jobs.{name}")
+                job.run([f"--{key}={value}" for key, value in jobs_of_window[name].items()])
+                record.said = "done"
+                done.append(name)
+    return done
 
 
 def exported(plan: str) -> str:
@@ -461,7 +482,7 @@ def promote(plan: str, candidate: str, result: str, endpoint: str, vertex: str) 
         if vertex:
             from orchestration.vertex import Vertex, decode_place
 
-            Vertex(decode_place(vertex)).promote(candidate)
+            Vertex(decode_place(vertex)).promote(candidate, reason)
         steps.roll_out(made.places.policies, candidate, reason, datetime.now(UTC))
         if endpoint:
             wait_until_served(endpoint, candidate)
@@ -546,10 +567,12 @@ def _follow_endpoint(store: Path, vertex: str) -> None:
     from orchestration import steps
     from orchestration.vertex import Vertex, decode_place
 
-    serving = Vertex(decode_place(vertex)).champion()
+    endpoint = Vertex(decode_place(vertex))
+    serving = endpoint.champion()
     current = plans.champion(store)
     if serving is not None and current is not None and current.version != serving:
-        steps.roll_out(store, serving, "it serves on the endpoint", datetime.now(UTC))
+        why = [f": {past.reason}" for past in endpoint.history() if past.version == serving]
+        steps.roll_out(store, serving, "".join(["it serves on the endpoint", *why[-1:]]), datetime.now(UTC))
 
 
 def _decode(plan: str) -> Plan:

@@ -4,6 +4,9 @@ There is one parent model and one endpoint an environment, both under the name o
 of that model, each with its own alias; two more aliases move: `champion`, which serves, and `previous`, the way back.
 What serves is the endpoint's traffic split alone, changed in one call; the aliases follow it.
 
+Why a version became the champion, and when, stands in its description, among what else is known of the policy: labels take
+neither spaces nor capitals.
+
 Every method finds out what is there first, does what is missing and returns what it did in a sentence: run twice, the
 second one says that it was done.
 """
@@ -12,6 +15,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +24,11 @@ from google.api_core import exceptions
 from google.auth import exceptions as auth_exceptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
+from google.cloud.aiplatform_v1 import types
 
 from contracts.errors import InputError
 from contracts.event_segments import compact_time
-from contracts.policies import PolicyCard
+from contracts.policies import Evaluation, PolicyCard
 from orchestration.vertex_place import Place
 
 CHAMPION = "champion"
@@ -31,6 +36,8 @@ PREVIOUS = "previous"
 DIGEST = "digest"  # label of a scheduled job
 PORT = 8080
 DEPLOY_TIMEOUT_SECONDS = 1800
+# Of one version: a description has its limits, and who goes back and forth more often than this has the audit log.
+MAX_PROMOTIONS = 20
 
 
 class Deployed(NamedTuple):
@@ -39,6 +46,25 @@ class Deployed(NamedTuple):
     id: str  # of the deployed model
     version: str
     traffic: int  # percent
+
+
+class Promotion(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """When a version became the champion, and why."""
+
+    promoted_at: datetime
+    version: str
+    reason: str
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What the registry knows of a version beside its labels, as JSON in its description."""
+
+    version: str
+    parent: str | None
+    reason: str  # the gate's
+    evaluation: Evaluation | None
+    windows: list[tuple[datetime, datetime, str, int]]  # the newest ones: start, end, split, records
+    promotions: list[Promotion] = []
 
 
 class Scheduled(NamedTuple):
@@ -138,8 +164,13 @@ class Vertex:
             endpoint.update(traffic_split=split)
             return f"{version} takes {percent}% of the traffic"
 
-    def promote(self, version: str) -> str:
-        """Gives a registered version all the traffic; the one before stays deployed, as the way back."""
+    def promote(self, version: str, reason: str) -> str:
+        """Gives a registered version all the traffic; the one before stays deployed, as the way back.
+
+        Args:
+          version: of the policy.
+          reason: why, for the history.
+        """
         with _told():
             before = self._champion()
             endpoint = self._endpoint()
@@ -154,17 +185,23 @@ class Vertex:
             if before != version:
                 if before is not None:
                     self._move(PREVIOUS, before)
+                self._note(Promotion(promoted_at=datetime.now(UTC), version=version, reason=reason))
                 self._move(CHAMPION, version)
             idle = self.undeploy_idle()
             return f"{version} is the champion, in place of {before or 'nothing'}; {idle}"
 
-    def roll_back(self) -> str:
+    def roll_back(self, reason: str) -> str:
         """Gives all the traffic back to the version before the champion. Raises InputError when there was none."""
         with _told():
             by_alias = self._aliases()
             if PREVIOUS not in by_alias:
                 raise InputError(f"endpoint {self._place.endpoint} has no earlier champion to go back to")
-            return self.promote(self._version_of(by_alias[PREVIOUS]))
+            return self.promote(self._version_of(by_alias[PREVIOUS]), reason)
+
+    def history(self) -> list[Promotion]:
+        """Every champion there was, oldest first."""
+        with _told():
+            return sorted(one for info in self._versions() for one in _described(info).promotions)
 
     def end_canary(self) -> str:
         """Gives all the traffic to the champion, and undeploys what then has none."""
@@ -349,13 +386,22 @@ class Vertex:
         """The policy version of a registered version, which its description holds."""
         for info in self._versions():
             if info.version_id == number:
-                version: str = msgspec.json.decode(info.version_description)["version"]
-                return version
+                return _described(info).version
         raise InputError(f"model {self._place.endpoint} has no version {number}")
 
     def _champion(self) -> str | None:
         number = self._aliases().get(CHAMPION)
         return self._version_of(number) if number is not None else None
+
+    def _note(self, promotion: Promotion) -> None:
+        number = self._aliases()[alias(promotion.version)]
+        (known,) = [_described(info) for info in self._versions() if info.version_id == number]
+        promotions = [*known.promotions, promotion][-MAX_PROMOTIONS:]
+        text = msgspec.json.encode(msgspec.structs.replace(known, promotions=promotions)).decode()
+        # The name decides whether a version or its parent is updated; the SDK's own `update_version` leaves that open.
+        model = aiplatform.Model(resource_id(self._place.endpoint), version=number)
+        update = types.Model(name=model.versioned_resource_name, version_description=text)
+        model.api_client.update_model(model=update, update_mask={"paths": ["version_description"]})
 
     def _move(self, name: str, version: str) -> None:
         model = self._model()
@@ -437,18 +483,27 @@ def labels(card: PolicyCard) -> dict[str, str]:
 
 
 def describe(card: PolicyCard, reason: str) -> str:
-    """What is known of the policy, as JSON: version, parent, windows, estimate and the gate's reason."""
-    windows = [
-        [trained.window.start, trained.window.end, trained.split, trained.records] for trained in card.trained_on[-20:]
-    ]
-    known = {
-        "version": card.version,
-        "parent": card.parent,
-        "reason": reason,
-        "evaluation": card.evaluation,
-        "windows": windows,
-    }
+    """The `Description` of a policy that is not promoted yet, as JSON."""
+    known = Description(
+        version=card.version,
+        parent=card.parent,
+        reason=reason,
+        evaluation=card.evaluation,
+        windows=[
+            (trained.window.start, trained.window.end, trained.split, trained.records)
+            for trained in card.trained_on[-20:]
+        ],
+    )
     return msgspec.json.encode(known).decode()
+
+
+def _described(info: Any) -> Description:
+    try:
+        return msgspec.json.decode(info.version_description, type=Description)
+    except msgspec.DecodeError as error:
+        raise InputError(
+            f"version {info.version_id} of model {info.model_display_name} is not one of ours: its description: {error}"
+        ) from None
 
 
 def _scheduled_digest(schedule: aiplatform.PipelineJobSchedule) -> str | None:

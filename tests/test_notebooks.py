@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -19,7 +20,7 @@ def code_of(path: Path) -> str:
 def test_a_guide_runs_from_top_to_bottom(tmp_path, name):
     script = tmp_path / f"{name}.py"
     script.write_text(code_of(NOTEBOOKS / f"{name}.ipynb"))
-    done = subprocess.run([sys.executable, str(script)], cwd=NOTEBOOKS, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([sys.executable, str(script)], cwd=NOTEBOOKS, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

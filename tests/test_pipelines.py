@@ -83,6 +83,18 @@ def test_long_work_goes_to_the_google_cloud_components(compiled):
         assert not any(launcher in compiled["local"][pipeline] for launcher in launchers)
 
 
+def test_a_dataflow_job_starts_when_the_one_before_has_ended(compiled):
+    spec = spec_of(compiled["prod"]["bootstrap"])
+    (loop,) = [one.dag for one in spec.components.values() if "dataflow-flex-template" in one.dag.tasks]
+    suffixes = ("", "-2", "-3")
+    launched = [loop.tasks[f"dataflow-flex-template{suffix}"] for suffix in suffixes]
+    names = [task.inputs.parameters["job_name"].runtime_value.constant.string_value for task in launched]
+    assert [name.partition("-{{")[0] for name in names] == [job.replace("_", "-") for job in JOBS]
+    assert not launched[0].dependent_tasks
+    for task, before in zip(launched[1:], suffixes, strict=False):
+        assert list(task.dependent_tasks) == [f"wait-gcp-resources{before}"]
+
+
 def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
     start = datetime(2026, 1, 1, tzinfo=UTC)
     window = TrainingWindow(start, start + timedelta(hours=1))

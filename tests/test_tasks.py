@@ -23,6 +23,8 @@ from tests.linear_policies import write_policy
 from tests.local_vertex.server import LocalVertex, local_vertex
 from trainer import dataset
 
+pytestmark = pytest.mark.timeout(900)
+
 PASSED = msgspec.json.encode(
     steps.GateResult(verdict="better", promoted=True, reason="better: gain +1", evaluation=None)
 ).decode()
@@ -68,7 +70,8 @@ class Environment:
         return found.version, found.candidate
 
     def try_out(self) -> str:
-        return tasks.try_out(self.plan, "new", 0.5, 60, 30.0, 0.5, 1.0, "drop", 0.0, "", self.place)
+        # 60 decisions take seconds; on a slow machine they may take minutes.
+        return tasks.try_out(self.plan, "new", 0.5, 60, 240.0, 2.0, 1.0, "drop", 0.0, "", self.place)
 
     @contextmanager
     def viewers(self, reward_of_new: float) -> Iterator[None]:
@@ -89,7 +92,7 @@ class Environment:
                     ]
                     url = next(iter(self.fake.predictors.values())).url
                     body = json.dumps({"rewards": rewards}).encode()
-                    urllib.request.urlopen(urllib.request.Request(f"{url}/rewards", body), timeout=10).close()
+                    urllib.request.urlopen(urllib.request.Request(f"{url}/rewards", body), timeout=60).close()
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -150,17 +153,18 @@ def test_a_failure_in_the_canary_gives_everything_back_to_the_champion(environme
 
 def test_the_store_follows_what_was_promoted_and_rolled_back_by_hand(environment):
     tasks.register(environment.plan, "new", PASSED, environment.place)
-    environment.vertex.promote("new")
+    environment.vertex.promote("new", "it looks good")
     assert environment.serving() == ("old", None)
     arguments = (str(environment.root), "later", 5.0, 2.0, 1.0, datetime.now(UTC).isoformat(), environment.place)
     with pytest.raises(ValueError, match="has no window"):  # there are none here, which is found out after that
         tasks.resolve_retrain(*arguments)
     assert environment.serving() == ("new", None)
-    environment.vertex.roll_back()
+    environment.vertex.roll_back("it was not")
     with pytest.raises(ValueError, match="has no window"):
         tasks.resolve_retrain(*arguments)
     assert environment.serving() == ("old", None)
-    assert steps.history(environment.places.policies)[-1].reason == "it serves on the endpoint"
+    reasons = [past.reason for past in steps.history(environment.places.policies)]
+    assert reasons[1:] == ["it serves on the endpoint: it looks good", "it serves on the endpoint: it was not"]
 
 
 def test_a_failing_promotion_on_the_endpoint_leaves_the_store_as_it_was(environment):

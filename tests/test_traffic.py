@@ -116,7 +116,7 @@ def test_viewers_ask_the_vertex_endpoint_and_publish_rewards(tmp_path, pubsub_ho
         )
         vertex = Vertex(place)
         vertex.register(card, "")
-        vertex.promote("v1")
+        vertex.promote("v1", "first")
         edge = traffic.VertexEndpoint(str(config), "films-traffic")
         settings = TrafficSettings(**SMALL, rate=30, seconds=1, diurnal=0)
         with contextlib.closing(edge):

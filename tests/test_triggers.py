@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from google.cloud.aiplatform.utils import resource_manager_utils
 
 from contracts.errors import InputError
-from orchestration import cli, configuration, triggers
+from orchestration import cli, configuration, pipelines, triggers
 from orchestration.configuration import Configuration
+from orchestration.vertex import Vertex
+from tests.linear_policies import write_policy
 from tests.local_vertex.server import PROJECT_NUMBER, LocalVertex, local_vertex
 
 WINDOW = "recommender/windows/window=20260101T000000.000000Z/manifest.json"
@@ -121,6 +124,34 @@ def test_submit_and_status_by_hand(environment, capsys):
     assert capsys.readouterr().out == "by-hand is submitted\nby-hand was submitted before\n"
     assert environment.cli("status") == 0
     assert capsys.readouterr().out == "  by-hand  PIPELINE_STATE_PENDING\n"
+
+
+def test_the_reasons_of_what_was_done_by_hand_are_in_the_history(environment, capsys, tmp_path, monkeypatch):
+    # What is deployed here is a process of this machine: it keeps its events below the test's folder.
+    place = pipelines.place(environment.loaded().needed_cloud())
+    place = msgspec.structs.replace(place, topic="", events=str(tmp_path / "events"))
+    monkeypatch.setattr(pipelines, "place", lambda cloud: place)
+    vertex = Vertex(place)
+    for number, version in enumerate(("v1", "v2")):
+        # `bucket` of the place, where the local Vertex AI looks for it.
+        folder = tmp_path / "movie-recommender-prod" / "recommender" / "policies"
+        vertex.register(write_policy(folder / version, seed=number), "")
+    assert environment.cli("promote", "v1", "--reason", "The first one") == 0
+    assert environment.cli("promote", "v2", "--reason", "Better on paper") == 0
+    assert environment.cli("rollback", "--reason", "Complaints: #4711") == 0
+    capsys.readouterr()
+    assert environment.cli("history") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["Runs", "Champions"]
+    assert [line.split(maxsplit=2)[2] for line in lines[2:]] == [
+        "v1  The first one",
+        "v2  Better on paper",
+        "v1  Complaints: #4711",
+    ]
+    assert environment.cli("status") == 0
+    shown = capsys.readouterr().out
+    assert "→ v1  100% of the traffic" in shown
+    assert shown.splitlines()[-1].endswith(": Complaints: #4711")
 
 
 @pytest.mark.parametrize(

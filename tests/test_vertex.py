@@ -51,7 +51,7 @@ def test_bootstrap_canary_promote_and_roll_back(environment):
     vertex = environment.vertex
     first, second = environment.policy(1), environment.policy(2)
     assert vertex.register(first, "first") == f"{first.version} is registered, as version 1"
-    assert vertex.promote(first.version).startswith(f"{first.version} is the champion, in place of nothing")
+    assert vertex.promote(first.version, "why not").startswith(f"{first.version} is the champion, in place of nothing")
     assert environment.split() == {first.version: 100}
 
     vertex.register(second, "better")
@@ -62,13 +62,15 @@ def test_bootstrap_canary_promote_and_roll_back(environment):
     assert 16 <= seen[second.version] <= 64
     assert seen.total() == 400
 
-    vertex.promote(second.version)
+    vertex.promote(second.version, "why not")
     assert environment.split() == {second.version: 100, first.version: 0}  # one step back
     assert vertex.champion() == second.version
     assert {vertex.predict([INSTANCE])[0]["policy_version"] for _ in range(20)} == {second.version}
-    vertex.roll_back()
+    vertex.roll_back("to see")
     assert environment.split() == {first.version: 100, second.version: 0}
     assert vertex.champion() == first.version
+    reasons = [(past.version, past.reason) for past in vertex.history()]
+    assert reasons == [(first.version, "why not"), (second.version, "why not"), (first.version, "to see")]
 
 
 def test_once_is_as_good_as_twice(environment):
@@ -76,7 +78,7 @@ def test_once_is_as_good_as_twice(environment):
     first, second = environment.policy(1), environment.policy(2)
     for _ in range(2):
         vertex.register(first, "")
-        vertex.promote(first.version)
+        vertex.promote(first.version, "why not")
     for _ in range(2):
         vertex.register(second, "")
         vertex.canary(second.version, 0.25)
@@ -89,7 +91,8 @@ def test_once_is_as_good_as_twice(environment):
     assert vertex.end_canary() == f"{first.version} takes all the traffic; undeployed {second.version}"
     assert environment.split() == {first.version: 100}
     assert vertex.end_canary() == f"{first.version} takes all the traffic; nothing was idle"
-    assert vertex.promote(first.version) == f"{first.version} is the champion already"
+    assert vertex.promote(first.version, "again") == f"{first.version} is the champion already"
+    assert [past.version for past in vertex.history()] == [first.version]
 
 
 def test_ten_retrains_leave_one_endpoint_and_two_deployed_models(environment):
@@ -99,7 +102,7 @@ def test_ten_retrains_leave_one_endpoint_and_two_deployed_models(environment):
         vertex.register(card, "")
         if number:
             vertex.canary(card.version, 0.1)
-        vertex.promote(card.version)
+        vertex.promote(card.version, "why not")
     assert list(environment.fake.endpoints) == ["recommender"]
     assert list(environment.fake.models) == ["recommender"]
     assert len(environment.fake.models["recommender"]) == 10
@@ -123,6 +126,13 @@ def test_what_the_registry_knows(environment):
     known = msgspec.json.decode(model.version_description)
     assert known == msgspec.json.decode(describe(card, "own next update"))
     assert (known["reason"], known["evaluation"]["low"]) == ("own next update", 2.25)
+    reason = "Ada said: “100% better”, and more\nthan that"
+    environment.vertex.promote(card.version, reason)
+    after = msgspec.json.decode(model.version_description)
+    (promotion,) = after.pop("promotions")
+    assert (promotion["version"], promotion["reason"]) == (card.version, reason)
+    assert after | {"promotions": []} == known
+    assert dict(model.labels) == labels(card)
 
 
 def test_wrong_requests_are_one_line(environment):
@@ -134,12 +144,12 @@ def test_wrong_requests_are_one_line(environment):
     with pytest.raises(InputError, match=r"share must be from 0.01 to 1, .* got 0.001"):
         vertex.canary("none", 0.001)
     with pytest.raises(InputError, match="has no earlier champion to go back to"):
-        vertex.roll_back()
+        vertex.roll_back("to see")
     with pytest.raises(InputError, match="has no champion"):
         vertex.end_canary()
     card = environment.policy(1)
     vertex.register(card, "")
-    vertex.promote(card.version)
+    vertex.promote(card.version, "why not")
     with pytest.raises(InputError, match=r"Vertex AI: 400 .*must have 3 numbers, got 1") as raised:
         vertex.predict([{"observation": [0.1]}])
     assert "\n" not in str(raised.value)
@@ -149,7 +159,7 @@ def test_a_policy_that_does_not_load_never_gets_traffic(environment):
     vertex = environment.vertex
     good, bad = environment.policy(1), environment.policy(2)
     vertex.register(good, "")
-    vertex.promote(good.version)
+    vertex.promote(good.version, "why not")
     vertex.register(bad, "")
     (environment.store / bad.version / "linear.npz").unlink()
     with pytest.raises(InputError, match=r"Vertex AI: 400 .*did not become healthy: .*linear.npz"):

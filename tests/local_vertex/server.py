@@ -33,7 +33,7 @@ LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 RESOURCE_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?|[0-9]{1,10}")
 JOB_ID = re.compile(r"[a-z][-a-z0-9]{0,127}")
-START_SECONDS = 60
+START_SECONDS = 180
 PROJECT_NUMBER = "4711"
 
 
@@ -87,6 +87,7 @@ class LocalVertex:
             ("GET", "/models/([^/:@]+)(?:@([^/:]+))?", self._get_model),
             ("GET", "/models/([^/:@]+)(?:@[^/:]+)?:listVersions", self._list_versions),
             ("POST", "/models/([^/:@]+)@([^/:]+):mergeVersionAliases", self._merge_aliases),
+            ("PATCH", "/models/([^/:@]+)@([^/:]+)", self._update_model),
             ("POST", "/endpoints", self._create_endpoint),
             ("GET", "/endpoints/([^/:]+)", self._get_endpoint),
             ("PATCH", "/endpoints/([^/:]+)", self._update_endpoint),
@@ -154,6 +155,16 @@ class LocalVertex:
 
     def _get_model(self, match: re.Match, query: dict[str, str], body: dict[str, Any]) -> Any:
         return self._version(match[2], match[3])
+
+    def _update_model(self, match: re.Match, query: dict[str, str], body: dict[str, Any]) -> Any:
+        """A version's description: without the version in its name, an update is one of the parent, which has none."""
+        update = _parse(types.Model, body)
+        if query.get("updateMask") != "versionDescription":
+            raise InvalidArgument(f"updateMask {query.get('updateMask')} is not served here")
+        with self._lock:
+            model = self._version(match[2], match[3])
+            model.version_description = update.version_description
+        return model
 
     def _list_versions(self, match: re.Match, query: dict[str, str], body: dict[str, Any]) -> Any:
         return types.ListModelVersionsResponse(models=list(self.models.get(match[2], {}).values()))
@@ -257,7 +268,7 @@ class LocalVertex:
             url = self.predictors[chosen].url
         request = urllib.request.Request(f"{url}/predict", json.dumps(body).encode())
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=60) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
             with error:
