@@ -130,19 +130,20 @@ def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) 
                 decided.failures.append(f"{policy.card.version}: {error}")
                 policy = line_up.baseline
                 actions, propensities = choose(policy, observations[rows], offered, ids)
-            for i, action, propensity in zip(rows, actions, propensities, strict=True):
-                decided.slates[i].append(
-                    Decision(
-                        decision_id=decision_ids[i],
-                        decided_at=decided_at,
-                        policy_version=policy.card.version,
-                        user_id=instances[i].user_id,
-                        observation=instances[i].observation,
-                        candidates=candidates[i],
-                        action=action,
-                        propensity=propensity,
-                    )
+            version = policy.card.version
+            for i, decision_id, action, propensity in zip(rows, ids, actions, propensities, strict=True):
+                instance = instances[i]
+                decision = Decision(
+                    decision_id=decision_id,
+                    decided_at=decided_at,
+                    policy_version=version,
+                    user_id=instance.user_id,
+                    observation=instance.observation,
+                    candidates=candidates[i],
+                    action=action,
+                    propensity=propensity,
                 )
+                decided.slates[i].append(decision)
         if line_up.shadow is not None:
             _score_in_shadow(line_up.shadow, observations, [slate[-1] for slate in decided.slates], decided)
     return decided
