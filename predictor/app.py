@@ -376,6 +376,7 @@ def serve(settings: Settings) -> None:
         server.run(sockets=[listener])
     finally:
         logs.close()
+        champion.close()
     if failures:
         raise failures[0]
 
@@ -398,7 +399,7 @@ def _parse(argv: list[str], environment: Mapping[str, str]) -> tuple[Settings, a
     add(
         "--policy",
         default=policy,
-        help="a policy folder or gs:// URI, or a policy store whose champion.json is followed",
+        help="a policy folder, or a policy store whose champion.json is followed; also gs://bucket/folder",
     )
     add("--events", type=Path, help="the folder of the event log; made if not there")
     add("--topic", help="publish the events to this topic, projects/PROJECT/topics/TOPIC, and empty the folder so")
@@ -408,7 +409,12 @@ def _parse(argv: list[str], environment: Mapping[str, str]) -> tuple[Settings, a
     add("--health-route", default=health, help="%(default)s")
     add("--predict-route", default=predict, help="%(default)s")
     add("--segment-seconds", type=float, default=0.5, help="seal a segment of the event log this often (%(default)s)")
-    add("--poll-seconds", type=float, default=0.1, help="look for a new champion this often (%(default)s)")
+    add(
+        "--poll-seconds",
+        type=float,
+        default=0.1,
+        help="look for a new champion this often (%(default)s; 0.5 at least on gs://)",
+    )
     add("--max-body-bytes", type=int, default=1_500_000, help="larger requests are refused (%(default)s)")
     add("--max-instances", type=int, default=1024, help="requests for more are refused (%(default)s)")
     add("--max-in-flight", type=int, default=128, help="more requests at a time are refused (%(default)s)")

@@ -5,7 +5,6 @@ end, so a swap never splits a request and no decision is logged with another ver
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -233,20 +232,18 @@ class Champion:
         """Raises InputError when `source` is neither; nothing is loaded yet.
 
         Args:
-          source: where the policies are; `gs://bucket/folder` is a policy folder.
+          source: where the policies are: a folder, or `gs://bucket/folder`.
           baseline: the folder of the declared safe policy; None for uniform over what is on offer.
         """
         self.line_up: LineUp | None = None
         self.swapped_at: datetime | None = None
         self.swaps = 0
         self.load_error: str | None = None
-        self._uri = source if isinstance(source, str) and source.startswith(storage.SCHEME) else None
-        self._source = source = Path(source)
+        self._place = storage.place(source)
         self._baseline_folder = baseline
         self._loaded: policies.Champion | None = None
-        is_policy = self._uri or (source / policies.CARD_NAME).is_file()
-        self._pointer = None if is_policy else source / policies.CHAMPION_NAME
-        if self._pointer and not self._pointer.is_file():
+        self._followed = not self._place.has(policies.CARD_NAME)
+        if self._followed and not self._place.has(policies.CHAMPION_NAME):
             raise InputError(
                 f"policy: {source} is neither a policy (it has no {policies.CARD_NAME}) "
                 f"nor a policy store (it has no {policies.CHAMPION_NAME})"
@@ -257,7 +254,7 @@ class Champion:
         try:
             self.refresh()
         except InputError as error:
-            if self._pointer is None:
+            if not self._followed:
                 raise
             self._fall_back(error)
 
@@ -266,10 +263,9 @@ class Champion:
 
         Raises InputError, and the old line-up goes on serving, when that fails.
         """
-        if self._pointer is None:
+        if not self._followed:
             if self.line_up is None:
-                with storage.copied(self._uri) if self._uri else contextlib.nullcontext(self._source) as folder:
-                    champion = _load(folder)
+                champion = _load(self._place.folder())
                 self._swap(LineUp(champion, self._baseline(champion)))
             return
         pointer = self._read_pointer()
@@ -280,8 +276,8 @@ class Champion:
 
     async def follow(self, poll_seconds: float) -> None:
         """Swaps to each new champion, until cancelled. One that does not load leaves the old one serving."""
-        wait = poll_seconds
-        while self._pointer:
+        wait = poll_seconds = max(poll_seconds, self._place.poll_seconds)
+        while self._followed:
             await asyncio.sleep(wait)
             wait = poll_seconds
             try:
@@ -294,9 +290,16 @@ class Champion:
                 _log.exception("kept the policy that serves")
                 self.load_error, wait = repr(error), max(poll_seconds, _RETRY_SECONDS)
 
+    def close(self) -> None:
+        """Removes what was copied to be loaded; what serves goes on."""
+        self._place.close()
+
     def _swap(self, line_up: LineUp) -> None:
         self.swaps += self.line_up is not None
         self.line_up, self.swapped_at = line_up, datetime.now(UTC)
+        if self._followed:
+            serving = (line_up.serving, line_up.candidate, line_up.shadow)
+            self._place.keep([policy.card.version for policy in serving if policy])
 
     def _assemble(self, pointer: policies.Champion) -> LineUp:
         serving = self._version(pointer.version)
@@ -317,7 +320,7 @@ class Champion:
         for policy in (line_up.serving, line_up.candidate, line_up.shadow) if line_up else ():
             if policy is not None and policy.card.version == version:
                 return policy
-        folder = self._source / version
+        folder = self._place.folder(version)
         policy = _load(folder)
         if policy.card.version != version:
             raise InputError(f"{folder / policies.CARD_NAME}: must be of version {version}, got {policy.card.version}")
@@ -344,7 +347,7 @@ class Champion:
                 _log.error("the version before the champion does not load either: %s", another)
         if self.line_up is None:
             try:
-                card = policy_files.read_card(self._source / pointer.version)
+                card = policy_files.read_card(self._place.folder(pointer.version))
             except InputError:
                 raise error from None
             baseline = policy_files.baseline(card)
@@ -354,12 +357,9 @@ class Champion:
         _log.error("%s serves instead of the champion: %s", self.line_up.serving.card.version, error)
 
     def _read_pointer(self) -> policies.Champion:
-        assert self._pointer is not None
-        try:
-            data = self._pointer.read_bytes()
-        except OSError as error:
-            raise InputError(f"{self._pointer}: cannot be read: {error.strerror}") from None
-        return policies.decode_champion(data, str(self._pointer))
+        return policies.decode_champion(
+            self._place.read(policies.CHAMPION_NAME), f"{self._place}/{policies.CHAMPION_NAME}"
+        )
 
 
 def _load(folder: Path) -> Policy:
