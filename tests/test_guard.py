@@ -96,8 +96,7 @@ def test_a_full_event_log_that_blocks_loses_nothing_of_requests_that_come_togeth
     flags = ("--buffer-bytes", "8000", "--on-overload", "block", "--segment-seconds", "0.1")
     with predictor(policy, tmp_path / "events", *flags) as server:
         load = Load(server, clients=8, instances=5)
-        while len(load.answered) < 1000 and not load.failures:
-            time.sleep(0.01)
+        load.wait_for(1000)
         load.stop()
         assert load.failures == []
         assert server.get("/health").body["events"]["dropped"] == 0
