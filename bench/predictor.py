@@ -24,12 +24,11 @@ import psutil
 from bench import load
 from bench.measure import compare
 from bench.reference_predictor import NUM_ACTIONS, OBSERVATION_DIM
-from contracts import event_segments
+from contracts import event_segments, policies
+from contracts.policies import Exploration, Movie, PolicyCard
 from contracts.records import event_decoder
-from orchestration.emulators import pubsub_emulator
+from orchestration import emulators
 from orchestration.processes import free_port
-from tests.linear_policies import write_policy
-from tests.topics import Topic
 
 INSTANCES = 8
 CONNECTIONS = 8
@@ -43,11 +42,11 @@ def run() -> dict[str, Any]:
     requests = _requests()
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as running:
         folder = Path(name)
-        write_policy(folder / "v1", num_actions=NUM_ACTIONS, observation_dim=OBSERVATION_DIM)
+        _write_policy(folder / "v1")
         _module("bench.reference_predictor", "save", folder / "reference")
-        address = running.enter_context(pubsub_emulator(folder))
+        address = running.enter_context(emulators.pubsub_emulator(folder))
         emulator = os.environ | {"PUBSUB_EMULATOR_HOST": address}
-        theirs, ours = Topic(address, "reference"), Topic(address, "ours")
+        theirs, ours = (running.enter_context(_topic(address, name)) for name in ("reference", "ours"))
         ports = [free_port() for _ in range(4)]
         reference, embedded, published, empty = ports
         server = ["-m", "predictor.app", "--policy", folder / "v1", "--events"]
@@ -111,11 +110,75 @@ def run() -> dict[str, Any]:
         result |= {"publishing_half_load_p99_ms": half.milliseconds(0.99)}
         answered = [one for report in (*reports[published], half) for one in report.decision_ids]
         _stop(publishing)
-        delivered = [event_decoder.decode(m).decision_id.encode() for m in ours.pull(len(answered), seconds=300)]
+        delivered = [event_decoder.decode(m).decision_id.encode() for m in ours.pull(len(answered))]
         result |= {f"publishing_{k}": v for k, v in _account(answered, delivered).items()}
-        theirs.close()
-        ours.close()
     return result
+
+
+def _write_policy(folder: Path) -> None:
+    """LinUCB with random parameters: what it has learned makes no difference to what it costs."""
+    random = np.random.default_rng(20261122)
+    half = random.normal(size=(NUM_ACTIONS, OBSERVATION_DIM, OBSERVATION_DIM))
+    covariance = half @ half.transpose(0, 2, 1) / OBSERVATION_DIM + 0.1 * np.eye(OBSERVATION_DIM)
+    folder.mkdir()
+    np.savez(
+        folder / policies.LINEAR_NAME,
+        theta=random.normal(size=(NUM_ACTIONS, OBSERVATION_DIM)).astype(np.float32),
+        covariance=covariance.astype(np.float32),
+        num_samples=np.ones(NUM_ACTIONS, np.float32),
+    )
+    card = PolicyCard(
+        version=folder.name,
+        parent=None,
+        algorithm="linucb",
+        hyperparameters={},
+        observation_dim=OBSERVATION_DIM,
+        num_actions=NUM_ACTIONS,
+        catalogue=[Movie(action=i, movie_id=str(i), title=f"Movie {i}") for i in range(NUM_ACTIONS)],
+        trained_on=[],
+        exploration=Exploration(),
+    )
+    (folder / policies.CARD_NAME).write_bytes(policies.encode_json(card))
+
+
+class _Topic:
+    """A topic of the emulator with one subscription, to see what arrives."""
+
+    def __init__(self, publisher: Any, subscriber: Any, name: str) -> None:
+        self._subscriber = subscriber
+        self.name = f"projects/bench/topics/{name}"
+        self._subscription = f"projects/bench/subscriptions/{name}"
+        publisher.create_topic(name=self.name)
+        subscriber.create_subscription(name=self._subscription, topic=self.name, ack_deadline_seconds=60)
+
+    def pull(self, at_least: int) -> list[bytes]:
+        """What is there once `at_least` messages are, or five minutes are over."""
+        from google.api_core.exceptions import DeadlineExceeded
+
+        messages: list[bytes] = []
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            received = []
+            with contextlib.suppress(DeadlineExceeded):
+                pull = self._subscriber.pull(subscription=self._subscription, max_messages=1000, timeout=3, retry=None)
+                received = pull.received_messages
+            if received:
+                messages += [one.message.data for one in received]
+                ack_ids = [one.ack_id for one in received]
+                self._subscriber.acknowledge(subscription=self._subscription, ack_ids=ack_ids)
+            elif len(messages) >= at_least:
+                break
+        return messages
+
+
+@contextlib.contextmanager
+def _topic(address: str, name: str) -> Iterator[_Topic]:
+    from google.cloud import pubsub_v1
+
+    with emulators.redirect(pubsub=address):
+        publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
+    with publisher, subscriber:
+        yield _Topic(publisher, subscriber, name)
 
 
 def _account(answered: list[bytes], logged: list[bytes]) -> dict[str, int]:

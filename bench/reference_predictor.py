@@ -70,9 +70,9 @@ def serve(folder: Path, port: int, topic: str) -> None:
 
 def empty(port: int) -> None:
     """The same server as ours, Guard and all, with a handler that takes the body and answers as many bytes as ours."""
-    import uvicorn
     from fastapi import FastAPI, Request, Response
 
+    from predictor.app import http_server, listen
     from predictor.guard import Guard
     from predictor.metrics import Metrics
 
@@ -85,18 +85,7 @@ def empty(port: int) -> None:
         return Response(answer, 200, None, "application/json")
 
     guarded = Guard(app, Metrics(), frozenset({"/predict"}), 128, None)
-    uvicorn.run(
-        guarded,
-        host="127.0.0.1",
-        port=port,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-    )
+    http_server(guarded).run(sockets=[listen("127.0.0.1", port)])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ On Vertex AI the port, the routes and the policy come from `AIP_HTTP_PORT`, `AIP
 
 import argparse
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -37,7 +38,8 @@ from contracts.errors import InputError
 from contracts.policies import Movie
 from contracts.records import UNREADABLE, Decision, RewardEvent, describe_error, encoder
 from predictor import metrics as metrics_text
-from predictor import openapi, serving
+from predictor import openapi
+from predictor.batcher import Batcher
 from predictor.event_log import EventLog
 from predictor.guard import Guard, JsonFormatter
 from predictor.messages import (
@@ -60,7 +62,6 @@ T = TypeVar("T")
 # A client that is cut off while it sends does not see why, so a body up to this many times the limit is read and
 # thrown away before it is refused.
 _READ_TO_THE_END = 10
-_LONG_WORK = 50_000  # scores; a request for more is worked on beside the others, not before them
 _DECISION_BYTES = 400  # about what an instance leads to, beside its own text; for the event log's room
 
 
@@ -118,6 +119,7 @@ def build_app(
 ) -> FastAPI:
     """The routes over a champion and its logs. `failed` is told when there is nothing to serve."""
     events = logs.events
+    batcher = Batcher(champion, events, logs.shadows, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -135,6 +137,14 @@ def build_app(
     def report(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):
             failed(error)
+
+    async def room(size: int) -> None:
+        """Returns once the event log would take `size` bytes; at once or not at all, unless overload is to block."""
+        deadline = asyncio.get_running_loop().time() + settings.body_seconds
+        while not events.has_room(batcher.expected_bytes + size):
+            if settings.on_overload == "drop" or asyncio.get_running_loop().time() > deadline:
+                raise HTTPException(429, "the event log is full, try again later", {"retry-after": "1"})
+            await asyncio.sleep(0.005)
 
     app = FastAPI(title="Movie recommendation policy", lifespan=lifespan)
 
@@ -154,28 +164,16 @@ def build_app(
         if len(asked.instances) * slate_size > settings.max_instances:
             at_most = f"instances: must be at most {settings.max_instances} (times slate_size)"
             raise HTTPException(400, f"{at_most}, got {len(asked.instances) * slate_size}")
-        if settings.on_overload == "block":
-            await _room(events, len(body) + _DECISION_BYTES * len(asked.instances), settings)
-        line_up = champion.line_up  # the one look at it: the request is served by these policies whatever comes
-        if line_up is None:
+        if champion.line_up is None:
             raise HTTPException(503, "no policy is loaded yet")
-        work = len(asked.instances) * slate_size * line_up.serving.card.num_actions
+        size = len(body) + _DECISION_BYTES * len(asked.instances)
+        if settings.on_overload == "block":
+            await room(size)
         try:
-            if work > _LONG_WORK:
-                decided = await asyncio.to_thread(serving.decide, line_up, asked.instances, slate_size)
-            else:
-                decided = serving.decide(line_up, asked.instances, slate_size)
+            card, slates = await batcher.decide(asked.instances, slate_size, size)
         except InputError as error:
             raise HTTPException(400, str(error)) from None
-        decisions = [decision for slate in decided.slates for decision in slate]
-        events.append(encoder.encode_lines(decisions), len(decisions))
-        if decided.shadows:
-            logs.shadows.append(encoder.encode_lines(decided.shadows), len(decided.shadows))
-        metrics.decided(decisions)
-        metrics.shadows += len(decided.shadows)
-        metrics.fallbacks += len(decided.failures)
-        catalogue = line_up.serving.card.catalogue
-        return _json(PredictResponse([_prediction(slate, catalogue) for slate in decided.slates]))
+        return _json(PredictResponse([_prediction(slate, card.catalogue) for slate in slates]))
 
     @app.post("/rewards", **openapi.rewards_route())
     async def rewards(request: Request) -> Response:
@@ -186,7 +184,7 @@ def build_app(
             for reward in sent
         )
         # A reward can be sent again, so it is refused rather than dropped.
-        await _room(events, len(lines), settings)
+        await room(len(lines))
         events.append(lines, len(sent))
         metrics.rewards += len(sent)
         return _json(RewardsResponse(len(sent)), 202)
@@ -262,30 +260,35 @@ def _announce(settings: Settings, champion: Champion) -> None:
     sys.stderr.flush()
 
 
-async def _room(events: EventLog, size: int, settings: Settings) -> None:
-    """Returns once the event log would take `size` bytes; at once or not at all, unless overload is to block."""
-    deadline = asyncio.get_running_loop().time() + settings.body_seconds
-    while not events.has_room(size):
-        if settings.on_overload == "drop" or asyncio.get_running_loop().time() > deadline:
-            raise HTTPException(429, "the event log is full, try again later", {"retry-after": "1"})
-        await asyncio.sleep(0.005)
-
-
 async def _body(request: Request, settings: Settings) -> bytes:
     """The body, if it is of a bearable size and comes in bearable time."""
     body, size, more = b"", 0, True
+    late = False
+    reading = asyncio.current_task()
+    assert reading is not None
+
+    def give_up() -> None:
+        nonlocal late
+        late = reading.cancel()
+
+    # What asyncio.timeout does, which would cost more than all else here.
+    timer = asyncio.get_running_loop().call_later(settings.body_seconds, give_up)
     try:
-        async with asyncio.timeout(settings.body_seconds):
-            while more and size <= _READ_TO_THE_END * settings.max_body_bytes:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise HTTPException(400, "body: broke off")
-                chunk, more = message.get("body", b""), message.get("more_body", False)
-                size += len(chunk)
-                if size <= settings.max_body_bytes:
-                    body = body + chunk if body else chunk
-    except TimeoutError:
+        while more and size <= _READ_TO_THE_END * settings.max_body_bytes:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise HTTPException(400, "body: broke off")
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            size += len(chunk)
+            if size <= settings.max_body_bytes:
+                body = body + chunk if body else chunk
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        reading.uncancel()
         raise HTTPException(408, f"body: must arrive within {settings.body_seconds:g} seconds") from None
+    finally:
+        timer.cancel()
     if size > settings.max_body_bytes:
         raise HTTPException(413, f"body: must be at most {settings.max_body_bytes} bytes")
     return body
@@ -302,7 +305,7 @@ def _json(value: object, status: int = 200, headers: Any = None) -> Response:
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises InputError when the port is taken or the host is not ours."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -315,30 +318,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes the requests in hand and seals the event log.
-
-    Raises InputError for a policy that does not load, a port that is taken, an events folder that cannot be written to.
-    """
-    champion = Champion(settings.policy, settings.baseline)
-    listener = _listen(settings.host, settings.port)
-    settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
-    logs = Logs(settings)
-    metrics = Metrics()
-    failures: list[BaseException] = []
-
-    def failed(error: BaseException) -> None:
-        failures.append(error)
-        server.should_exit = True
-
-    app = Guard(
-        build_app(settings, champion, logs, metrics, failed),
-        metrics,
-        frozenset({settings.predict_route, "/rewards"}),
-        settings.max_in_flight,
-        settings.api_key,
-    )
-    server = uvicorn.Server(
+def http_server(app: Guard) -> uvicorn.Server:
+    """The HTTP server in front of `app`, and the process made ready to serve: to be called when all is imported."""
+    # What is loaded by now stays, and what a request makes goes with it without a search for cycles.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    return uvicorn.Server(
         uvicorn.Config(
             app,
             loop="uvloop",
@@ -355,6 +340,32 @@ def serve(settings: Settings) -> None:
         )
     )
 
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes the requests in hand and seals the event log.
+
+    Raises InputError for a policy that does not load, a port that is taken, an events folder that cannot be written to.
+    """
+    champion = Champion(settings.policy, settings.baseline)
+    listener = listen(settings.host, settings.port)
+    settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
+    logs = Logs(settings)
+    metrics = Metrics()
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = Guard(
+        build_app(settings, champion, logs, metrics, failed),
+        metrics,
+        frozenset({settings.predict_route, "/rewards"}),
+        settings.max_in_flight,
+        settings.api_key,
+    )
+    server = http_server(app)
+
     def stop(*_: object) -> None:
         server.should_exit = True
 
@@ -365,6 +376,7 @@ def serve(settings: Settings) -> None:
         server.run(sockets=[listener])
     finally:
         logs.close()
+        champion.close()
     if failures:
         raise failures[0]
 
@@ -387,7 +399,7 @@ def _parse(argv: list[str], environment: Mapping[str, str]) -> tuple[Settings, a
     add(
         "--policy",
         default=policy,
-        help="a policy folder or gs:// URI, or a policy store whose champion.json is followed",
+        help="a policy folder, or a policy store whose champion.json is followed; also gs://bucket/folder",
     )
     add("--events", type=Path, help="the folder of the event log; made if not there")
     add("--topic", help="publish the events to this topic, projects/PROJECT/topics/TOPIC, and empty the folder so")
@@ -397,7 +409,12 @@ def _parse(argv: list[str], environment: Mapping[str, str]) -> tuple[Settings, a
     add("--health-route", default=health, help="%(default)s")
     add("--predict-route", default=predict, help="%(default)s")
     add("--segment-seconds", type=float, default=0.5, help="seal a segment of the event log this often (%(default)s)")
-    add("--poll-seconds", type=float, default=0.1, help="look for a new champion this often (%(default)s)")
+    add(
+        "--poll-seconds",
+        type=float,
+        default=0.1,
+        help="look for a new champion this often (%(default)s; 0.5 at least on gs://)",
+    )
     add("--max-body-bytes", type=int, default=1_500_000, help="larger requests are refused (%(default)s)")
     add("--max-instances", type=int, default=1024, help="requests for more are refused (%(default)s)")
     add("--max-in-flight", type=int, default=128, help="more requests at a time are refused (%(default)s)")

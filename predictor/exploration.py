@@ -7,6 +7,8 @@ can be replayed and checked.
 
 import hashlib
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -67,30 +69,42 @@ def probabilities(
             return _thompson(mean, exploration.alpha * std, mask)
 
 
-def draw(probabilities: np.ndarray, decision_ids: list[str], policy_version: str) -> np.ndarray:
+def draw(probabilities: np.ndarray, decision_ids: Sequence[str], policy_version: str) -> np.ndarray:
     """One arm a row, by inverse CDF at the number in (0, 1) that the decision's id and the policy's version determine.
 
     Args:
       probabilities: [B, K], rows summing to 1.
-      decision_ids: B ids.
+      decision_ids: B UUIDs.
       policy_version: the version that decides.
 
     Returns:
       [B] int64. Never an arm whose probability is 0.
     """
-    uniforms = np.array([uniform(policy_version, decision_id) for decision_id in decision_ids])
     cumulative = probabilities.cumsum(axis=1)
-    # Times the last one, which rounding leaves a hair off 1; `uniforms` is below 1, so some arm is always beyond.
-    return np.asarray((cumulative > uniforms[:, None] * cumulative[:, -1:]).argmax(axis=1))
+    # Times the last one, which rounding leaves a hair off 1; the uniforms are below 1, so some arm is always beyond.
+    points = uniforms(policy_version, decision_ids)[:, None] * cumulative[:, -1:]
+    return np.asarray((cumulative > points).argmax(axis=1))
 
 
-def uniform(purpose: str, decision_id: str) -> float:
-    """The number in (0, 1) that `decision_id` determines for `purpose`.
+def uniforms(purpose: str, decision_ids: Sequence[str]) -> np.ndarray:
+    """The number in (0, 1) that each id, a UUID whose last 62 bits are random, determines for `purpose`: [B] float64.
 
-    An odd multiple of 2^-53: never 0 (an arm of vanishing probability in first place would win), never 1.
+    Those bits, xored with a hash of the purpose, go through the finalizer of splitmix64 (Steele, Lea and Flood, "Fast
+    Splittable Pseudorandom Number Generators", 2014; Stafford's variant 13). It maps one to one, so the numbers are as
+    uniform as the ids are random, and it mixes, so those for two purposes have nothing to do with each other. Odd
+    multiples of 2^-53: never 0 (an arm of vanishing probability in first place would win), never 1.
     """
-    digest = hashlib.blake2b(f"{purpose}\0{decision_id}".encode(), digest_size=8).digest()
-    return ((int.from_bytes(digest, "big") >> 12) + 0.5) * 2.0**-52
+    halves = np.frombuffer(bytes.fromhex("".join(decision_ids).replace("-", "")), ">u8")
+    bits = halves[1::2] ^ _hash(purpose)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return np.asarray(((bits >> np.uint64(12)) + 0.5) * 2.0**-52)
+
+
+@lru_cache(maxsize=64)
+def _hash(purpose: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "big"))
 
 
 def _mostly_best(scores: np.ndarray, epsilon: float, mask: np.ndarray | None) -> np.ndarray:

@@ -5,9 +5,10 @@ and arm are kept for the last versions only, so retraining every few seconds doe
 """
 
 from bisect import bisect_left
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, groupby
+from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -47,7 +48,7 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
         self.latency: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(LATENCY_SECONDS))
-        self.arms: OrderedDict[str, defaultdict[int, int]] = OrderedDict()
+        self.arms: OrderedDict[str, Counter[int]] = OrderedDict()
         self.propensity = Histogram(PROPENSITIES)
         self.decisions = self.rewards = self.shadows = self.fallbacks = 0
         self.in_flight = 0
@@ -57,17 +58,18 @@ class Metrics:
         self.requests[route, status] += 1
         self.latency[route].add(seconds)
 
-    def decided(self, decisions: Iterable[Decision]) -> None:
+    def decided(self, decisions: Sequence[Decision]) -> None:
         """Counts served decisions."""
-        for decision in decisions:
-            arms = self.arms.get(decision.policy_version)
+        for version, of_version in groupby(decisions, attrgetter("policy_version")):
+            arms = self.arms.get(version)
             if arms is None:
-                arms = self.arms[decision.policy_version] = defaultdict(int)
+                arms = self.arms[version] = Counter()
                 if len(self.arms) > _VERSIONS_KEPT:
                     self.arms.popitem(last=False)
-            arms[decision.action] += 1
+            arms.update(map(attrgetter("action"), of_version))
+        for decision in decisions:
             self.propensity.add(decision.propensity)
-            self.decisions += 1
+        self.decisions += len(decisions)
 
 
 def render(metrics: Metrics, events: Counters, swaps: int, degraded: bool, published: Status | None) -> bytes:

@@ -5,15 +5,14 @@ end, so a swap never splits a request and no decision is logged with another ver
 """
 
 import asyncio
-import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import numpy as np
@@ -29,6 +28,7 @@ from predictor.policy import Policy
 _log = logging.getLogger(__name__)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_WARM_UP = str(UUID(int=0))  # the id of a decision that is nobody's
 _RETRY_SECONDS = 1.0  # a champion that failed to load may just be being copied
 
 
@@ -68,17 +68,42 @@ class Decided:
     failures: list[str] = field(default_factory=list)  # why the baseline stepped in
 
 
+def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1) -> None:
+    """Raises InputError that names the instance and the field: a wrong length, an arm that there is not or that is not
+    on offer, one twice, a slate of more arms than there are."""
+    observation_dim, active = line_up.serving.card.observation_dim, line_up.serving.active
+    for i, instance in enumerate(instances):
+        if (length := len(instance.observation)) != observation_dim:
+            raise InputError(f"instances[{i}].observation: must have {observation_dim} numbers, got {length}")
+        if instance.candidates or slate_size > 1:
+            _check_offer(i, instance.candidates, line_up.serving.card.num_actions, active, slate_size)
+
+
+def _check_offer(i: int, candidates: list[int], num_actions: int, active: np.ndarray | None, slate_size: int) -> None:
+    if candidates:
+        if (largest := max(candidates)) >= num_actions:
+            raise InputError(f"instances[{i}].candidates: must be below {num_actions}, got {largest}")
+        if len(set(candidates)) != len(candidates):
+            raise InputError(f"instances[{i}].candidates: must differ, got one twice")
+    on_offer = len(candidates) or num_actions
+    if active is not None:
+        on_offer = int(active[candidates or slice(None)].sum())
+        if not on_offer:
+            raise InputError(f"instances[{i}].candidates: must have one of a movie that is on offer, got none")
+    if slate_size > on_offer:
+        raise InputError(
+            f"parameters.slate_size: must be at most the {on_offer} arms of instances[{i}], got {slate_size}"
+        )
+
+
 def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) -> Decided:
     """A decision for each instance (for a slate: one a place), all at one moment.
 
     A place of a slate is a decision of its own among the arms that the places before it left, so its propensity is
     exact whatever the explorer, and the slate's is the product. A policy that fails leaves its instances to the
-    baseline.
-
-    Raises InputError that names the instance and the field: a wrong length, an arm that there is not, or one twice.
+    baseline. The instances are ones that `check` has nothing against.
     """
     card = line_up.serving.card
-    _check(instances, line_up.serving, slate_size)
     now_microseconds = time.time_ns() // 1000
     decided_at = _EPOCH + timedelta(microseconds=now_microseconds)
     decided = Decided([[] for _ in instances])
@@ -86,15 +111,15 @@ def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) 
     candidates = [instance.candidates for instance in instances]
     active = line_up.serving.active
     all_on_offer = range(card.num_actions) if active is None else np.flatnonzero(active).tolist()
-    takes: list[bool] = []
+    shares: list[tuple[Policy, list[int]]] = []
     for place in range(slate_size):
         decision_ids = new_decision_ids(now_microseconds // 1000, len(instances))
         if place:
             for i, slate in enumerate(decided.slates):
                 candidates[i] = [action for action in candidates[i] or all_on_offer if action != slate[-1].action]
         else:
-            takes = [line_up.candidate is not None and takes_candidate(one, line_up) for one in decision_ids]
-        for policy, rows in _shares(line_up, takes):
+            shares = _shares(line_up, decision_ids)
+        for policy, rows in shares:
             offered = [candidates[i] for i in rows]
             ids = [decision_ids[i] for i in rows]
             try:
@@ -104,19 +129,20 @@ def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) 
                 decided.failures.append(f"{policy.card.version}: {error}")
                 policy = line_up.baseline
                 actions, propensities = choose(policy, observations[rows], offered, ids)
-            for i, action, propensity in zip(rows, actions, propensities, strict=True):
-                decided.slates[i].append(
-                    Decision(
-                        decision_id=decision_ids[i],
-                        decided_at=decided_at,
-                        policy_version=policy.card.version,
-                        user_id=instances[i].user_id,
-                        observation=instances[i].observation,
-                        candidates=candidates[i],
-                        action=action,
-                        propensity=propensity,
-                    )
+            version = policy.card.version
+            for i, decision_id, action, propensity in zip(rows, ids, actions, propensities, strict=True):
+                instance = instances[i]
+                decision = Decision(
+                    decision_id=decision_id,
+                    decided_at=decided_at,
+                    policy_version=version,
+                    user_id=instance.user_id,
+                    observation=instance.observation,
+                    candidates=candidates[i],
+                    action=action,
+                    propensity=propensity,
                 )
+                decided.slates[i].append(decision)
         if line_up.shadow is not None:
             _score_in_shadow(line_up.shadow, observations, [slate[-1] for slate in decided.slates], decided)
     return decided
@@ -142,46 +168,33 @@ def replay(policy: Policy, decisions: Sequence[Decision]) -> tuple[list[int], li
     )
 
 
-def takes_candidate(decision_id: str, line_up: LineUp) -> bool:
-    """Whether the candidate decides; by the id of the decision (a slate's first), so it can be told afterwards."""
-    return exploration.uniform("\0candidate", decision_id) < line_up.candidate_share
+def takes_candidate(decision_ids: Sequence[str], line_up: LineUp) -> np.ndarray:
+    """Whether the candidate decides, [B] bool; by the ids of the decisions (a slate's first), so it can be told
+    afterwards."""
+    return exploration.uniforms("\0candidate", decision_ids) < line_up.candidate_share
 
 
 def new_decision_ids(now_milliseconds: int, count: int) -> list[str]:
     """UUIDv7 (RFC 9562): 48 bits of time, the rest random. They sort by time to the millisecond."""
     moment = f"{now_milliseconds:012x}"
     prefix = f"{moment[:8]}-{moment[8:]}-7"
-    parts = [_random.digits() for _ in range(count)]
-    return [f"{prefix}{digits[:3]}-{'89ab'[int(digits[3], 16) & 3]}{digits[4:7]}-{digits[7:]}" for digits in parts]
+    digits = os.urandom(10 * count).hex()  # the system's, which cannot be guessed; 20 digits an id, 19 are used
+    return [
+        f"{prefix}{digits[i : i + 3]}-{_VARIANT[digits[i + 3]]}{digits[i + 4 : i + 7]}-{digits[i + 7 : i + 19]}"
+        for i in range(0, len(digits), 20)
+    ]
 
 
-class _Random:
-    """The system's randomness, which cannot be guessed, fetched for hundreds of ids at a time: asking costs more than
-    all else about an id."""
-
-    _DIGITS = 19
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._parts: list[str] = []
-
-    def digits(self) -> str:
-        """19 random hexadecimal digits, never the same ones twice."""
-        with self._lock:
-            if not self._parts:
-                digits = os.urandom(512 * self._DIGITS // 2).hex()
-                self._parts = [digits[i : i + self._DIGITS] for i in range(0, len(digits), self._DIGITS)]
-            return self._parts.pop()
+# The fourth digit of the random ones, its upper two bits set to 10.
+_VARIANT = {f"{digit:x}": f"{8 + digit % 4:x}" for digit in range(16)}
 
 
-_random = _Random()
-
-
-def _shares(line_up: LineUp, takes: list[bool]) -> list[tuple[Policy, list[int]]]:
+def _shares(line_up: LineUp, decision_ids: Sequence[str]) -> list[tuple[Policy, list[int]]]:
     """The rows that each policy decides."""
-    if line_up.candidate is None or not any(takes):
-        return [(line_up.serving, list(range(len(takes))))]
-    rows = ([i for i, takes_it in enumerate(takes) if takes_it is whose] for whose in (False, True))
+    if line_up.candidate is None:
+        return [(line_up.serving, list(range(len(decision_ids))))]
+    takes = takes_candidate(decision_ids, line_up)
+    rows = (np.flatnonzero(takes == whose).tolist() for whose in (False, True))
     return [share for share in zip((line_up.serving, line_up.candidate), rows, strict=True) if share[1]]
 
 
@@ -207,27 +220,6 @@ def _score_in_shadow(shadow: Policy, observations: np.ndarray, served: list[Deci
         )
 
 
-def _check(instances: Sequence[Instance], policy: Policy, slate_size: int) -> None:
-    observation_dim, num_actions, active = policy.card.observation_dim, policy.card.num_actions, policy.active
-    for i, instance in enumerate(instances):
-        if (length := len(instance.observation)) != observation_dim:
-            raise InputError(f"instances[{i}].observation: must have {observation_dim} numbers, got {length}")
-        if instance.candidates:
-            if (largest := max(instance.candidates)) >= num_actions:
-                raise InputError(f"instances[{i}].candidates: must be below {num_actions}, got {largest}")
-            if len(set(instance.candidates)) != len(instance.candidates):
-                raise InputError(f"instances[{i}].candidates: must differ, got one twice")
-        on_offer = len(instance.candidates) or num_actions
-        if active is not None:
-            on_offer = int(active[instance.candidates or slice(None)].sum())
-            if not on_offer:
-                raise InputError(f"instances[{i}].candidates: must have one of a movie that is on offer, got none")
-        if slate_size > on_offer:
-            raise InputError(
-                f"parameters.slate_size: must be at most the {on_offer} arms of instances[{i}], got {slate_size}"
-            )
-
-
 class Champion:
     """The policies that serve, and where the next ones come from.
 
@@ -240,20 +232,18 @@ class Champion:
         """Raises InputError when `source` is neither; nothing is loaded yet.
 
         Args:
-          source: where the policies are; `gs://bucket/folder` is a policy folder.
+          source: where the policies are: a folder, or `gs://bucket/folder`.
           baseline: the folder of the declared safe policy; None for uniform over what is on offer.
         """
         self.line_up: LineUp | None = None
         self.swapped_at: datetime | None = None
         self.swaps = 0
         self.load_error: str | None = None
-        self._uri = source if isinstance(source, str) and source.startswith(storage.SCHEME) else None
-        self._source = source = Path(source)
+        self._place = storage.place(source)
         self._baseline_folder = baseline
         self._loaded: policies.Champion | None = None
-        is_policy = self._uri or (source / policies.CARD_NAME).is_file()
-        self._pointer = None if is_policy else source / policies.CHAMPION_NAME
-        if self._pointer and not self._pointer.is_file():
+        self._followed = not self._place.has(policies.CARD_NAME)
+        if self._followed and not self._place.has(policies.CHAMPION_NAME):
             raise InputError(
                 f"policy: {source} is neither a policy (it has no {policies.CARD_NAME}) "
                 f"nor a policy store (it has no {policies.CHAMPION_NAME})"
@@ -264,7 +254,7 @@ class Champion:
         try:
             self.refresh()
         except InputError as error:
-            if self._pointer is None:
+            if not self._followed:
                 raise
             self._fall_back(error)
 
@@ -273,10 +263,9 @@ class Champion:
 
         Raises InputError, and the old line-up goes on serving, when that fails.
         """
-        if self._pointer is None:
+        if not self._followed:
             if self.line_up is None:
-                with storage.copied(self._uri) if self._uri else contextlib.nullcontext(self._source) as folder:
-                    champion = _load(folder)
+                champion = _load(self._place.folder())
                 self._swap(LineUp(champion, self._baseline(champion)))
             return
         pointer = self._read_pointer()
@@ -287,8 +276,8 @@ class Champion:
 
     async def follow(self, poll_seconds: float) -> None:
         """Swaps to each new champion, until cancelled. One that does not load leaves the old one serving."""
-        wait = poll_seconds
-        while self._pointer:
+        wait = poll_seconds = max(poll_seconds, self._place.poll_seconds)
+        while self._followed:
             await asyncio.sleep(wait)
             wait = poll_seconds
             try:
@@ -301,9 +290,16 @@ class Champion:
                 _log.exception("kept the policy that serves")
                 self.load_error, wait = repr(error), max(poll_seconds, _RETRY_SECONDS)
 
+    def close(self) -> None:
+        """Removes what was copied to be loaded; what serves goes on."""
+        self._place.close()
+
     def _swap(self, line_up: LineUp) -> None:
         self.swaps += self.line_up is not None
         self.line_up, self.swapped_at = line_up, datetime.now(UTC)
+        if self._followed:
+            serving = (line_up.serving, line_up.candidate, line_up.shadow)
+            self._place.keep([policy.card.version for policy in serving if policy])
 
     def _assemble(self, pointer: policies.Champion) -> LineUp:
         serving = self._version(pointer.version)
@@ -324,7 +320,7 @@ class Champion:
         for policy in (line_up.serving, line_up.candidate, line_up.shadow) if line_up else ():
             if policy is not None and policy.card.version == version:
                 return policy
-        folder = self._source / version
+        folder = self._place.folder(version)
         policy = _load(folder)
         if policy.card.version != version:
             raise InputError(f"{folder / policies.CARD_NAME}: must be of version {version}, got {policy.card.version}")
@@ -351,7 +347,7 @@ class Champion:
                 _log.error("the version before the champion does not load either: %s", another)
         if self.line_up is None:
             try:
-                card = policy_files.read_card(self._source / pointer.version)
+                card = policy_files.read_card(self._place.folder(pointer.version))
             except InputError:
                 raise error from None
             baseline = policy_files.baseline(card)
@@ -361,19 +357,16 @@ class Champion:
         _log.error("%s serves instead of the champion: %s", self.line_up.serving.card.version, error)
 
     def _read_pointer(self) -> policies.Champion:
-        assert self._pointer is not None
-        try:
-            data = self._pointer.read_bytes()
-        except OSError as error:
-            raise InputError(f"{self._pointer}: cannot be read: {error.strerror}") from None
-        return policies.decode_champion(data, str(self._pointer))
+        return policies.decode_champion(
+            self._place.read(policies.CHAMPION_NAME), f"{self._place}/{policies.CHAMPION_NAME}"
+        )
 
 
 def _load(folder: Path) -> Policy:
     """A policy that has decided once: the first call of anything is its slowest, and one that cannot is found out."""
     policy = policy_files.load(folder)
     try:
-        choose(policy, np.zeros((1, policy.card.observation_dim), np.float32), [[]], ["warm-up"])
+        choose(policy, np.zeros((1, policy.card.observation_dim), np.float32), [[]], [_WARM_UP])
     except ValueError as error:
         raise InputError(f"{folder}: does not decide: {error}") from None
     return policy

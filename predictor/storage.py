@@ -1,47 +1,168 @@
-"""Policies in Cloud Storage: copied to the disk to be loaded."""
+"""Where policies are: a folder on the disk, or one in Cloud Storage, of which what is needed is copied to the disk.
+
+Both may be a policy, or a policy store that is followed.
+"""
 
 import contextlib
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from contracts import policies
 from contracts.errors import InputError
 
 SCHEME = "gs://"
+_RETRY_SECONDS = 5.0  # then it is an error; whoever follows a store tries again anyway
 
 
-@contextlib.contextmanager
-def copied(uri: str) -> Iterator[Path]:
-    """A copy of the policy folder `gs://bucket/folder`, while the block lasts.
+def place(source: Path | str) -> "Disk | Bucket":
+    """`source` is a path, or `gs://bucket/folder`."""
+    if isinstance(source, str) and source.startswith(SCHEME):
+        return Bucket(source)
+    return Disk(Path(source))
 
-    It has what serving needs. A store in Cloud Storage is not followed: there each version is deployed as a model of
-    its own.
 
-    Raises:
-      InputError: the bucket or folder cannot be read, or is no policy.
-    """
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud import storage
+@dataclass(frozen=True)
+class Disk:
+    """A folder on the disk."""
 
-    bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
-    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-    with tempfile.TemporaryDirectory(prefix="policy-") as name:
-        folder = Path(name)
+    path: Path
+    poll_seconds = 0.0
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file `name`."""
+        return (self.path / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """The file `name`. Raises InputError."""
+        path = self.path / name
         try:
-            with contextlib.closing(storage.Client()) as client:
-                blobs = {blob.name.removeprefix(prefix): blob for blob in client.list_blobs(bucket, prefix=prefix)}
-                if policies.CARD_NAME not in blobs:
-                    raise InputError(f"policy: {uri} is not a policy (it has no {policies.CARD_NAME})")
-                for relative, blob in blobs.items():
-                    parts = relative.split("/")
-                    if parts[0] == policies.CHECKPOINT_NAME or parts[-1] == "" or ".." in parts:
-                        continue
-                    target = folder.joinpath(*parts)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    blob.download_to_filename(target)
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+    def folder(self, name: str = "") -> Path:
+        """The policy in the sub-folder `name`, or in this folder itself; it may turn out not to be one."""
+        return self.path / name
+
+    def keep(self, names: Collection[str]) -> None:
+        """Nothing was copied, nothing is removed."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Bucket:
+    """A folder in Cloud Storage. One thread at a time."""
+
+    poll_seconds = 0.5  # each look at a pointer is a request that is paid for
+
+    def __init__(self, uri: str) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+          uri: `gs://bucket/folder`.
+        """
+        self._uri = uri.rstrip("/")
+        self._bucket, _, folder = self._uri.removeprefix(SCHEME).partition("/")
+        self._prefix = f"{folder}/" if folder else ""
+        self._copies: dict[str, tuple[dict[str, int], Path]] = {}  # of which objects, and where
+
+    def __str__(self) -> str:
+        return self._uri
+
+    def has(self, name: str) -> bool:
+        """Whether there is an object `name`. Raises InputError when the bucket cannot be read."""
+        with self._readable():
+            blobs = self._client.list_blobs(self._bucket, prefix=self._prefix + name, max_results=1, retry=self._retry)
+            return any(blob.name == self._prefix + name for blob in blobs)
+
+    def read(self, name: str) -> bytes:
+        """The object `name`. Raises InputError."""
+        with self._readable(f"/{name}"):
+            blob = self._client.bucket(self._bucket).blob(self._prefix + name)
+            return bytes(blob.download_as_bytes(timeout=_RETRY_SECONDS, retry=self._retry))
+
+    def folder(self, name: str = "") -> Path:
+        """A copy of the policy in the sub-folder `name`, or in this folder itself: what of it serving needs.
+
+        It is whole or not there, and made once, unless the objects have changed since. Raises InputError when they
+        cannot be read, or are no policy.
+        """
+        prefix = f"{self._prefix}{name}/" if name else self._prefix
+        with self._readable(f"/{name}" if name else ""):
+            blobs = {
+                blob.name.removeprefix(prefix): blob
+                for blob in self._client.list_blobs(self._bucket, prefix=prefix, retry=self._retry)
+                if _serves(blob.name.removeprefix(prefix))
+            }
+            if policies.CARD_NAME not in blobs:
+                raise InputError(f"policy: {SCHEME}{self._bucket}/{prefix} is not a policy (it has no policy.json)")
+            objects = {relative: blob.generation for relative, blob in blobs.items()}
+            found, path = self._copies.get(name, (None, Path()))
+            if found != objects:
+                path = self._copy(blobs)
+                self._forget(name)
+                self._copies[name] = objects, path
+        return path
+
+    def keep(self, names: Collection[str]) -> None:
+        """Removes the copies of all but `names`."""
+        for name in self._copies.keys() - set(names):
+            self._forget(name)
+
+    def close(self) -> None:
+        """Removes all copies and ends the connection."""
+        self.keep([])
+        self._client.close()
+
+    def _forget(self, name: str) -> None:
+        if name in self._copies:
+            shutil.rmtree(self._copies.pop(name)[1])
+
+    def _copy(self, blobs: dict[str, Any]) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="policy-"))
+        try:
+            for relative, blob in blobs.items():
+                target = folder / relative
+                target.parent.mkdir(parents=True, exist_ok=True)
+                blob.download_to_filename(target, retry=self._retry)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        return folder
+
+    @cached_property
+    def _client(self) -> Any:
+        from google.cloud import storage
+
+        return storage.Client()
+
+    @cached_property
+    def _retry(self) -> Any:
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        return DEFAULT_RETRY.with_timeout(_RETRY_SECONDS)
+
+    @contextlib.contextmanager
+    def _readable(self, name: str = "") -> Iterator[None]:
+        from google.api_core.exceptions import GoogleAPIError
+        from google.auth.exceptions import GoogleAuthError
+
+        try:
+            yield
         except (GoogleAPIError, GoogleAuthError, OSError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"policy: cannot read {uri}: {reason}") from None
-        yield folder
+            raise InputError(f"policy: cannot read {self._uri}{name}: {reason}") from None
+
+
+def _serves(relative: str) -> bool:
+    parts = relative.split("/")
+    return parts[0] != policies.CHECKPOINT_NAME and parts[-1] != "" and ".." not in parts

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,13 @@ class Server:
 
     def get(self, path: str) -> Reply:
         return self._send(urllib.request.Request(self.url + path))
+
+    def wait_for(self, condition: Callable[[Any], bool], seconds: float = 60.0) -> None:
+        """Until what /health says fulfils `condition`."""
+        deadline = time.monotonic() + seconds
+        while not condition(health := self.get("/health").body):
+            assert time.monotonic() < deadline, f"did not happen in time: {health}"
+            time.sleep(0.02)
 
     def read(self, path: str) -> bytes:
         """What `path` answers, as it is."""
@@ -68,7 +75,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def predictor(policy: Path, events: Path, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+def predictor(
+    policy: Path | str, events: Path, *flags: str, environment: dict[str, str] | None = None
+) -> Iterator[Server]:
     """`python -m predictor.app` on a free port, until the block ends."""
     stderr = events.parent / f"{events.name}.stderr"
     command = [sys.executable, "-m", "predictor.app", "--policy", policy, "--events", events, "--port", "0", *flags]

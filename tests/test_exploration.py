@@ -1,3 +1,6 @@
+import uuid
+from random import Random
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,6 +12,13 @@ from predictor import exploration
 MEAN = np.array([[1.0, 3.0, 2.0, 3.0]])
 STD = np.array([[4.0, 0.0, 2.0, 0.0]])
 WITHOUT_1 = np.array([[True, False, True, True]])
+
+
+def random_ids(count, seed):
+    """UUIDs as the server makes them, the same ones for the same seed."""
+    random = Random(seed)
+    return [str(uuid.UUID(int=random.getrandbits(128), version=4)) for _ in range(count)]
+
 
 # strategy and settings, mask, probabilities worked out by hand
 TRUTHS = [
@@ -78,7 +88,7 @@ def test_draws_follow_the_stated_probabilities(settings, support):
     mask = np.ones((1, 10), bool)
     mask[0, 4] = False
     stated = exploration.probabilities(Exploration(**settings), mean, std, mask)[0]
-    drawn = exploration.draw(np.broadcast_to(stated, (n, 10)), [f"decision-{i}" for i in range(n)], "v1")
+    drawn = exploration.draw(np.broadcast_to(stated, (n, 10)), random_ids(n, seed=12), "v1")
     counts = np.bincount(drawn, minlength=10)
     possible = stated > 0
     assert possible.sum() == support
@@ -119,15 +129,27 @@ def test_thompson_is_as_exact_as_it_says(spread, error):
 
 def test_draw_is_decided_by_id_and_version():
     even = np.full((1, 1000), 1e-3)
-    ids = ["a", "b", "c", "d"]
+    ids = random_ids(4, seed=1)
     first = exploration.draw(np.repeat(even, 4, axis=0), ids, "v1")
     assert first.tolist() == [exploration.draw(even, [one], "v1")[0] for one in ids]
     assert len(set(first.tolist())) == 4
     assert (exploration.draw(np.repeat(even, 4, axis=0), ids, "v2") != first).all()
 
 
+def test_uniforms_are_uniform_and_those_for_two_purposes_independent():
+    n = 200_000
+    ids = random_ids(n, seed=3)
+    one, another = exploration.uniforms("v1", ids), exploration.uniforms("v2", ids)
+    assert (one > 0).all()
+    assert (one < 1).all()
+    assert stats.kstest(one, "uniform").pvalue > 0.001
+    cells, _, _ = np.histogram2d(one, another, bins=20, range=[(0, 1), (0, 1)])
+    assert stats.chisquare(cells.ravel()).pvalue > 0.001
+    assert exploration.uniforms("v1", ids[:1]) == one[:1]
+
+
 def test_draw_never_takes_an_impossible_arm():
-    ids = [f"{i}" for i in range(20_000)]
+    ids = random_ids(20_000, seed=2)
     rare = np.tile([0.0, 1e-300, 0.0, 1.0 - 2e-16, 0.0], (len(ids), 1))
     assert set(exploration.draw(rare, ids, "v").tolist()) == {3}
     short = np.tile([0.3, 0.3, 0.4 - 1e-9, 0.0], (len(ids), 1))  # rounding left it below 1

@@ -13,7 +13,7 @@ import pytest
 from predictor.guard import JsonFormatter
 from tests.linear_policies import write_policy
 from tests.servers import predictor
-from tests.test_app import RIGHT, observe
+from tests.test_app import RIGHT, Load, logged, observe
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,21 @@ def test_overload_of_the_event_log(policy, tmp_path):
     ) as server:
         assert server.post("/predict", body) == full
         assert server.get("/health").body["events"]["logged"] == 0
+
+
+def test_a_full_event_log_that_blocks_loses_nothing_of_requests_that_come_together(policy, tmp_path):
+    """Room for about two requests, and eight clients: all wait for their turn, and each decision is logged."""
+    flags = ("--buffer-bytes", "8000", "--on-overload", "block", "--segment-seconds", "0.1")
+    with predictor(policy, tmp_path / "events", *flags) as server:
+        load = Load(server, clients=8, instances=5)
+        load.wait_for(1000)
+        load.stop()
+        assert load.failures == []
+        assert server.get("/health").body["events"]["dropped"] == 0
+        assert server.stop() == 0
+    assert sorted(one.decision_id for one in logged(tmp_path / "events")) == sorted(
+        one["decision_id"] for one in load.answered
+    )
 
 
 def test_request_id_comes_back(policy, tmp_path):

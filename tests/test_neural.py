@@ -1,3 +1,4 @@
+import uuid
 from datetime import UTC, datetime
 
 import msgspec
@@ -235,7 +236,7 @@ def test_the_predictor_serves_the_same_scores_with_exact_propensities(trained):
         np.testing.assert_allclose(found, expected, atol=1e-4)
     probabilities = served.probabilities(x)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
-    decision_ids = [f"{index}" for index in range(200)]
+    decision_ids = [str(uuid.UUID(int=index)) for index in range(200)]
     actions = explorers.draw(probabilities, decision_ids, card.version)
     assert (probabilities[np.arange(200), actions] > 0).all()
     if card.algorithm == "neural_boltzmann":

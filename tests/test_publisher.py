@@ -102,7 +102,7 @@ def test_each_answered_decision_is_delivered_once_after_sigterm(emulator, tmp_pa
         serving(tmp_path / "v1", tmp_path / "events", emulator, to.name) as server,
     ):
         load = Load(server, clients=2)
-        time.sleep(1.5)
+        load.wait_for(1000)
         server.process.terminate()
         assert server.process.wait(60) == 0
         load.stop()
@@ -121,31 +121,33 @@ def test_sigkill_loses_only_what_was_not_yet_written(emulator, tmp_path):
         serving(tmp_path / "v1", tmp_path / "events", emulator, to.name) as server,
     ):
         load = Load(server, clients=2)
-        time.sleep(1.5)
-        killed = time.time()
+        load.wait_for(1000)
         server.process.kill()
         load.stop()
         # The publisher outlives the server: it seals what was open, delivers it, and ends.
         delivered = set(decision_ids(to.pull(1, seconds=5)))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while list((tmp_path / "events").glob("*.jsonl*")) and time.monotonic() < deadline:
             time.sleep(0.05)
         delivered |= set(decision_ids(to.pull(0)))
     lost = [one for one in (p["decision_id"] for p in load.answered) if one not in delivered]
     assert len(delivered) > 100
-    # Only those of the last moments: 20 ms are gathered, the rest is what a busy machine may add.
+    # Those that were still gathered: what was decided before anything that is there is there too.
     for decision_id in lost:
-        assert killed - int(decision_id[:8] + decision_id[9:13], 16) / 1000 < 0.5
+        assert decision_id[:13] >= max(delivered)[:13]  # the milliseconds
 
 
 def test_pubsub_away_under_load(emulator, tmp_path):
-    """It is not there, and then it is; every decision arrives, and no answer waits for it."""
+    """It is not there for 30 seconds, and then it is; every decision arrives, and no answer waits for it."""
     write_policy(tmp_path / "v1")
     port = free_port()
     name = "projects/test-project/topics/away"
     with serving(tmp_path / "v1", tmp_path / "events", f"127.0.0.1:{port}", name) as server:
         load = Load(server, clients=1)
-        time.sleep(3)
+        away_until = time.monotonic() + 30
+        server.wait_for(lambda health: (health["published"]["error"] or "").startswith("UNAVAILABLE"))
+        load.wait_for(100)
+        time.sleep(max(0.0, away_until - time.monotonic()))
         health = server.get("/health").body
         assert health["published"]["error"].startswith("UNAVAILABLE")
         assert health["published"]["published"] == 0
@@ -155,7 +157,7 @@ def test_pubsub_away_under_load(emulator, tmp_path):
             # Sealed segments may have gone to a topic that was not there yet: those are tried again too.
             load.stop()
             assert load.failures == []
-            delivered = decision_ids(to.pull(len(load.answered)))
+            delivered = decision_ids(to.pull(len(load.answered), seconds=120))
             assert sorted(delivered) == sorted(p["decision_id"] for p in load.answered)
             assert server.get("/health").body["published"]["error"] is None
             assert server.post("/predict", {"instances": [{"observation": observe(1)[0]}]}).status == 200

@@ -39,7 +39,9 @@ def instances(count, seed=0, observation_dim=3):
 
 def decide(policy, instances):
     """One decision an instance, by `policy` alone."""
-    decided = serving.decide(LineUp(policy, policy_files.baseline(policy.card)), instances)
+    line_up = LineUp(policy, policy_files.baseline(policy.card))
+    serving.check(instances, line_up)
+    decided = serving.decide(line_up, instances)
     assert (decided.shadows, decided.failures) == ([], [])
     return [decision for (decision,) in decided.slates]
 
@@ -184,9 +186,11 @@ def test_candidate_takes_its_share_and_the_id_tells_which(store):
     by_version = {"v1": champion.line_up.serving, "v2": champion.line_up.candidate}
     share = sum(decision.policy_version == "v2" for decision in decisions) / 4000
     assert abs(share - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 4000)
+    ids = [decision.decision_id for decision in decisions]
+    taken = [decision.policy_version == "v2" for decision in decisions]
+    assert taken == serving.takes_candidate(ids, champion.line_up).tolist()
     for decision, instance in zip(decisions, instances(4000), strict=True):
         assert decision.observation == instance.observation
-        assert (decision.policy_version == "v2") == serving.takes_candidate(decision.decision_id, champion.line_up)
         policy = by_version[decision.policy_version]
         assert serving.replay(policy, [decision]) == ([decision.action], [decision.propensity])
 
@@ -338,7 +342,7 @@ def test_a_slate_larger_than_what_is_on_offer(store):
     policy = policy_files.load(store / "v1")
     message = r"^parameters.slate_size: must be at most the 3 arms of instances\[1\], got 4$"
     with pytest.raises(InputError, match=message):
-        serving.decide(LineUp(policy, policy_files.baseline(policy.card)), instances(2), slate_size=4)
+        serving.check(instances(2), LineUp(policy, policy_files.baseline(policy.card)), slate_size=4)
 
 
 def test_what_is_not_on_offer_is_never_decided_for(tmp_path):
@@ -360,8 +364,8 @@ def test_what_is_not_on_offer_is_never_decided_for(tmp_path):
     with pytest.raises(
         InputError, match=r"^instances\[0\].candidates: must have one of a movie that is on offer, got none$"
     ):
-        serving.decide(line_up, [Instance(observation, None, [0, 3])])
+        serving.check([Instance(observation, None, [0, 3])], line_up)
     with pytest.raises(
         InputError, match=r"^parameters.slate_size: must be at most the 3 arms of instances\[0\], got 4$"
     ):
-        serving.decide(line_up, [Instance(observation)], 4)
+        serving.check([Instance(observation)], line_up, 4)

@@ -1,0 +1,138 @@
+"""Requests that come together are decided together.
+
+Most of a small prediction is the cost of calls, whatever they are called with: one pass over the observations of eight
+requests takes little longer than over those of one. So the requests that the event loop has read by the time it gets to
+decide share a pass. Nothing waits for others to come: a request that comes alone is decided alone, at once.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contracts.errors import InputError
+from contracts.policies import PolicyCard
+from contracts.records import Decision, encoder
+from predictor import serving
+from predictor.event_log import EventLog
+from predictor.messages import Instance
+from predictor.metrics import Metrics
+from predictor.serving import Champion, Decided, LineUp
+
+# Scores. What takes the event loop's time in one go is kept to this, and a request for more is worked on beside it.
+_LONG_WORK = 50_000
+
+Slates = list[list[Decision]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    instances: Sequence[Instance]
+    slate_size: int
+    work: int
+    answer: "asyncio.Future[tuple[PolicyCard, Slates]]"
+
+
+class Batcher:
+    """Decides, logs and counts; used by the event loop alone."""
+
+    def __init__(self, champion: Champion, events: EventLog, shadows: EventLog, metrics: Metrics) -> None:
+        self.expected_bytes = 0  # of events that the requests in hand will lead to
+        self._champion = champion
+        self._events = events
+        self._shadows = shadows
+        self._metrics = metrics
+        self._waiting: list[_Request] = []
+
+    async def decide(self, instances: Sequence[Instance], slate_size: int, size: int) -> tuple[PolicyCard, Slates]:
+        """The card of the policy that serves, and a slate of logged decisions for each instance.
+
+        The whole request is served by one line-up, whatever comes. There must be one.
+
+        Args:
+          instances: of one request.
+          slate_size: how many arms each asks for.
+          size: about how many bytes of events this will lead to, see `expected_bytes`.
+
+        Raises:
+          InputError: see `serving.check`.
+        """
+        self.expected_bytes += size
+        try:
+            line_up = self._line_up()
+            work = len(instances) * slate_size * line_up.serving.card.num_actions
+            if work > _LONG_WORK:
+                serving.check(instances, line_up, slate_size)
+                decided = await asyncio.to_thread(serving.decide, line_up, instances, slate_size)
+                self._log(decided)
+                return line_up.serving.card, decided.slates
+            loop = asyncio.get_running_loop()
+            request = _Request(instances, slate_size, work, loop.create_future())
+            if not self._waiting:
+                loop.call_soon(self._decide_waiting)
+            self._waiting.append(request)
+            return await request.answer
+        finally:
+            self.expected_bytes -= size
+
+    def _line_up(self) -> LineUp:
+        line_up = self._champion.line_up
+        assert line_up is not None
+        return line_up
+
+    def _decide_waiting(self) -> None:
+        requests = self._next_requests()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._decide_waiting)
+        line_up = self._line_up()  # the one look at it
+        batches: dict[int, list[_Request]] = {}
+        for request in requests:
+            try:
+                serving.check(request.instances, line_up, request.slate_size)
+            except InputError as error:
+                _refuse(request, error)
+            else:
+                batches.setdefault(request.slate_size, []).append(request)
+        for slate_size, batch in batches.items():
+            try:
+                self._decide_together(line_up, batch, slate_size)
+            except Exception as error:  # noqa: BLE001 - it goes where it belongs: to those who ask
+                for request in batch:
+                    _refuse(request, error)
+
+    def _next_requests(self) -> list[_Request]:
+        work = count = 0
+        while count < len(self._waiting) and work <= _LONG_WORK:
+            work += self._waiting[count].work
+            count += 1
+        requests, self._waiting = self._waiting[:count], self._waiting[count:]
+        return requests
+
+    def _decide_together(self, line_up: LineUp, batch: list[_Request], slate_size: int) -> None:
+        instances = [instance for request in batch for instance in request.instances]
+        decided = serving.decide(line_up, instances, slate_size)
+        if decided.failures and len(batch) > 1:
+            # What one request asks for may have been too much for a policy: the others do not pay for it.
+            for request in batch:
+                self._decide_together(line_up, [request], slate_size)
+            return
+        self._log(decided)
+        begin = 0
+        for request in batch:
+            end = begin + len(request.instances)
+            if not request.answer.done():  # or it was cancelled, as the server stops
+                request.answer.set_result((line_up.serving.card, decided.slates[begin:end]))
+            begin = end
+
+    def _log(self, decided: Decided) -> None:
+        decisions = [decision for slate in decided.slates for decision in slate]
+        self._events.append(encoder.encode_lines(decisions), len(decisions))
+        if decided.shadows:
+            self._shadows.append(encoder.encode_lines(decided.shadows), len(decided.shadows))
+        self._metrics.decided(decisions)
+        self._metrics.shadows += len(decided.shadows)
+        self._metrics.fallbacks += len(decided.failures)
+
+
+def _refuse(request: _Request, error: Exception) -> None:
+    if not request.answer.done():
+        request.answer.set_exception(error)
