@@ -24,7 +24,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -62,6 +62,8 @@ T = TypeVar("T")
 # A client that is cut off while it sends does not see why, so a body up to this many times the limit is read and
 # thrown away before it is refused.
 _READ_TO_THE_END = 10
+# BigQuery's day partitions take rows of about ten years back and one ahead; a moment far off is a mistake anyway.
+_OLDEST, _NEWEST = timedelta(days=-5 * 365), timedelta(days=1)
 _DECISION_BYTES = 400  # about what an instance leads to, beside its own text; for the event log's room
 
 
@@ -179,6 +181,12 @@ def build_app(
     async def rewards(request: Request) -> Response:
         sent = _decode(_rewards_decoder, await _body(request, settings)).rewards
         now = datetime.now(UTC)
+        for number, reward in enumerate(sent):
+            if reward.occurred_at and not now + _OLDEST <= reward.occurred_at <= now + _NEWEST:
+                allowed = "must be of the last five years, and at most a day ahead"
+                raise HTTPException(
+                    400, f"rewards[{number}].occurred_at: {allowed}, got {reward.occurred_at.isoformat()}"
+                )
         lines = encoder.encode_lines(
             RewardEvent(decision_id=reward.decision_id, occurred_at=reward.occurred_at or now, reward=reward.reward)
             for reward in sent

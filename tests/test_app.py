@@ -155,6 +155,14 @@ def test_wrong_predicts_are_refused_with_the_reason_and_not_logged(server, body,
             {"decision_id": REWARDED, "reward": 1, "occurred_at": "2026-11-22T10:00:00"},
             "rewards[0].occurred_at: Expected `datetime` with a timezone component",
         ),
+        (
+            {"decision_id": REWARDED, "reward": 1, "occurred_at": "1650-01-01T00:00:00Z"},
+            "rewards[0].occurred_at: must be of the last five years, and at most a day ahead, got 1650-01-01T",
+        ),
+        (
+            {"decision_id": REWARDED, "reward": 1, "occurred_at": "9999-12-31T23:59:59Z"},
+            "rewards[0].occurred_at: must be of the last five years, and at most a day ahead, got 9999-12-31T",
+        ),
     ],
 )
 def test_wrong_rewards(server, reward, message):
