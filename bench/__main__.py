@@ -71,6 +71,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, str]] = {
         "a SavedModel called with lists, a client and .result() per request",
         "this server, event log on",
     ),
+    "loop": ("bench.loop", "run", "rewards of a random other user, as the demo's Logger pays them", "the loop"),
     "freshness": ("bench.freshness", "run", "a process for each step", "the loop"),
 }
 
