@@ -313,7 +313,7 @@ def _status(arguments: argparse.Namespace) -> int:
         for name, state in vertex.runs("retrain")[:10]:
             print(f"  {name}  {state}")
         return 0
-    current = steps.champion(arguments.policies)
+    current = champion(arguments.policies)
     if current is None:
         raise InputError(f"{arguments.policies} has no champion")
     for past in steps.history(arguments.policies):

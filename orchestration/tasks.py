@@ -23,7 +23,7 @@ from contracts.policies import Exploration
 from contracts.windows import MANIFEST_NAME, TrainingWindow, decode_manifest
 from orchestration import plan as plans
 from orchestration import runs
-from orchestration.plan import Places, Plan
+from orchestration.plan import GeneratedLog, Places, Plan, WindowSettings
 
 Hyperparameters = dict[str, float | int | str | bool]
 
@@ -33,26 +33,15 @@ SWAP_TIMEOUT_SECONDS = 30.0
 LATE_HORIZON_SECONDS = 3600.0
 
 
-def resolve_bootstrap(
-    root: str, run_id: str, window_seconds: float, reward_window_seconds: float, settle_seconds: float
-) -> str:
+def resolve_bootstrap(root: str, run_id: str, settings: WindowSettings, generated: GeneratedLog) -> str:
     """The plan of a first training; without windows when there is a champion."""
     with runs.step(root, run_id, "resolve_windows") as record:
-        now = datetime.now(UTC)
-        made = plans.for_bootstrap(Path(root), run_id, window_seconds, reward_window_seconds, settle_seconds, now)
+        made = plans.for_bootstrap(Path(root), run_id, settings, generated, datetime.now(UTC))
         record.said = _describe(made)
         return msgspec.json.encode(made).decode()
 
 
-def resolve_retrain(
-    root: str,
-    run_id: str,
-    window_seconds: float,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    until: str,
-    vertex: str,
-) -> str:
+def resolve_retrain(root: str, run_id: str, settings: WindowSettings, until: str, vertex: str) -> str:
     """The plan of a retraining: the windows up to `until` (ISO 8601; now when empty) that the champion has not seen.
 
     Where another policy serves on Vertex AI than the store says, because somebody promoted or rolled back by hand, the
@@ -62,21 +51,12 @@ def resolve_retrain(
         if vertex:
             _follow_endpoint(Places(Path(root)).policies, vertex)
         moment = plans.parse_moment(until, "until") if until else datetime.now(UTC)
-        made = plans.for_retrain(Path(root), run_id, window_seconds, reward_window_seconds, settle_seconds, moment)
+        made = plans.for_retrain(Path(root), run_id, settings, moment)
         record.said = _describe(made)
         return msgspec.json.encode(made).decode()
 
 
-def generate(
-    plan: str,
-    ratings: str,
-    num_decisions: int,
-    num_actions: int,
-    rank: int,
-    reward_noise: float,
-    no_reward_probability: float,
-    seed: int,
-) -> str:
+def generate(plan: str) -> str:
     """Decisions of a uniform policy in the plan's window, and the catalogue. Returns the plan, for what comes after."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "generate") as record:
@@ -87,33 +67,31 @@ def generate(
         from beam_jobs.movielens import MovieLens
         from beam_jobs.ratings import load_ratings
 
+        wanted = _generated(made)
         viewers = MovieLens.build(
-            load_ratings(ratings), num_actions=num_actions, rank=rank, reward_noise=reward_noise, seed=seed
+            load_ratings(wanted.ratings),
+            num_actions=wanted.num_actions,
+            rank=wanted.rank,
+            reward_noise=wanted.reward_noise,
+            seed=wanted.seed,
         )
         (window,) = made.windows
         settings = generate_movielens.GeneratorSettings(
-            num_decisions=num_decisions,
+            num_decisions=wanted.num_decisions,
             start=window.start,
             window_seconds=(window.end - window.start).total_seconds(),
-            no_reward_probability=no_reward_probability,
+            no_reward_probability=wanted.no_reward_probability,
             reward_delay_seconds=0.5,
-            seed=seed,
+            seed=wanted.seed,
         )
         made.places.events.mkdir(parents=True, exist_ok=True)
         generate_movielens.generate(viewers, settings, made.places.events)
         made.places.catalogue.write_bytes(msgspec.json.encode(viewers.catalogue))
-        record.said = f"{num_decisions} decisions of the uniform policy on {num_actions} movies"
+        record.said = f"{wanted.num_decisions} decisions of the uniform policy on {wanted.num_actions} movies"
     return plan
 
 
-def export_windows(
-    plan: str,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
-) -> str:
+def export_windows(plan: str) -> str:
     """Ingests what is new and exports the plan's windows. Returns "exported" or "nothing new"."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "export_windows") as record:
@@ -122,16 +100,16 @@ def export_windows(
             return "nothing new"
         from beam_jobs import export_trajectories, ingest_events, warehouse
 
-        places = made.places
+        places, wanted = made.places, made.settings
         settings = export_trajectories.ExportSettings(
-            reward_window_seconds=reward_window_seconds,
-            settle_seconds=settle_seconds,
-            missing_reward=missing_reward,  # type: ignore[arg-type]  # checked there
-            default_reward=default_reward,
-            holdback_share=holdback_share,
+            reward_window_seconds=wanted.reward_window_seconds,
+            settle_seconds=wanted.settle_seconds,
+            missing_reward=wanted.missing_reward,  # type: ignore[arg-type]  # checked there
+            default_reward=wanted.default_reward,
+            holdback_share=wanted.holdback_share,
             late_horizon_seconds=LATE_HORIZON_SECONDS,
         )
-        _wait_until_closed(places, made.windows[-1].closes_at(reward_window_seconds, settle_seconds))
+        _wait_until_closed(places, made.windows[-1].closes_at(wanted.reward_window_seconds, wanted.settle_seconds))
         ingest_events.ingest(places.events, places.warehouse)
         known = set(plans.exported_windows(places.windows))
         decisions = 0
@@ -150,85 +128,41 @@ def export_windows(
         return "exported"
 
 
-def bootstrap_jobs(
-    plan: str,
-    root_uri: str,
-    warehouse: str,
-    ratings: str,
-    num_decisions: int,
-    num_actions: int,
-    rank: int,
-    reward_noise: float,
-    no_reward_probability: float,
-    seed: int,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
-) -> list[dict[str, dict[str, str]]]:
+def bootstrap_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, dict[str, str]]]:
     """For each window of the plan (one, or none): the parameters of the Dataflow jobs by the name of their template."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "bootstrap_jobs") as record:
         record.said = _describe(made)
+        wanted = _generated(made)
         return [
             {
                 "generate_movielens": {
-                    "ratings": ratings,
+                    "ratings": wanted.ratings,
                     "events": f"{root_uri}/events",
                     "catalogue": f"{root_uri}/catalogue.json",
-                    "num_decisions": str(num_decisions),
-                    "num_actions": str(num_actions),
-                    "rank": str(rank),
-                    "reward_noise": str(reward_noise),
-                    "no_reward_probability": str(no_reward_probability),
+                    "num_decisions": str(wanted.num_decisions),
+                    "num_actions": str(wanted.num_actions),
+                    "rank": str(wanted.rank),
+                    "reward_noise": str(wanted.reward_noise),
+                    "no_reward_probability": str(wanted.no_reward_probability),
                     "start": window.start.isoformat(),
                     "window_seconds": str((window.end - window.start).total_seconds()),
-                    "seed": str(seed),
+                    "seed": str(wanted.seed),
                 },
                 "ingest_events": {"events": f"{root_uri}/events", "warehouse": warehouse},
-                "export_trajectories": _export_parameters(
-                    window,
-                    root_uri,
-                    warehouse,
-                    reward_window_seconds,
-                    settle_seconds,
-                    missing_reward,
-                    default_reward,
-                    holdback_share,
-                ),
+                "export_trajectories": _export_parameters(window, root_uri, warehouse, made.settings),
             }
             for window in made.windows
         ]
 
 
-def export_jobs(
-    plan: str,
-    root_uri: str,
-    warehouse: str,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
-) -> list[dict[str, dict[str, str]]]:
+def export_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, dict[str, str]]]:
     """For each window of the plan: the parameters of the Dataflow job that exports it, by the name of its template."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "export_jobs") as record:
         record.said = _describe(made)
         return [
-            {
-                "export_trajectories": _export_parameters(
-                    window,
-                    root_uri,
-                    warehouse,
-                    reward_window_seconds,
-                    settle_seconds,
-                    missing_reward,
-                    default_reward,
-                    holdback_share,
-                )
-            }
+            {"export_trajectories": _export_parameters(window, root_uri, warehouse, made.settings)}
             for window in made.windows
         ]
 
@@ -425,17 +359,7 @@ def register(plan: str, candidate: str, result: str, vertex: str) -> str:
 
 
 def try_out(
-    plan: str,
-    candidate: str,
-    share: float,
-    decisions: int,
-    seconds: float,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    warehouse: str,
-    vertex: str,
+    plan: str, candidate: str, share: float, decisions: int, seconds: float, warehouse: str, vertex: str
 ) -> str:
     """Canary: the candidate takes a share of the decisions for a while. Returns "promote" or "roll back".
 
@@ -456,15 +380,12 @@ def try_out(
         champion = made.champion
         canary.start(made.places.policies, candidate, share)
         begin = datetime.now(UTC)
-        rewards = canary.Rewards(
-            reward_window_seconds=reward_window_seconds, missing_reward=missing_reward, default_reward=default_reward
-        )
         verdict = canary.watch(
-            lambda end: canary.measure(made.places, warehouse, champion, candidate, begin, end, rewards),
+            lambda end: canary.measure(made.places, warehouse, champion, candidate, begin, end, made.settings),
             begin,
             decisions,
             seconds,
-            reward_window_seconds + settle_seconds,
+            made.settings.closing_seconds,
         )
         record.said = verdict.reason
         return verdict.action
@@ -541,25 +462,18 @@ def wait_until_served(endpoint: str, version: str) -> None:
 
 
 def _export_parameters(
-    window: TrainingWindow,
-    root_uri: str,
-    warehouse: str,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
+    window: TrainingWindow, root_uri: str, warehouse: str, settings: WindowSettings
 ) -> dict[str, str]:
     return {
         "warehouse": warehouse,
         "windows": f"{root_uri}/windows",
         "start": window.start.isoformat(),
         "end": window.end.isoformat(),
-        "reward_window_seconds": str(reward_window_seconds),
-        "settle_seconds": str(settle_seconds),
-        "missing_reward": missing_reward,
-        "default_reward": str(default_reward),
-        "holdback_share": str(holdback_share),
+        "reward_window_seconds": str(settings.reward_window_seconds),
+        "settle_seconds": str(settings.settle_seconds),
+        "missing_reward": settings.missing_reward,
+        "default_reward": str(settings.default_reward),
+        "holdback_share": str(settings.holdback_share),
     }
 
 
@@ -577,6 +491,11 @@ def _follow_endpoint(store: Path, vertex: str) -> None:
 
 def _decode(plan: str) -> Plan:
     return msgspec.json.decode(plan, type=Plan)
+
+
+def _generated(made: Plan) -> GeneratedLog:
+    assert made.generated is not None, "the plan is not a bootstrap's"
+    return made.generated
 
 
 def _describe(made: Plan) -> str:

@@ -19,7 +19,7 @@ from beam_jobs import export_trajectories, generate_movielens, ingest_events
 from contracts.errors import InputError
 from contracts.windows import TrainingWindow
 from orchestration import configuration, pipelines, tasks
-from orchestration.plan import Plan
+from orchestration.plan import GeneratedLog, Plan, WindowSettings
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 CONFIGURATIONS = configuration.names()
@@ -98,12 +98,17 @@ def test_a_dataflow_job_starts_when_the_one_before_has_ended(compiled):
 def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
     start = datetime(2026, 1, 1, tzinfo=UTC)
     window = TrainingWindow(start, start + timedelta(hours=1))
-    plan = msgspec.json.encode(Plan(root=str(tmp_path), run_id="r", champion=None, windows=[window])).decode()
-    export = (120.0, 60.0, "drop", 0.0, 0.1)
-    (told,) = tasks.bootstrap_jobs(
-        plan, "gs://b/f", "bigquery:films.recommender", "sample", 100, 10, 5, 0.5, 0.05, 0, *export
+    made = Plan(
+        root=str(tmp_path),
+        run_id="r",
+        champion=None,
+        windows=[window],
+        settings=WindowSettings(3600.0, 120.0, 60.0, "drop", default_reward=0.0, holdback_share=0.1),
+        generated=GeneratedLog("sample", 100, 10, 5, 0.5, no_reward_probability=0.05, seed=0),
     )
-    (again,) = tasks.export_jobs(plan, "gs://b/f", "bigquery:films.recommender", *export)
+    plan = msgspec.json.encode(made).decode()
+    (told,) = tasks.bootstrap_jobs(plan, "gs://b/f", "bigquery:films.recommender")
+    (again,) = tasks.export_jobs(plan, "gs://b/f", "bigquery:films.recommender")
     assert again["export_trajectories"] == told["export_trajectories"]
     assert set(told) == set(JOBS)
     for job, parameters in told.items():
