@@ -1,4 +1,4 @@
-"""The pipelines' components: each is one import and one call of `orchestration.tasks`, so its source can travel in YAML.
+"""The pipelines' components: each does no more than call `orchestration.tasks`, so its source can travel in YAML.
 
 KFP takes a function's parameters as the component's inputs. The functions run in the orchestration image, which holds
 this package and KFP; `make` gives them that image.

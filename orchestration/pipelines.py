@@ -253,8 +253,7 @@ def _bootstrap(steps: Steps) -> Any:
             plan = steps.resolve_bootstrap(root=root, run_id=run_id, **asdict(settings), **asdict(generated))
             exported = steps.generate_and_export(plan, root)
             with dsl.If(exported.output == "exported", name="exported"):
-                explorer = (exploration, epsilon, alpha)
-                candidate = _train(steps, plan, algorithm, hyperparameters, explorer, fresh=False)
+                candidate = _train(steps, plan, algorithm, hyperparameters, exploration, epsilon, alpha, fresh=False)
                 with _accepted(steps, plan, candidate) as accepted:
                     _promote(steps, plan, accepted, endpoint)
 
@@ -288,10 +287,8 @@ def _retrain(steps: Steps) -> Any:
             )
             plan, exported = _resolve_and_export(steps, root, run_id, until, settings)
             with dsl.If(exported.output == "exported", name="exported"):
-                explorer = (exploration, epsilon, alpha)
-                candidate = _train(steps, plan, algorithm, hyperparameters, explorer, fresh=False)
-                canary = (canary_share, canary_decisions, canary_seconds)
-                _judge_and_roll_out(steps, plan, candidate, canary, endpoint)
+                candidate = _train(steps, plan, algorithm, hyperparameters, exploration, epsilon, alpha, fresh=False)
+                _judge_and_roll_out(steps, plan, candidate, canary_share, canary_decisions, canary_seconds, endpoint)
 
     return retrain
 
@@ -325,9 +322,8 @@ def _tune(steps: Steps) -> Any:
             # Windows that are exported already are enough to tune on, so whether there are new ones does not matter.
             plan, exported = _resolve_and_export(steps, root, run_id, until, settings)
             found = steps.find_best(plan, exported, algorithm, trials, seed)
-            candidate = _train(steps, plan, algorithm, found, (exploration, epsilon, alpha), fresh=True)
-            canary = (canary_share, canary_decisions, canary_seconds)
-            _judge_and_roll_out(steps, plan, candidate, canary, endpoint)
+            candidate = _train(steps, plan, algorithm, found, exploration, epsilon, alpha, fresh=True)
+            _judge_and_roll_out(steps, plan, candidate, canary_share, canary_decisions, canary_seconds, endpoint)
 
     return tune
 
@@ -339,10 +335,17 @@ def _resolve_and_export(steps: Steps, root: Any, run_id: str, until: Any, settin
 
 
 def _train(
-    steps: Steps, plan: Any, algorithm: Any, hyperparameters: Any, explorer: tuple[Any, Any, Any], *, fresh: bool
+    steps: Steps,
+    plan: Any,
+    algorithm: Any,
+    hyperparameters: Any,
+    exploration: Any,
+    epsilon: Any,
+    alpha: Any,
+    *,
+    fresh: bool,
 ) -> Any:
-    """The task's output, the candidate's version."""
-    exploration, epsilon, alpha = explorer
+    """Gives the candidate's version: the output `Output`, beside which a CustomJob has others."""
     candidate = steps.train(
         plan=plan.output,
         algorithm=algorithm,
@@ -382,9 +385,10 @@ def _promote(steps: Steps, plan: Any, accepted: _Accepted, endpoint: Any) -> Non
     )
 
 
-def _judge_and_roll_out(steps: Steps, plan: Any, candidate: Any, canary: tuple[Any, Any, Any], endpoint: Any) -> None:
+def _judge_and_roll_out(
+    steps: Steps, plan: Any, candidate: Any, share: Any, decisions: Any, seconds: Any, endpoint: Any
+) -> None:
     """Evaluate → gate → register → canary → promote or withdraw."""
-    share, decisions, seconds = canary
     with _accepted(steps, plan, candidate) as accepted:
         tried = steps.try_out(
             plan=plan.output,

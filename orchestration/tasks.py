@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,6 +24,9 @@ from contracts.windows import MANIFEST_NAME, TrainingWindow, decode_manifest
 from orchestration import plan as plans
 from orchestration import runs
 from orchestration.plan import GeneratedLog, Places, Plan, WindowSettings
+
+if TYPE_CHECKING:
+    from orchestration.vertex import Vertex
 
 Hyperparameters = dict[str, float | int | str | bool]
 
@@ -299,9 +302,7 @@ def best_trial(plan: str, gcp_resources: str, vertex: str) -> Hyperparameters:
     """The hyperparameters of the best trial of a tuning job."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "best_trial") as record:
-        from orchestration.vertex import Vertex, decode_place
-
-        best, value = Vertex(decode_place(vertex)).best_trial(gcp_resources)
+        best, value = _vertex(vertex).best_trial(gcp_resources)
         record.said = f"{value:.3f} with {best}"
         return best
 
@@ -352,9 +353,7 @@ def register(plan: str, candidate: str, result: str, vertex: str) -> str:
             replace_file(path, policies.encode_json(card))
         record.version, record.said = candidate, f"{candidate}: {judged.reason}"
         if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            record.said = Vertex(decode_place(vertex)).register(card, judged.reason)
+            record.said = _vertex(vertex).register(card, judged.reason)
         return candidate
 
 
@@ -374,9 +373,7 @@ def try_out(
             record.said = "no canary" if not share else "no canary: there is no champion yet"
             return "promote"
         if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            Vertex(decode_place(vertex)).canary(candidate, share)
+            _vertex(vertex).canary(candidate, share)
         champion = made.champion
         canary.start(made.places.policies, candidate, share)
         begin = datetime.now(UTC)
@@ -398,12 +395,9 @@ def promote(plan: str, candidate: str, result: str, endpoint: str, vertex: str) 
         from orchestration import steps
 
         judged = msgspec.json.decode(result, type=steps.GateResult)
-        tried = [said.said for said in runs.records(Path(made.root), made.run_id) if said.step == "try_out"]
-        reason = "; ".join([judged.reason, *tried[-1:]])
+        reason = "; ".join([judged.reason, *_said_in_canary(made)])
         if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            Vertex(decode_place(vertex)).promote(candidate, reason)
+            _vertex(vertex).promote(candidate, reason)
         steps.roll_out(made.places.policies, candidate, reason, datetime.now(UTC))
         if endpoint:
             wait_until_served(endpoint, candidate)
@@ -415,16 +409,9 @@ def withdraw(plan: str, candidate: str, vertex: str) -> str:
     """Ends the canary: the champion serves all again."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "withdraw") as record:
-        from orchestration import canary
-
-        tried = [said.said for said in runs.records(Path(made.root), made.run_id) if said.step == "try_out"]
-        if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            Vertex(decode_place(vertex)).end_canary()
-        canary.end(made.places.policies)
+        _end_canary(made.places.policies, vertex)
         record.version, record.outcome = candidate, "rolled back"
-        record.said = tried[-1] if tried else "the canary was ended"
+        record.said = "".join(_said_in_canary(made)) or "the canary was ended"
         return candidate
 
 
@@ -434,13 +421,7 @@ def report_outcome(root: str, run_id: str, pipeline: str, vertex: str, state: st
     store = Places(Path(root)).policies
     current = plans.champion(store)
     if report.outcome == "failed" and current is not None and current.candidate is not None:
-        from orchestration import canary
-
-        if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            Vertex(decode_place(vertex)).end_canary()
-        canary.end(store)
+        _end_canary(store, vertex)
     print(report.line)
 
 
@@ -479,9 +460,8 @@ def _export_parameters(
 
 def _follow_endpoint(store: Path, vertex: str) -> None:
     from orchestration import steps
-    from orchestration.vertex import Vertex, decode_place
 
-    endpoint = Vertex(decode_place(vertex))
+    endpoint = _vertex(vertex)
     serving = endpoint.champion()
     current = plans.champion(store)
     if serving is not None and current is not None and current.version != serving:
@@ -491,6 +471,27 @@ def _follow_endpoint(store: Path, vertex: str) -> None:
 
 def _decode(plan: str) -> Plan:
     return msgspec.json.decode(plan, type=Plan)
+
+
+def _vertex(place: str) -> "Vertex":
+    """Vertex AI at a place (as JSON). Imported where it is needed: its SDK takes seconds."""
+    from orchestration.vertex import Vertex, decode_place
+
+    return Vertex(decode_place(place))
+
+
+def _end_canary(store: Path, vertex: str) -> None:
+    """Gives all decisions back to the champion."""
+    from orchestration import canary
+
+    if vertex:
+        _vertex(vertex).end_canary()
+    canary.end(store)
+
+
+def _said_in_canary(made: Plan) -> list[str]:
+    """What this run's canary ended with; nothing where there was none."""
+    return [record.said for record in runs.records(Path(made.root), made.run_id) if record.step == "try_out"][-1:]
 
 
 def _generated(made: Plan) -> GeneratedLog:

@@ -362,6 +362,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing_half_done(tmp_path, given, m
     [
         ({"thesis.txt": "mine"}, "is not empty and not a run of the loop"),
         ({"settings.json": "{}", "thesis.txt": "mine"}, "is not empty and not a run of the loop"),
+        ({"settings.json": "{}", "runs": "a pipeline's"}, "is not empty and not a run of the loop"),
         ({"settings.json": '{"editor.fontSize": 14}'}, "unknown field `editor.fontSize`"),
     ],
 )
