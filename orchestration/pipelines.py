@@ -11,6 +11,7 @@ came of the run. A gate returns one value, because a named output in a lone cond
 runner.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -418,7 +419,8 @@ def parameters(
 ) -> dict[str, Value]:
     """The parameters with which an environment runs a pipeline; `given` ones (as text) take precedence.
 
-    Raises InputError for a parameter that the pipeline has not, that has another type, or that is missing.
+    Raises InputError for a parameter that the pipeline has not, that has another type or is not finite, or that is
+    missing.
     """
     known = signature(pipeline if pipeline is not None else build(name, configuration))
     values: dict[str, Value] = {key: value for key, value in configuration.shared.items() if key in known}
@@ -436,7 +438,9 @@ def parameters(
         if not fits or (isinstance(value, bool) and kind is not bool):
             raise InputError(f"{configuration.name}: {name}.{key} must be of type {kind.__name__}, got {value!r}")
         if kind is float:
-            values[key] = float(value)  # type: ignore[arg-type]
+            values[key] = number = float(value)  # type: ignore[arg-type]
+            if not math.isfinite(number):  # KFP has no way to pass it on
+                raise InputError(f"{configuration.name}: {name}.{key} must be finite, got {number}")
     for key, (_, required) in known.items():
         if required and key not in values:
             raise InputError(f"{configuration.name}: {name}.{key} is missing: {name} cannot do without")

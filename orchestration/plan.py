@@ -1,4 +1,4 @@
-"""What one run of a pipeline is to do: which windows, after which champion. Made once, then passed from step to step.
+"""What one run of a pipeline is to do: which windows, made how, after which champion. Made once, passed on by the steps.
 
 Everything that the embedded backend keeps is below one folder, the root, as in a run of the loop:
 

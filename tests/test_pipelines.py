@@ -139,6 +139,7 @@ def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
             "retrain.hyperparameters must be of type dict, got 0.1",
         ),
         ("shared.root = 'r'\n[retrain]\nepsilon = true", "retrain.epsilon must be of type float, got True"),
+        ("shared.root = 'r'\n[retrain]\ndefault_reward = nan", "retrain.default_reward must be finite, got nan"),
         ("", "bootstrap.root is missing: bootstrap cannot do without"),
     ],
 )
