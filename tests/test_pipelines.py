@@ -18,7 +18,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from beam_jobs import export_trajectories, generate_movielens, ingest_events
 from contracts.errors import InputError
 from contracts.windows import TrainingWindow
-from orchestration import configuration, pipelines, tasks
+from orchestration import components, configuration, pipelines, tasks
 from orchestration.plan import GeneratedLog, Plan, WindowSettings
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -74,6 +74,48 @@ def test_the_yaml_is_the_same_in_another_process(compiled):
     """
     found = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert found.stdout.split()[-1] == hashlib.sha256("".join(compiled["prod"].values()).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("pipeline", configuration.PIPELINES)
+def test_a_plan_is_made_of_the_parameters_of_the_same_names(compiled, name, pipeline):
+    spec = spec_of(compiled[name][pipeline])
+    every = [task for component in spec.components.values() for task in component.dag.tasks.values()]
+    (task,) = [task for task in every if task.task_info.name.startswith("resolve")]
+    given = {key: one.component_input_parameter for key, one in task.inputs.parameters.items()}
+    wanted = [*WindowSettings.__struct_fields__, *(GeneratedLog.__struct_fields__ if pipeline == "bootstrap" else ())]
+    assert {key: given[key] for key in wanted} == {key: f"pipelinechannel--{key}" for key in wanted}
+
+
+def test_a_plan_holds_the_settings_under_their_own_names(tmp_path, monkeypatch):
+    settings = {
+        "window_seconds": 60.0,
+        "reward_window_seconds": 7.0,
+        "settle_seconds": 3.0,
+        "missing_reward": "default",
+        "default_reward": -1.0,
+        "holdback_share": 0.25,
+    }
+    generated = {
+        "ratings": "sample",
+        "num_decisions": 100,
+        "num_actions": 10,
+        "rank": 5,
+        "reward_noise": 0.5,
+        "no_reward_probability": 0.05,
+        "seed": 9,
+    }
+    root = str(tmp_path)
+    plan = msgspec.json.decode(components.resolve_bootstrap(root, "r", **settings, **generated), type=Plan)
+    assert msgspec.structs.asdict(plan.settings) == settings
+    assert plan.generated is not None
+    assert msgspec.structs.asdict(plan.generated) == generated
+
+    # A retraining's plan takes a champion and windows; what it is asked for is enough here.
+    asked = []
+    monkeypatch.setattr(tasks, "resolve_retrain", lambda *arguments: asked.append(arguments))
+    components.resolve_retrain(root, "r", "", "", **settings)
+    assert asked == [(root, "r", plan.settings, "", "")]
 
 
 def test_long_work_goes_to_the_google_cloud_components(compiled):
