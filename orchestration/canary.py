@@ -81,14 +81,6 @@ class Verdict(NamedTuple):
     reason: str
 
 
-class Rewards(msgspec.Struct, frozen=True, kw_only=True):
-    """How the rewards of a canary are counted: as in training."""
-
-    reward_window_seconds: float
-    missing_reward: str
-    default_reward: float
-
-
 def start(store: Path, version: str, share: float) -> Champion:
     """Lets `version` take `share` of the champion's decisions. Does nothing when it does so already.
 
@@ -146,16 +138,16 @@ def measure(
     candidate: str,
     begin: datetime,
     end: datetime,
-    rewards: Rewards,
+    settings: plan.WindowSettings,
 ) -> Trial:
-    """The trial on decisions made in `[begin, end)`.
+    """The trial on decisions made in `[begin, end)`, whose rewards are counted as in training.
 
     They are read from `warehouse`, `bigquery:PROJECT.DATASET`; or, when it is empty, from the embedded one, after what
     is new in the event log is ingested.
     """
     if end <= begin:
         return Trial(Arm.of([]), Arm.of([]))
-    window = timedelta(seconds=rewards.reward_window_seconds)
+    window = timedelta(seconds=settings.reward_window_seconds)
     if not warehouse:
         from beam_jobs import ingest_events
 
@@ -173,8 +165,8 @@ def measure(
         came = found.get(decision["decision_id"])
         if came is not None and decision["decided_at"] <= came[0] <= decision["decided_at"] + window:
             given.append(came[1])
-        elif rewards.missing_reward == "default":
-            given.append(rewards.default_reward)
+        elif settings.missing_reward == "default":
+            given.append(settings.default_reward)
     return Trial(Arm.of(by_version[candidate]), Arm.of(by_version[champion]))
 
 

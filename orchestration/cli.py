@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from contracts.errors import InputError
-from orchestration.plan import Places
+from orchestration import plan
 from orchestration.settings import LoopSettings, add_flags, from_flags
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def _history(arguments: argparse.Namespace) -> int:
                 print(f"  {name}  {state}")
         _print_champions(vertex.history())
         return 0
-    places = Places(arguments.root)
+    places = plan.Places(arguments.root)
     if not places.policies.is_dir():
         raise InputError(f"--root: {arguments.root} has no policy store")
     print("Runs")
@@ -313,7 +313,7 @@ def _status(arguments: argparse.Namespace) -> int:
         for name, state in vertex.runs("retrain")[:10]:
             print(f"  {name}  {state}")
         return 0
-    current = steps.champion(arguments.policies)
+    current = plan.champion(arguments.policies)
     if current is None:
         raise InputError(f"{arguments.policies} has no champion")
     for past in steps.history(arguments.policies):

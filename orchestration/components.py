@@ -1,4 +1,4 @@
-"""The pipelines' components: each is one import and one call of `orchestration.tasks`, so its source can travel in YAML.
+"""The pipelines' components: each does no more than call `orchestration.tasks`, so its source can travel in YAML.
 
 KFP takes a function's parameters as the component's inputs. The functions run in the orchestration image, which holds
 this package and KFP; `make` gives them that image.
@@ -11,123 +11,81 @@ from kfp import dsl
 
 
 def resolve_bootstrap(
-    root: str, run_id: str, window_seconds: float, reward_window_seconds: float, settle_seconds: float
-) -> str:
-    """The plan of a first training."""
-    from orchestration import tasks
-
-    return tasks.resolve_bootstrap(root, run_id, window_seconds, reward_window_seconds, settle_seconds)
-
-
-def resolve_retrain(
     root: str,
     run_id: str,
     window_seconds: float,
     reward_window_seconds: float,
     settle_seconds: float,
+    missing_reward: str,
+    default_reward: float,
+    holdback_share: float,
+    ratings: str,
+    num_decisions: int,
+    num_actions: int,
+    rank: int,
+    reward_noise: float,
+    no_reward_probability: float,
+    seed: int,
+) -> str:
+    """The plan of a first training."""
+    from orchestration import tasks
+    from orchestration.plan import GeneratedLog, WindowSettings
+
+    settings = WindowSettings(
+        window_seconds, reward_window_seconds, settle_seconds, missing_reward, default_reward, holdback_share
+    )
+    generated = GeneratedLog(ratings, num_decisions, num_actions, rank, reward_noise, no_reward_probability, seed)
+    return tasks.resolve_bootstrap(root, run_id, settings, generated)
+
+
+def resolve_retrain(
+    root: str,
+    run_id: str,
     until: str,
     vertex: str,
+    window_seconds: float,
+    reward_window_seconds: float,
+    settle_seconds: float,
+    missing_reward: str,
+    default_reward: float,
+    holdback_share: float,
 ) -> str:
     """The plan of a retraining."""
     from orchestration import tasks
+    from orchestration.plan import WindowSettings
 
-    return tasks.resolve_retrain(root, run_id, window_seconds, reward_window_seconds, settle_seconds, until, vertex)
+    settings = WindowSettings(
+        window_seconds, reward_window_seconds, settle_seconds, missing_reward, default_reward, holdback_share
+    )
+    return tasks.resolve_retrain(root, run_id, settings, until, vertex)
 
 
-def generate(
-    plan: str,
-    ratings: str,
-    num_decisions: int,
-    num_actions: int,
-    rank: int,
-    reward_noise: float,
-    no_reward_probability: float,
-    seed: int,
-) -> str:
+def generate(plan: str) -> str:
     """Decisions of a uniform policy."""
     from orchestration import tasks
 
-    return tasks.generate(plan, ratings, num_decisions, num_actions, rank, reward_noise, no_reward_probability, seed)
+    return tasks.generate(plan)
 
 
-def export_windows(
-    plan: str,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
-) -> str:
+def export_windows(plan: str) -> str:
     """Exports the plan's windows: "exported" or "nothing new"."""
     from orchestration import tasks
 
-    return tasks.export_windows(
-        plan, reward_window_seconds, settle_seconds, missing_reward, default_reward, holdback_share
-    )
+    return tasks.export_windows(plan)
 
 
-def bootstrap_jobs(
-    plan: str,
-    root_uri: str,
-    warehouse: str,
-    ratings: str,
-    num_decisions: int,
-    num_actions: int,
-    rank: int,
-    reward_noise: float,
-    no_reward_probability: float,
-    seed: int,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
-) -> list[dict[str, dict[str, str]]]:
+def bootstrap_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, dict[str, str]]]:
     """The parameters of the Dataflow jobs of a bootstrap, by template, for each window."""
     from orchestration import tasks
 
-    return tasks.bootstrap_jobs(
-        plan,
-        root_uri,
-        warehouse,
-        ratings,
-        num_decisions,
-        num_actions,
-        rank,
-        reward_noise,
-        no_reward_probability,
-        seed,
-        reward_window_seconds,
-        settle_seconds,
-        missing_reward,
-        default_reward,
-        holdback_share,
-    )
+    return tasks.bootstrap_jobs(plan, root_uri, warehouse)
 
 
-def export_jobs(
-    plan: str,
-    root_uri: str,
-    warehouse: str,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
-) -> list[dict[str, dict[str, str]]]:
+def export_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, dict[str, str]]]:
     """The parameters of the Dataflow job that exports a window, for each window."""
     from orchestration import tasks
 
-    return tasks.export_jobs(
-        plan,
-        root_uri,
-        warehouse,
-        reward_window_seconds,
-        settle_seconds,
-        missing_reward,
-        default_reward,
-        holdback_share,
-    )
+    return tasks.export_jobs(plan, root_uri, warehouse)
 
 
 def run_jobs(plan: str, jobs: list) -> list:
@@ -202,34 +160,12 @@ def register(plan: str, candidate: str, result: str, vertex: str) -> str:
 
 
 def try_out(
-    plan: str,
-    candidate: str,
-    share: float,
-    decisions: int,
-    seconds: float,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    warehouse: str,
-    vertex: str,
+    plan: str, candidate: str, share: float, decisions: int, seconds: float, warehouse: str, vertex: str
 ) -> str:
     """Canary: "promote" or "roll back"."""
     from orchestration import tasks
 
-    return tasks.try_out(
-        plan,
-        candidate,
-        share,
-        decisions,
-        seconds,
-        reward_window_seconds,
-        settle_seconds,
-        missing_reward,
-        default_reward,
-        warehouse,
-        vertex,
-    )
+    return tasks.try_out(plan, candidate, share, decisions, seconds, warehouse, vertex)
 
 
 def promote(plan: str, candidate: str, result: str, endpoint: str, vertex: str) -> str:

@@ -24,7 +24,7 @@ from contracts.errors import InputError
 from contracts.event_segments import sealed_segments
 from contracts.policies import Exploration, PolicyCard
 from contracts.windows import TrainingWindow
-from orchestration import report, steps
+from orchestration import plan, report, steps
 from orchestration.backends import Backend, EmbeddedBackend, open_backend
 from orchestration.processes import Child, check_port, free_port
 from orchestration.run_folder import JournalEntry, RunFolder
@@ -148,7 +148,7 @@ class LocalLoop:
             shutil.copy(segment, self._folder.events)
         self._backend.deliver()
         self._update([(0, window)], interrupted=False, endpoint=None)
-        if steps.champion(self._folder.policies) is None:
+        if plan.champion(self._folder.policies) is None:
             refused = self._folder.journal()[-1].gate.reason
             raise InputError(f"the first policy may not serve, {refused}; see --bootstrap-decisions, --num-actions")
 
@@ -159,7 +159,7 @@ class LocalLoop:
         command += ["--events", str(self._folder.events), "--port", str(port)]
         command += self._backend.predictor_flags
         self._children.append(children.enter_context(Child("predictor", command, self._folder.logs / "predictor.log")))
-        champion = steps.champion(self._folder.policies)
+        champion = plan.champion(self._folder.policies)
         assert champion is not None  # the bootstrap made one, or said why not
         self._wait_until_served(endpoint, champion.version, START_TIMEOUT_SECONDS)
         say(f"Predictor: {endpoint} serves {champion.version}")
@@ -227,7 +227,7 @@ class LocalLoop:
         with _timed() as export_seconds:
             for _, window in closed:
                 export_trajectories.export(self._backend.source, self._folder.windows, window, self._export_settings)
-        champion = steps.champion(self._folder.policies)
+        champion = plan.champion(self._folder.policies)
         with _timed() as train_seconds:
             card = self._train(champion.version if champion else None)
         if champion is not None and card.version == champion.version:

@@ -11,17 +11,21 @@ came of the run. A gate returns one value, because a named output in a lone cond
 runner.
 """
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from kfp import compiler, dsl
+from msgspec.structs import asdict
 
 from contracts.errors import InputError
 from orchestration import components
 from orchestration.configuration import PIPELINES, Cloud, Configuration, Value
+from orchestration.plan import GeneratedLog, WindowSettings
 from orchestration.vertex_place import Place
 
 PARAMETER_TYPES: dict[str, type] = {
@@ -79,6 +83,29 @@ class Steps:
             machine_type=self.cloud.training_machine_type,
             service_account=self.cloud.service_account,
         )
+
+    @contextmanager
+    def reported(self, pipeline: str, root: Any) -> Iterator[str]:
+        """Whatever happens inside, an exit handler reports what came of the run. Gives the run's id."""
+        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+        last = self.report_outcome(root=root, run_id=run_id, pipeline=pipeline, vertex=self.vertex)
+        with dsl.ExitHandler(last, name="run"):
+            yield run_id
+
+    def generate_and_export(self, plan: Any, root: Any) -> Any:
+        """The decisions of a bootstrap, and its window."""
+        if not self.warehouse:
+            return self.export_windows(plan=self.generate(plan=plan.output).output)
+        jobs = self.bootstrap_jobs(plan=plan.output, root_uri=self.root_uri(root), warehouse=self.warehouse)
+        ended = self.run(plan, jobs, "generate_movielens", "ingest_events", "export_trajectories")
+        return self.exported(plan=plan.output, jobs=ended)
+
+    def export(self, plan: Any, root: Any) -> Any:
+        """The windows of the plan."""
+        if not self.warehouse:
+            return self.export_windows(plan=plan.output)
+        jobs = self.export_jobs(plan=plan.output, root_uri=self.root_uri(root), warehouse=self.warehouse)
+        return self.exported(plan=plan.output, jobs=self.run(plan, jobs, "export_trajectories"))
 
     def run(self, plan: Any, jobs: Any, *names: str) -> Any:
         """The Beam jobs `names` of each window in `jobs`, in this order: on Dataflow, or here. Gives what has ended."""
@@ -217,81 +244,19 @@ def _bootstrap(steps: Steps) -> Any:
         alpha: float = 0.2,
         endpoint: str = "",
     ) -> None:
-        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
-        last = steps.report_outcome(root=root, run_id=run_id, pipeline="bootstrap", vertex=steps.vertex)
-        with dsl.ExitHandler(last, name="run"):
-            plan = steps.resolve_bootstrap(
-                root=root,
-                run_id=run_id,
-                window_seconds=window_seconds,
-                reward_window_seconds=reward_window_seconds,
-                settle_seconds=settle_seconds,
+        with steps.reported("bootstrap", root) as run_id:
+            settings = WindowSettings(
+                window_seconds, reward_window_seconds, settle_seconds, missing_reward, default_reward, holdback_share
             )
-            if not steps.warehouse:
-                simulated = steps.generate(
-                    plan=plan.output,
-                    ratings=ratings,
-                    num_decisions=num_decisions,
-                    num_actions=num_actions,
-                    rank=rank,
-                    reward_noise=reward_noise,
-                    no_reward_probability=no_reward_probability,
-                    seed=seed,
-                )
-                exported = steps.export_windows(
-                    plan=simulated.output,
-                    reward_window_seconds=reward_window_seconds,
-                    settle_seconds=settle_seconds,
-                    missing_reward=missing_reward,
-                    default_reward=default_reward,
-                    holdback_share=holdback_share,
-                )
-            else:
-                jobs = steps.bootstrap_jobs(
-                    plan=plan.output,
-                    root_uri=steps.root_uri(root),
-                    warehouse=steps.warehouse,
-                    ratings=ratings,
-                    num_decisions=num_decisions,
-                    num_actions=num_actions,
-                    rank=rank,
-                    reward_noise=reward_noise,
-                    no_reward_probability=no_reward_probability,
-                    seed=seed,
-                    reward_window_seconds=reward_window_seconds,
-                    settle_seconds=settle_seconds,
-                    missing_reward=missing_reward,
-                    default_reward=default_reward,
-                    holdback_share=holdback_share,
-                )
-                ended = steps.run(plan, jobs, "generate_movielens", "ingest_events", "export_trajectories")
-                exported = steps.exported(plan=plan.output, jobs=ended)
+            generated = GeneratedLog(
+                ratings, num_decisions, num_actions, rank, reward_noise, no_reward_probability, seed
+            )
+            plan = steps.resolve_bootstrap(root=root, run_id=run_id, **asdict(settings), **asdict(generated))
+            exported = steps.generate_and_export(plan, root)
             with dsl.If(exported.output == "exported", name="exported"):
-                candidate = steps.train(
-                    plan=plan.output,
-                    algorithm=algorithm,
-                    hyperparameters=hyperparameters,
-                    exploration=exploration,
-                    epsilon=epsilon,
-                    alpha=alpha,
-                    fresh=False,
-                )
-                judged = steps.evaluate(plan=plan.output, candidate=candidate.outputs["Output"])
-                passed = steps.gate(plan=plan.output, candidate=candidate.outputs["Output"], result=judged.output)
-                with dsl.If(passed.output == "promote", name="passed"):
-                    registered = steps.register(
-                        plan=plan.output,
-                        candidate=candidate.outputs["Output"],
-                        result=judged.output,
-                        vertex=steps.vertex,
-                    )
-                    steps.promote(
-                        plan=plan.output,
-                        candidate=registered.output,
-                        result=judged.output,
-                        endpoint=endpoint,
-                        vertex=steps.vertex,
-                    )
+                candidate = _train(steps, plan, algorithm, hyperparameters, exploration, epsilon, alpha, fresh=False)
+                with _accepted(steps, plan, candidate) as accepted:
+                    _promote(steps, plan, accepted, endpoint)
 
     return bootstrap
 
@@ -317,44 +282,14 @@ def _retrain(steps: Steps) -> Any:
         canary_seconds: float = 30.0,
         endpoint: str = "",
     ) -> None:
-        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
-        last = steps.report_outcome(root=root, run_id=run_id, pipeline="retrain", vertex=steps.vertex)
-        with dsl.ExitHandler(last, name="run"):
-            plan, exported = _resolve_and_export(
-                steps,
-                root,
-                run_id,
-                until,
-                window_seconds,
-                reward_window_seconds,
-                settle_seconds,
-                missing_reward,
-                default_reward,
-                holdback_share,
+        with steps.reported("retrain", root) as run_id:
+            settings = WindowSettings(
+                window_seconds, reward_window_seconds, settle_seconds, missing_reward, default_reward, holdback_share
             )
+            plan, exported = _resolve_and_export(steps, root, run_id, until, settings)
             with dsl.If(exported.output == "exported", name="exported"):
-                candidate = steps.train(
-                    plan=plan.output,
-                    algorithm=algorithm,
-                    hyperparameters=hyperparameters,
-                    exploration=exploration,
-                    epsilon=epsilon,
-                    alpha=alpha,
-                    fresh=False,
-                )
-                _judge_and_roll_out(
-                    steps,
-                    plan,
-                    candidate,
-                    canary_share,
-                    canary_decisions,
-                    canary_seconds,
-                    reward_window_seconds,
-                    settle_seconds,
-                    missing_reward,
-                    default_reward,
-                    endpoint,
-                )
+                candidate = _train(steps, plan, algorithm, hyperparameters, exploration, epsilon, alpha, fresh=False)
+                _judge_and_roll_out(steps, plan, candidate, canary_share, canary_decisions, canary_seconds, endpoint)
 
     return retrain
 
@@ -381,138 +316,94 @@ def _tune(steps: Steps) -> Any:
         canary_seconds: float = 30.0,
         endpoint: str = "",
     ) -> None:
-        run_id = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
-        last = steps.report_outcome(root=root, run_id=run_id, pipeline="tune", vertex=steps.vertex)
-        with dsl.ExitHandler(last, name="run"):
+        with steps.reported("tune", root) as run_id:
+            settings = WindowSettings(
+                window_seconds, reward_window_seconds, settle_seconds, missing_reward, default_reward, holdback_share
+            )
             # Windows that are exported already are enough to tune on, so whether there are new ones does not matter.
-            plan, exported = _resolve_and_export(
-                steps,
-                root,
-                run_id,
-                until,
-                window_seconds,
-                reward_window_seconds,
-                settle_seconds,
-                missing_reward,
-                default_reward,
-                holdback_share,
-            )
+            plan, exported = _resolve_and_export(steps, root, run_id, until, settings)
             found = steps.find_best(plan, exported, algorithm, trials, seed)
-            candidate = steps.train(
-                plan=plan.output,
-                algorithm=algorithm,
-                hyperparameters=found,
-                exploration=exploration,
-                epsilon=epsilon,
-                alpha=alpha,
-                fresh=True,
-            )
-            _judge_and_roll_out(
-                steps,
-                plan,
-                candidate,
-                canary_share,
-                canary_decisions,
-                canary_seconds,
-                reward_window_seconds,
-                settle_seconds,
-                missing_reward,
-                default_reward,
-                endpoint,
-            )
+            candidate = _train(steps, plan, algorithm, found, exploration, epsilon, alpha, fresh=True)
+            _judge_and_roll_out(steps, plan, candidate, canary_share, canary_decisions, canary_seconds, endpoint)
 
     return tune
 
 
-def _resolve_and_export(
-    steps: Steps,
-    root: Any,
-    run_id: Any,
-    until: Any,
-    window_seconds: Any,
-    reward_window_seconds: Any,
-    settle_seconds: Any,
-    missing_reward: Any,
-    default_reward: Any,
-    holdback_share: Any,
-) -> tuple[Any, Any]:
+def _resolve_and_export(steps: Steps, root: Any, run_id: str, until: Any, settings: WindowSettings) -> tuple[Any, Any]:
     """The tasks that make the plan and export its windows."""
-    plan = steps.resolve_retrain(
-        root=root,
-        run_id=run_id,
-        window_seconds=window_seconds,
-        reward_window_seconds=reward_window_seconds,
-        settle_seconds=settle_seconds,
-        until=until,
+    plan = steps.resolve_retrain(root=root, run_id=run_id, until=until, vertex=steps.vertex, **asdict(settings))
+    return plan, steps.export(plan, root)
+
+
+def _train(
+    steps: Steps,
+    plan: Any,
+    algorithm: Any,
+    hyperparameters: Any,
+    exploration: Any,
+    epsilon: Any,
+    alpha: Any,
+    *,
+    fresh: bool,
+) -> Any:
+    """Gives the candidate's version: the output `Output`, beside which a CustomJob has others."""
+    candidate = steps.train(
+        plan=plan.output,
+        algorithm=algorithm,
+        hyperparameters=hyperparameters,
+        exploration=exploration,
+        epsilon=epsilon,
+        alpha=alpha,
+        fresh=fresh,
+    )
+    return candidate.outputs["Output"]
+
+
+class _Accepted(NamedTuple):
+    """A candidate that the gate let through and that is registered."""
+
+    candidate: Any
+    result: Any  # of the gate
+
+
+@contextmanager
+def _accepted(steps: Steps, plan: Any, candidate: Any) -> Iterator[_Accepted]:
+    """Evaluate → gate → register; what is inside runs if the candidate got so far."""
+    judged = steps.evaluate(plan=plan.output, candidate=candidate)
+    passed = steps.gate(plan=plan.output, candidate=candidate, result=judged.output)
+    with dsl.If(passed.output == "promote", name="passed"):
+        registered = steps.register(plan=plan.output, candidate=candidate, result=judged.output, vertex=steps.vertex)
+        yield _Accepted(registered.output, judged.output)
+
+
+def _promote(steps: Steps, plan: Any, accepted: _Accepted, endpoint: Any) -> None:
+    steps.promote(
+        plan=plan.output,
+        candidate=accepted.candidate,
+        result=accepted.result,
+        endpoint=endpoint,
         vertex=steps.vertex,
     )
-    if not steps.warehouse:
-        exported = steps.export_windows(
-            plan=plan.output,
-            reward_window_seconds=reward_window_seconds,
-            settle_seconds=settle_seconds,
-            missing_reward=missing_reward,
-            default_reward=default_reward,
-            holdback_share=holdback_share,
-        )
-    else:
-        jobs = steps.export_jobs(
-            plan=plan.output,
-            root_uri=steps.root_uri(root),
-            warehouse=steps.warehouse,
-            reward_window_seconds=reward_window_seconds,
-            settle_seconds=settle_seconds,
-            missing_reward=missing_reward,
-            default_reward=default_reward,
-            holdback_share=holdback_share,
-        )
-        exported = steps.exported(plan=plan.output, jobs=steps.run(plan, jobs, "export_trajectories"))
-    return plan, exported
 
 
 def _judge_and_roll_out(
-    steps: Steps,
-    plan: Any,
-    candidate: Any,
-    canary_share: Any,
-    canary_decisions: Any,
-    canary_seconds: Any,
-    reward_window_seconds: Any,
-    settle_seconds: Any,
-    missing_reward: Any,
-    default_reward: Any,
-    endpoint: Any,
+    steps: Steps, plan: Any, candidate: Any, share: Any, decisions: Any, seconds: Any, endpoint: Any
 ) -> None:
     """Evaluate → gate → register → canary → promote or withdraw."""
-    judged = steps.evaluate(plan=plan.output, candidate=candidate.outputs["Output"])
-    passed = steps.gate(plan=plan.output, candidate=candidate.outputs["Output"], result=judged.output)
-    with dsl.If(passed.output == "promote", name="passed"):
-        registered = steps.register(
-            plan=plan.output, candidate=candidate.outputs["Output"], result=judged.output, vertex=steps.vertex
-        )
+    with _accepted(steps, plan, candidate) as accepted:
         tried = steps.try_out(
             plan=plan.output,
-            candidate=registered.output,
-            share=canary_share,
-            decisions=canary_decisions,
-            seconds=canary_seconds,
-            reward_window_seconds=reward_window_seconds,
-            settle_seconds=settle_seconds,
-            missing_reward=missing_reward,
-            default_reward=default_reward,
+            candidate=accepted.candidate,
+            share=share,
+            decisions=decisions,
+            seconds=seconds,
             warehouse=steps.warehouse,
             vertex=steps.vertex,
         )
         with dsl.If(tried.output == "promote", name="proved"):
-            steps.promote(
-                plan=plan.output,
-                candidate=registered.output,
-                result=judged.output,
-                endpoint=endpoint,
-                vertex=steps.vertex,
-            )
+            _promote(steps, plan, accepted, endpoint)
         with dsl.Else(name="disproved"):
-            steps.withdraw(plan=plan.output, candidate=registered.output, vertex=steps.vertex)
+            steps.withdraw(plan=plan.output, candidate=accepted.candidate, vertex=steps.vertex)
 
 
 def signature(pipeline: Any) -> dict[str, tuple[type, bool]]:
@@ -528,7 +419,8 @@ def parameters(
 ) -> dict[str, Value]:
     """The parameters with which an environment runs a pipeline; `given` ones (as text) take precedence.
 
-    Raises InputError for a parameter that the pipeline has not, that has another type, or that is missing.
+    Raises InputError for a parameter that the pipeline has not, that has another type or is not finite, or that is
+    missing.
     """
     known = signature(pipeline if pipeline is not None else build(name, configuration))
     values: dict[str, Value] = {key: value for key, value in configuration.shared.items() if key in known}
@@ -546,7 +438,9 @@ def parameters(
         if not fits or (isinstance(value, bool) and kind is not bool):
             raise InputError(f"{configuration.name}: {name}.{key} must be of type {kind.__name__}, got {value!r}")
         if kind is float:
-            values[key] = float(value)  # type: ignore[arg-type]
+            values[key] = number = float(value)  # type: ignore[arg-type]
+            if not math.isfinite(number):  # KFP has no way to pass it on
+                raise InputError(f"{configuration.name}: {name}.{key} must be finite, got {number}")
     for key, (_, required) in known.items():
         if required and key not in values:
             raise InputError(f"{configuration.name}: {name}.{key} is missing: {name} cannot do without")

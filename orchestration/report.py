@@ -22,7 +22,7 @@ from contracts.event_segments import sealed_segments
 from contracts.policies import PolicyCard
 from contracts.records import Decision, event_decoder, utc_microseconds
 from contracts.windows import Manifest, TrainingWindow
-from orchestration import report_page, steps
+from orchestration import plan, report_page, steps
 from orchestration.run_folder import JournalEntry, RunFolder
 from orchestration.settings import LoopSettings
 from orchestration.simulator import new_movies
@@ -240,7 +240,7 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
     manifests = {window.start: window.manifest for window in dataset.ready_windows(folder.windows)}
     happened = _what_happened(folder, movielens)
     stored = _Stored.read(folder, movielens, happened.sessions)
-    champion = steps.champion(folder.policies)
+    champion = plan.champion(folder.policies)
     if champion is None or not journal:
         raise InputError(f"{folder.root} holds no finished training window to report on")
     card = serving.read_card(folder.policies / champion.version)

@@ -26,6 +26,7 @@ import msgspec
 from contracts.errors import InputError
 from contracts.policies import Movie
 from contracts.windows import TrainingWindow
+from orchestration.plan import Places
 from orchestration.settings import LoopSettings
 from orchestration.steps import GateResult, replace_file
 
@@ -49,20 +50,15 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     serving_at: datetime | None  # when the policy trained on it was serving; None if it was not promoted
 
 
-class RunFolder:
-    """Paths and journal of a run."""
+class RunFolder(Places):
+    """Paths and journal of a run: the places of every root, and the loop's own."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.events = root / "events"
-        self.warehouse = root / "warehouse"
-        self.windows = root / "windows"
-        self.policies = root / "policies"
+        super().__init__(root)
         self.truth = root / "truth"
         self.simulated = self.truth / "simulated"
         self.logs = root / "logs"
         self.ingest_status = root / "ingest.json"
-        self.catalogue = root / "catalogue.json"
         self.report_json = root / "report.json"
         self.report_html = root / "report.html"
         self._settings = root / SETTINGS_NAME
@@ -119,7 +115,8 @@ class RunFolder:
         if not self.root.is_dir():
             return
         names = {path.name for path in self.root.iterdir()}
-        ours = {path.name for path in vars(self).values() if path != self.root} | {LOCK_NAME}
+        # Not runs/: those are a pipeline's, and would be lost.
+        ours = {path.name for path in vars(self).values() if path not in (self.root, self.runs)} | {LOCK_NAME}
         names -= {f".{name}" for name in ours}  # half-written, of a run that was killed
         if names and (names - ours or not names & {SETTINGS_NAME, LOCK_NAME}):
             raise InputError(f"--out {self.root} is not empty and not a run of the loop: name another folder")

@@ -14,6 +14,7 @@ import numpy as np
 from contracts import policies
 from contracts.errors import InputError
 from contracts.policies import Champion, Evaluation, PolicyCard, Verdict
+from orchestration import plan
 from predictor import policy as serving
 from trainer import dataset, off_policy
 
@@ -44,11 +45,10 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
 def evaluate(store: Path, windows: Path, candidate: str, champion: str | None) -> GateResult:
     """Compares `candidate` with `champion` on the held-back decisions of the newest window.
 
-    Both are judged by the doubly robust estimate that switches to the model alone where weights are large (switch-DR, Wang
-    et al., 2017), with the champion's reward model, which was fitted without those decisions, and with the probabilities
-    of the very explorer that serves. Where the candidate would take
-    actions that the champion hardly ever takes, the log has no say; there the interval is widened by what the champion's
-    model does not know about them.
+    Both are judged by the doubly robust estimate that switches to the model alone where weights are large (switch-DR,
+    Wang et al., 2017), with the champion's reward model, which was fitted without those decisions, and with the
+    probabilities of the very explorer that serves. Where the candidate would take actions that the champion hardly ever
+    takes, the log has no say; there the interval is widened by what the champion's model does not know about them.
 
     Better: the interval of the gain lies above 0. Worse: below; refused. Undecided: promoted only as the champion's own
     next update. A candidate whose scores or probabilities are not sane is refused whatever the estimate.
@@ -128,7 +128,7 @@ def roll_out(store: Path, version: str, reason: str, now: datetime) -> Champion:
     """
     if not (store / version / policies.CARD_NAME).is_file():
         raise InputError(f"{store} has no policy {version!r}; it has: {', '.join(versions(store)) or 'none'}")
-    before = champion(store)
+    before = plan.champion(store)
     if before is not None and before.version == version:
         return before
     after = Champion(version=version, previous=before.version if before else None, promoted_at=now, reason=reason)
@@ -140,16 +140,10 @@ def roll_out(store: Path, version: str, reason: str, now: datetime) -> Champion:
 
 def roll_back(store: Path, reason: str, now: datetime) -> Champion:
     """Makes the champion before this one serve again, in one step. Raises InputError when there was none."""
-    current = champion(store)
+    current = plan.champion(store)
     if current is None or current.previous is None:
         raise InputError(f"{store} has no earlier champion to go back to")
     return roll_out(store, current.previous, reason, now)
-
-
-def champion(store: Path) -> Champion | None:
-    """The champion of the store, if it has one."""
-    path = store / policies.CHAMPION_NAME
-    return policies.decode_champion(path.read_bytes(), str(path)) if path.is_file() else None
 
 
 def history(store: Path) -> list[Champion]:

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,7 +23,10 @@ from contracts.policies import Exploration
 from contracts.windows import MANIFEST_NAME, TrainingWindow, decode_manifest
 from orchestration import plan as plans
 from orchestration import runs
-from orchestration.plan import Places, Plan
+from orchestration.plan import GeneratedLog, Places, Plan, WindowSettings
+
+if TYPE_CHECKING:
+    from orchestration.vertex import Vertex
 
 Hyperparameters = dict[str, float | int | str | bool]
 
@@ -33,26 +36,15 @@ SWAP_TIMEOUT_SECONDS = 30.0
 LATE_HORIZON_SECONDS = 3600.0
 
 
-def resolve_bootstrap(
-    root: str, run_id: str, window_seconds: float, reward_window_seconds: float, settle_seconds: float
-) -> str:
+def resolve_bootstrap(root: str, run_id: str, settings: WindowSettings, generated: GeneratedLog) -> str:
     """The plan of a first training; without windows when there is a champion."""
     with runs.step(root, run_id, "resolve_windows") as record:
-        now = datetime.now(UTC)
-        made = plans.for_bootstrap(Path(root), run_id, window_seconds, reward_window_seconds, settle_seconds, now)
+        made = plans.for_bootstrap(Path(root), run_id, settings, generated, datetime.now(UTC))
         record.said = _describe(made)
         return msgspec.json.encode(made).decode()
 
 
-def resolve_retrain(
-    root: str,
-    run_id: str,
-    window_seconds: float,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    until: str,
-    vertex: str,
-) -> str:
+def resolve_retrain(root: str, run_id: str, settings: WindowSettings, until: str, vertex: str) -> str:
     """The plan of a retraining: the windows up to `until` (ISO 8601; now when empty) that the champion has not seen.
 
     Where another policy serves on Vertex AI than the store says, because somebody promoted or rolled back by hand, the
@@ -62,21 +54,12 @@ def resolve_retrain(
         if vertex:
             _follow_endpoint(Places(Path(root)).policies, vertex)
         moment = plans.parse_moment(until, "until") if until else datetime.now(UTC)
-        made = plans.for_retrain(Path(root), run_id, window_seconds, reward_window_seconds, settle_seconds, moment)
+        made = plans.for_retrain(Path(root), run_id, settings, moment)
         record.said = _describe(made)
         return msgspec.json.encode(made).decode()
 
 
-def generate(
-    plan: str,
-    ratings: str,
-    num_decisions: int,
-    num_actions: int,
-    rank: int,
-    reward_noise: float,
-    no_reward_probability: float,
-    seed: int,
-) -> str:
+def generate(plan: str) -> str:
     """Decisions of a uniform policy in the plan's window, and the catalogue. Returns the plan, for what comes after."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "generate") as record:
@@ -87,33 +70,31 @@ def generate(
         from beam_jobs.movielens import MovieLens
         from beam_jobs.ratings import load_ratings
 
+        wanted = _generated(made)
         viewers = MovieLens.build(
-            load_ratings(ratings), num_actions=num_actions, rank=rank, reward_noise=reward_noise, seed=seed
+            load_ratings(wanted.ratings),
+            num_actions=wanted.num_actions,
+            rank=wanted.rank,
+            reward_noise=wanted.reward_noise,
+            seed=wanted.seed,
         )
         (window,) = made.windows
         settings = generate_movielens.GeneratorSettings(
-            num_decisions=num_decisions,
+            num_decisions=wanted.num_decisions,
             start=window.start,
             window_seconds=(window.end - window.start).total_seconds(),
-            no_reward_probability=no_reward_probability,
+            no_reward_probability=wanted.no_reward_probability,
             reward_delay_seconds=0.5,
-            seed=seed,
+            seed=wanted.seed,
         )
         made.places.events.mkdir(parents=True, exist_ok=True)
         generate_movielens.generate(viewers, settings, made.places.events)
         made.places.catalogue.write_bytes(msgspec.json.encode(viewers.catalogue))
-        record.said = f"{num_decisions} decisions of the uniform policy on {num_actions} movies"
+        record.said = f"{wanted.num_decisions} decisions of the uniform policy on {wanted.num_actions} movies"
     return plan
 
 
-def export_windows(
-    plan: str,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
-) -> str:
+def export_windows(plan: str) -> str:
     """Ingests what is new and exports the plan's windows. Returns "exported" or "nothing new"."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "export_windows") as record:
@@ -122,16 +103,16 @@ def export_windows(
             return "nothing new"
         from beam_jobs import export_trajectories, ingest_events, warehouse
 
-        places = made.places
+        places, wanted = made.places, made.settings
         settings = export_trajectories.ExportSettings(
-            reward_window_seconds=reward_window_seconds,
-            settle_seconds=settle_seconds,
-            missing_reward=missing_reward,  # type: ignore[arg-type]  # checked there
-            default_reward=default_reward,
-            holdback_share=holdback_share,
+            reward_window_seconds=wanted.reward_window_seconds,
+            settle_seconds=wanted.settle_seconds,
+            missing_reward=wanted.missing_reward,  # type: ignore[arg-type]  # checked there
+            default_reward=wanted.default_reward,
+            holdback_share=wanted.holdback_share,
             late_horizon_seconds=LATE_HORIZON_SECONDS,
         )
-        _wait_until_closed(places, made.windows[-1].closes_at(reward_window_seconds, settle_seconds))
+        _wait_until_closed(places, made.windows[-1].closes_at(wanted.reward_window_seconds, wanted.settle_seconds))
         ingest_events.ingest(places.events, places.warehouse)
         known = set(plans.exported_windows(places.windows))
         decisions = 0
@@ -150,85 +131,41 @@ def export_windows(
         return "exported"
 
 
-def bootstrap_jobs(
-    plan: str,
-    root_uri: str,
-    warehouse: str,
-    ratings: str,
-    num_decisions: int,
-    num_actions: int,
-    rank: int,
-    reward_noise: float,
-    no_reward_probability: float,
-    seed: int,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
-) -> list[dict[str, dict[str, str]]]:
+def bootstrap_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, dict[str, str]]]:
     """For each window of the plan (one, or none): the parameters of the Dataflow jobs by the name of their template."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "bootstrap_jobs") as record:
         record.said = _describe(made)
+        wanted = _generated(made)
         return [
             {
                 "generate_movielens": {
-                    "ratings": ratings,
+                    "ratings": wanted.ratings,
                     "events": f"{root_uri}/events",
                     "catalogue": f"{root_uri}/catalogue.json",
-                    "num_decisions": str(num_decisions),
-                    "num_actions": str(num_actions),
-                    "rank": str(rank),
-                    "reward_noise": str(reward_noise),
-                    "no_reward_probability": str(no_reward_probability),
+                    "num_decisions": str(wanted.num_decisions),
+                    "num_actions": str(wanted.num_actions),
+                    "rank": str(wanted.rank),
+                    "reward_noise": str(wanted.reward_noise),
+                    "no_reward_probability": str(wanted.no_reward_probability),
                     "start": window.start.isoformat(),
                     "window_seconds": str((window.end - window.start).total_seconds()),
-                    "seed": str(seed),
+                    "seed": str(wanted.seed),
                 },
                 "ingest_events": {"events": f"{root_uri}/events", "warehouse": warehouse},
-                "export_trajectories": _export_parameters(
-                    window,
-                    root_uri,
-                    warehouse,
-                    reward_window_seconds,
-                    settle_seconds,
-                    missing_reward,
-                    default_reward,
-                    holdback_share,
-                ),
+                "export_trajectories": _export_parameters(window, root_uri, warehouse, made.settings),
             }
             for window in made.windows
         ]
 
 
-def export_jobs(
-    plan: str,
-    root_uri: str,
-    warehouse: str,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
-) -> list[dict[str, dict[str, str]]]:
+def export_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, dict[str, str]]]:
     """For each window of the plan: the parameters of the Dataflow job that exports it, by the name of its template."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "export_jobs") as record:
         record.said = _describe(made)
         return [
-            {
-                "export_trajectories": _export_parameters(
-                    window,
-                    root_uri,
-                    warehouse,
-                    reward_window_seconds,
-                    settle_seconds,
-                    missing_reward,
-                    default_reward,
-                    holdback_share,
-                )
-            }
+            {"export_trajectories": _export_parameters(window, root_uri, warehouse, made.settings)}
             for window in made.windows
         ]
 
@@ -365,9 +302,7 @@ def best_trial(plan: str, gcp_resources: str, vertex: str) -> Hyperparameters:
     """The hyperparameters of the best trial of a tuning job."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "best_trial") as record:
-        from orchestration.vertex import Vertex, decode_place
-
-        best, value = Vertex(decode_place(vertex)).best_trial(gcp_resources)
+        best, value = _vertex(vertex).best_trial(gcp_resources)
         record.said = f"{value:.3f} with {best}"
         return best
 
@@ -418,24 +353,12 @@ def register(plan: str, candidate: str, result: str, vertex: str) -> str:
             replace_file(path, policies.encode_json(card))
         record.version, record.said = candidate, f"{candidate}: {judged.reason}"
         if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            record.said = Vertex(decode_place(vertex)).register(card, judged.reason)
+            record.said = _vertex(vertex).register(card, judged.reason)
         return candidate
 
 
 def try_out(
-    plan: str,
-    candidate: str,
-    share: float,
-    decisions: int,
-    seconds: float,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    warehouse: str,
-    vertex: str,
+    plan: str, candidate: str, share: float, decisions: int, seconds: float, warehouse: str, vertex: str
 ) -> str:
     """Canary: the candidate takes a share of the decisions for a while. Returns "promote" or "roll back".
 
@@ -450,21 +373,16 @@ def try_out(
             record.said = "no canary" if not share else "no canary: there is no champion yet"
             return "promote"
         if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            Vertex(decode_place(vertex)).canary(candidate, share)
+            _vertex(vertex).canary(candidate, share)
         champion = made.champion
         canary.start(made.places.policies, candidate, share)
         begin = datetime.now(UTC)
-        rewards = canary.Rewards(
-            reward_window_seconds=reward_window_seconds, missing_reward=missing_reward, default_reward=default_reward
-        )
         verdict = canary.watch(
-            lambda end: canary.measure(made.places, warehouse, champion, candidate, begin, end, rewards),
+            lambda end: canary.measure(made.places, warehouse, champion, candidate, begin, end, made.settings),
             begin,
             decisions,
             seconds,
-            reward_window_seconds + settle_seconds,
+            made.settings.closing_seconds,
         )
         record.said = verdict.reason
         return verdict.action
@@ -477,12 +395,9 @@ def promote(plan: str, candidate: str, result: str, endpoint: str, vertex: str) 
         from orchestration import steps
 
         judged = msgspec.json.decode(result, type=steps.GateResult)
-        tried = [said.said for said in runs.records(Path(made.root), made.run_id) if said.step == "try_out"]
-        reason = "; ".join([judged.reason, *tried[-1:]])
+        reason = "; ".join([judged.reason, *_said_in_canary(made)])
         if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            Vertex(decode_place(vertex)).promote(candidate, reason)
+            _vertex(vertex).promote(candidate, reason)
         steps.roll_out(made.places.policies, candidate, reason, datetime.now(UTC))
         if endpoint:
             wait_until_served(endpoint, candidate)
@@ -494,16 +409,9 @@ def withdraw(plan: str, candidate: str, vertex: str) -> str:
     """Ends the canary: the champion serves all again."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "withdraw") as record:
-        from orchestration import canary
-
-        tried = [said.said for said in runs.records(Path(made.root), made.run_id) if said.step == "try_out"]
-        if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            Vertex(decode_place(vertex)).end_canary()
-        canary.end(made.places.policies)
+        _end_canary(made.places.policies, vertex)
         record.version, record.outcome = candidate, "rolled back"
-        record.said = tried[-1] if tried else "the canary was ended"
+        record.said = "".join(_said_in_canary(made)) or "the canary was ended"
         return candidate
 
 
@@ -513,13 +421,7 @@ def report_outcome(root: str, run_id: str, pipeline: str, vertex: str, state: st
     store = Places(Path(root)).policies
     current = plans.champion(store)
     if report.outcome == "failed" and current is not None and current.candidate is not None:
-        from orchestration import canary
-
-        if vertex:
-            from orchestration.vertex import Vertex, decode_place
-
-            Vertex(decode_place(vertex)).end_canary()
-        canary.end(store)
+        _end_canary(store, vertex)
     print(report.line)
 
 
@@ -541,33 +443,25 @@ def wait_until_served(endpoint: str, version: str) -> None:
 
 
 def _export_parameters(
-    window: TrainingWindow,
-    root_uri: str,
-    warehouse: str,
-    reward_window_seconds: float,
-    settle_seconds: float,
-    missing_reward: str,
-    default_reward: float,
-    holdback_share: float,
+    window: TrainingWindow, root_uri: str, warehouse: str, settings: WindowSettings
 ) -> dict[str, str]:
     return {
         "warehouse": warehouse,
         "windows": f"{root_uri}/windows",
         "start": window.start.isoformat(),
         "end": window.end.isoformat(),
-        "reward_window_seconds": str(reward_window_seconds),
-        "settle_seconds": str(settle_seconds),
-        "missing_reward": missing_reward,
-        "default_reward": str(default_reward),
-        "holdback_share": str(holdback_share),
+        "reward_window_seconds": str(settings.reward_window_seconds),
+        "settle_seconds": str(settings.settle_seconds),
+        "missing_reward": settings.missing_reward,
+        "default_reward": str(settings.default_reward),
+        "holdback_share": str(settings.holdback_share),
     }
 
 
 def _follow_endpoint(store: Path, vertex: str) -> None:
     from orchestration import steps
-    from orchestration.vertex import Vertex, decode_place
 
-    endpoint = Vertex(decode_place(vertex))
+    endpoint = _vertex(vertex)
     serving = endpoint.champion()
     current = plans.champion(store)
     if serving is not None and current is not None and current.version != serving:
@@ -577,6 +471,32 @@ def _follow_endpoint(store: Path, vertex: str) -> None:
 
 def _decode(plan: str) -> Plan:
     return msgspec.json.decode(plan, type=Plan)
+
+
+def _vertex(place: str) -> "Vertex":
+    """Vertex AI at a place (as JSON). Imported where it is needed: its SDK takes seconds."""
+    from orchestration.vertex import Vertex, decode_place
+
+    return Vertex(decode_place(place))
+
+
+def _end_canary(store: Path, vertex: str) -> None:
+    """Gives all decisions back to the champion."""
+    from orchestration import canary
+
+    if vertex:
+        _vertex(vertex).end_canary()
+    canary.end(store)
+
+
+def _said_in_canary(made: Plan) -> list[str]:
+    """What this run's canary ended with; nothing where there was none."""
+    return [record.said for record in runs.records(Path(made.root), made.run_id) if record.step == "try_out"][-1:]
+
+
+def _generated(made: Plan) -> GeneratedLog:
+    assert made.generated is not None, "the plan is not a bootstrap's"
+    return made.generated
 
 
 def _describe(made: Plan) -> str:

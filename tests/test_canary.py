@@ -10,7 +10,8 @@ from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.records import Decision, RewardEvent
 from orchestration import canary, plan
-from orchestration.canary import Arm, Rewards, Trial
+from orchestration.canary import Arm, Trial
+from orchestration.plan import WindowSettings
 from tests.linear_policies import point_at, write_policy
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -140,8 +141,8 @@ def places(tmp_path: Path) -> plan.Places:
 
 def check_counts(places: plan.Places, warehouse: str) -> None:
     def counted(missing: str) -> Trial:
-        rewards = Rewards(reward_window_seconds=2, missing_reward=missing, default_reward=-1)
-        found = canary.measure(places, warehouse, "old", "new", START, START + timedelta(seconds=5), rewards)
+        settings = WindowSettings(5, 2, 1, missing, default_reward=-1, holdback_share=0.1)
+        found = canary.measure(places, warehouse, "old", "new", START, START + timedelta(seconds=5), settings)
         # BigQuery gives rows in no order, and the last bit of a variance depends on it.
         return Trial(*(Arm(arm.decisions, arm.mean, pytest.approx(arm.variance)) for arm in found))
 
@@ -161,6 +162,6 @@ def test_rewards_are_counted_the_same_from_bigquery(places, dataset):
 
 
 def test_a_warehouse_that_is_not_there_is_one_line(places, dataset):
-    rewards = Rewards(reward_window_seconds=2, missing_reward="drop", default_reward=0)
+    settings = WindowSettings(5, 2, 1, "drop", default_reward=0, holdback_share=0.1)
     with pytest.raises(InputError, match=r"there is no table local-test\.nothing\.decisions"):
-        canary.measure(places, "bigquery:local-test.nothing", "old", "new", START, datetime.now(UTC), rewards)
+        canary.measure(places, "bigquery:local-test.nothing", "old", "new", START, datetime.now(UTC), settings)

@@ -16,7 +16,7 @@ from beam_jobs import bigquery
 from contracts.errors import InputError
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import decode_manifest
-from orchestration import configuration, emulators, local_run, plan, steps
+from orchestration import configuration, emulators, local_run, plan
 from orchestration.configuration import EMULATED_WAREHOUSE
 from orchestration.emulators import Addresses
 from orchestration.runs import RunReport
@@ -113,7 +113,7 @@ def test_bootstrap_and_retrain_through_pubsub_and_bigquery(up):
         # The canary was judged by what BigQuery holds.
         assert "; not worse in the canary: gain +" in later.reason
         assert server.get("/health").body["policy_version"] == later.version != report.version
-    champion = steps.champion(root / "policies")
+    champion = plan.champion(root / "policies")
     assert champion is not None
     assert (champion.version, champion.previous) == (later.version, report.version)
     newest = max(plan.exported_windows(root / "windows"))

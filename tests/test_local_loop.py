@@ -22,7 +22,7 @@ import pytest
 from beam_jobs import warehouse
 from contracts import policies, schemas
 from contracts.errors import InputError
-from orchestration import emulators, report, steps
+from orchestration import emulators, plan, report, steps
 from orchestration.run_folder import RunFolder
 from orchestration.simulator import load_movielens, new_movies
 from orchestration.truth import SentReward, ServedDecision, SessionStart, TruthReader
@@ -193,7 +193,7 @@ def test_the_report_notices_a_reward_of_somebody_else(tampered):
 
 
 def test_the_report_notices_a_window_trained_on_twice(tampered):
-    champion = steps.champion(tampered.policies)
+    champion = plan.champion(tampered.policies)
     assert champion is not None
     path = tampered.policies / champion.version / policies.CARD_NAME
     card = policies.decode_card(path.read_bytes(), "card")
@@ -362,6 +362,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing_half_done(tmp_path, given, m
     [
         ({"thesis.txt": "mine"}, "is not empty and not a run of the loop"),
         ({"settings.json": "{}", "thesis.txt": "mine"}, "is not empty and not a run of the loop"),
+        ({"settings.json": "{}", "runs": "a pipeline's"}, "is not empty and not a run of the loop"),
         ({"settings.json": '{"editor.fontSize": 14}'}, "unknown field `editor.fontSize`"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contracts.errors import InputError
-from orchestration import configuration, local_run, plan, runs, steps
+from orchestration import configuration, local_run, plan, runs
 from orchestration.runs import RunReport
 from tests.servers import Server, predictor
 from tests.viewers import Viewers
@@ -43,7 +43,7 @@ class Environment:
         self.viewers = Viewers(server, root, K, D)
 
     def champion(self) -> str:
-        found = steps.champion(self.root / "policies")
+        found = plan.champion(self.root / "policies")
         assert found is not None
         assert found.candidate is None  # no canary is left behind
         return found.version

@@ -18,8 +18,8 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from beam_jobs import export_trajectories, generate_movielens, ingest_events
 from contracts.errors import InputError
 from contracts.windows import TrainingWindow
-from orchestration import configuration, pipelines, tasks
-from orchestration.plan import Plan
+from orchestration import components, configuration, pipelines, tasks
+from orchestration.plan import GeneratedLog, Plan, WindowSettings
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 CONFIGURATIONS = configuration.names()
@@ -76,6 +76,48 @@ def test_the_yaml_is_the_same_in_another_process(compiled):
     assert found.stdout.split()[-1] == hashlib.sha256("".join(compiled["prod"].values()).encode()).hexdigest()
 
 
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("pipeline", configuration.PIPELINES)
+def test_a_plan_is_made_of_the_parameters_of_the_same_names(compiled, name, pipeline):
+    spec = spec_of(compiled[name][pipeline])
+    every = [task for component in spec.components.values() for task in component.dag.tasks.values()]
+    (task,) = [task for task in every if task.task_info.name.startswith("resolve")]
+    given = {key: one.component_input_parameter for key, one in task.inputs.parameters.items()}
+    wanted = [*WindowSettings.__struct_fields__, *(GeneratedLog.__struct_fields__ if pipeline == "bootstrap" else ())]
+    assert {key: given[key] for key in wanted} == {key: f"pipelinechannel--{key}" for key in wanted}
+
+
+def test_a_plan_holds_the_settings_under_their_own_names(tmp_path, monkeypatch):
+    settings = {
+        "window_seconds": 60.0,
+        "reward_window_seconds": 7.0,
+        "settle_seconds": 3.0,
+        "missing_reward": "default",
+        "default_reward": -1.0,
+        "holdback_share": 0.25,
+    }
+    generated = {
+        "ratings": "sample",
+        "num_decisions": 100,
+        "num_actions": 10,
+        "rank": 5,
+        "reward_noise": 0.5,
+        "no_reward_probability": 0.05,
+        "seed": 9,
+    }
+    root = str(tmp_path)
+    plan = msgspec.json.decode(components.resolve_bootstrap(root, "r", **settings, **generated), type=Plan)
+    assert msgspec.structs.asdict(plan.settings) == settings
+    assert plan.generated is not None
+    assert msgspec.structs.asdict(plan.generated) == generated
+
+    # A retraining's plan takes a champion and windows; what it is asked for is enough here.
+    asked = []
+    monkeypatch.setattr(tasks, "resolve_retrain", lambda *arguments: asked.append(arguments))
+    components.resolve_retrain(root, "r", "", "", **settings)
+    assert asked == [(root, "r", plan.settings, "", "")]
+
+
 def test_long_work_goes_to_the_google_cloud_components(compiled):
     launchers = ("dataflow.flex_template", "v1.custom_job.launcher", "v1.wait_gcp_resources")
     for pipeline in ("bootstrap", "retrain"):
@@ -98,12 +140,17 @@ def test_a_dataflow_job_starts_when_the_one_before_has_ended(compiled):
 def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
     start = datetime(2026, 1, 1, tzinfo=UTC)
     window = TrainingWindow(start, start + timedelta(hours=1))
-    plan = msgspec.json.encode(Plan(root=str(tmp_path), run_id="r", champion=None, windows=[window])).decode()
-    export = (120.0, 60.0, "drop", 0.0, 0.1)
-    (told,) = tasks.bootstrap_jobs(
-        plan, "gs://b/f", "bigquery:films.recommender", "sample", 100, 10, 5, 0.5, 0.05, 0, *export
+    made = Plan(
+        root=str(tmp_path),
+        run_id="r",
+        champion=None,
+        windows=[window],
+        settings=WindowSettings(3600.0, 120.0, 60.0, "drop", default_reward=0.0, holdback_share=0.1),
+        generated=GeneratedLog("sample", 100, 10, 5, 0.5, no_reward_probability=0.05, seed=0),
     )
-    (again,) = tasks.export_jobs(plan, "gs://b/f", "bigquery:films.recommender", *export)
+    plan = msgspec.json.encode(made).decode()
+    (told,) = tasks.bootstrap_jobs(plan, "gs://b/f", "bigquery:films.recommender")
+    (again,) = tasks.export_jobs(plan, "gs://b/f", "bigquery:films.recommender")
     assert again["export_trajectories"] == told["export_trajectories"]
     assert set(told) == set(JOBS)
     for job, parameters in told.items():
@@ -134,6 +181,7 @@ def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
             "retrain.hyperparameters must be of type dict, got 0.1",
         ),
         ("shared.root = 'r'\n[retrain]\nepsilon = true", "retrain.epsilon must be of type float, got True"),
+        ("shared.root = 'r'\n[retrain]\ndefault_reward = nan", "retrain.default_reward must be finite, got nan"),
         ("", "bootstrap.root is missing: bootstrap cannot do without"),
     ],
 )

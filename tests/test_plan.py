@@ -15,6 +15,8 @@ from orchestration import plan
 from tests.linear_policies import point_at, write_policy
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = plan.WindowSettings(5, 2, 1, "drop", default_reward=0, holdback_share=0.1)
+LOG = plan.GeneratedLog("sample", 100, 10, 5, 0.5, no_reward_probability=0.05, seed=0)
 
 
 def at(seconds: float) -> datetime:
@@ -52,7 +54,7 @@ def champion(root: Path, *trained: TrainingWindow) -> None:
 
 
 def retrain(root: Path, until: float) -> list[tuple[float, float]]:
-    made = plan.for_retrain(root, "r", 5, 2, 1, at(until))
+    made = plan.for_retrain(root, "r", SETTINGS, at(until))
     assert bool(made.reason) == (not made.windows)
     return [((w.start - START).total_seconds(), (w.end - START).total_seconds()) for w in made.windows]
 
@@ -77,21 +79,21 @@ def test_every_window_up_to_then_that_the_champion_has_not_seen(tmp_path, export
 
 
 def test_the_first_window_has_closed_and_lies_on_the_grid(tmp_path):
-    made = plan.for_bootstrap(tmp_path, "r", 5, 2, 1, at(12.9))
+    made = plan.for_bootstrap(tmp_path, "r", SETTINGS, LOG, at(12.9))
     assert made.windows == [TrainingWindow(at(0), at(5))]
-    assert plan.for_bootstrap(tmp_path, "r", 5, 2, 1, at(13)).windows == [TrainingWindow(at(5), at(10))]
+    assert plan.for_bootstrap(tmp_path, "r", SETTINGS, LOG, at(13)).windows == [TrainingWindow(at(5), at(10))]
 
 
 def test_a_bootstrap_that_failed_halfway_goes_on_with_its_own_decisions(tmp_path):
     (tmp_path / "events").mkdir()
     name = segment_name(at(100), f"{plan.GENERATOR}-000000") + SEALED_SUFFIX
     (tmp_path / "events" / name).write_bytes(b"")
-    assert plan.for_bootstrap(tmp_path, "r", 5, 2, 1, at(999)).windows == [TrainingWindow(at(100), at(105))]
+    assert plan.for_bootstrap(tmp_path, "r", SETTINGS, LOG, at(999)).windows == [TrainingWindow(at(100), at(105))]
 
 
 def test_a_champion_needs_no_bootstrap(tmp_path):
     champion(tmp_path)
-    made = plan.for_bootstrap(tmp_path, "r", 5, 2, 1, at(999))
+    made = plan.for_bootstrap(tmp_path, "r", SETTINGS, LOG, at(999))
     assert (made.windows, made.reason) == ([], "first is the champion already")
 
 

@@ -13,7 +13,7 @@ from contracts import policies
 from contracts.errors import InputError
 from contracts.policies import Exploration, Movie, PolicyCard
 from contracts.trajectories import TrajectoryBatch
-from orchestration import steps
+from orchestration import plan, steps
 from trainer import dataset, export, task
 
 D, K = 4, 5
@@ -148,7 +148,7 @@ def test_roll_out_roll_back_and_history(shop, champion):
     assert steps.roll_out(shop.store, second, "better", NOW).previous == champion.version
     assert steps.roll_out(shop.store, second, "again", NOW).reason == "better"  # it is the champion: nothing to do
     assert steps.roll_back(shop.store, "reward fell", NOW).version == champion.version
-    found = steps.champion(shop.store)
+    found = plan.champion(shop.store)
     assert found is not None
     assert (found.version, found.previous, found.reason) == (champion.version, "second", "reward fell")
     assert [past.version for past in steps.history(shop.store)] == [champion.version, "second", champion.version]

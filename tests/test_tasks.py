@@ -16,7 +16,7 @@ import pytest
 from contracts.policies import Movie, PolicyCard
 from contracts.trajectories import TrajectoryBatch
 from orchestration import canary, pipelines, runs, steps, tasks
-from orchestration.plan import Places, Plan
+from orchestration.plan import Places, Plan, WindowSettings, champion
 from orchestration.vertex import Vertex
 from orchestration.vertex_place import Place
 from tests.linear_policies import write_policy
@@ -24,6 +24,8 @@ from tests.local_vertex.server import LocalVertex, local_vertex
 from trainer import dataset
 
 pytestmark = pytest.mark.timeout(900)
+
+SETTINGS = WindowSettings(5.0, 2.0, 1.0, "drop", default_reward=0.0, holdback_share=0.1)
 
 PASSED = msgspec.json.encode(
     steps.GateResult(verdict="better", promoted=True, reason="better: gain +1", evaluation=None)
@@ -51,7 +53,7 @@ class Environment:
         self.place = msgspec.json.encode(place).decode()
         self.vertex = Vertex(place)
         self.old, self.new = self.policy("old", 1), self.policy("new", 2)
-        plan = Plan(root=str(self.root), run_id="run", champion=None, windows=[])
+        plan = Plan(root=str(self.root), run_id="run", champion=None, windows=[], settings=SETTINGS)
         first = msgspec.json.encode(plan).decode()
         tasks.register(first, "old", PASSED, self.place)
         tasks.promote(first, "old", PASSED, "", self.place)
@@ -65,13 +67,13 @@ class Environment:
 
     def serving(self) -> tuple[str, str | None]:
         """Champion and candidate by the store."""
-        found = steps.champion(self.places.policies)
+        found = champion(self.places.policies)
         assert found is not None
         return found.version, found.candidate
 
     def try_out(self) -> str:
         # 60 decisions take seconds; on a slow machine they may take minutes.
-        return tasks.try_out(self.plan, "new", 0.5, 60, 240.0, 2.0, 1.0, "drop", 0.0, "", self.place)
+        return tasks.try_out(self.plan, "new", 0.5, 60, 240.0, "", self.place)
 
     @contextmanager
     def viewers(self, reward_of_new: float) -> Iterator[None]:
@@ -155,7 +157,7 @@ def test_the_store_follows_what_was_promoted_and_rolled_back_by_hand(environment
     tasks.register(environment.plan, "new", PASSED, environment.place)
     environment.vertex.promote("new", "it looks good")
     assert environment.serving() == ("old", None)
-    arguments = (str(environment.root), "later", 5.0, 2.0, 1.0, datetime.now(UTC).isoformat(), environment.place)
+    arguments = (str(environment.root), "later", SETTINGS, datetime.now(UTC).isoformat(), environment.place)
     with pytest.raises(ValueError, match="has no window"):  # there are none here, which is found out after that
         tasks.resolve_retrain(*arguments)
     assert environment.serving() == ("new", None)
