@@ -9,8 +9,8 @@ removed when the tables are read.
 From a folder it is a batch job, and it is checked for each segment that what was written adds up to what was read. Into
 a folder (`beam_jobs.warehouse`) only segments that were not ingested yet are read: a segment's files depend on the
 segment alone, and the note that it has been ingested is written after them, so a run that was killed at any moment is
-simply run again. Into BigQuery every segment is loaded, by a job whose id depends on the segment alone, and which
-BigQuery runs once.
+simply run again. Into BigQuery every segment is loaded, by a job whose id depends on the table and the segment's rows
+alone, and which BigQuery runs once.
 
 From a Pub/Sub subscription it is a streaming job, whose guarantee is the runner's: on Dataflow a message is acknowledged
 when what came of it is stored, so each is stored at least once. Beam's local runner acknowledges first: what it holds
@@ -248,8 +248,11 @@ def ingest(events: Path, folder: Path, pipeline_options: PipelineOptions | None 
 
 def load_into_bigquery(
     events: str, dataset: "Dataset", write_method: str, pipeline_options: PipelineOptions
-) -> IngestCounts:
-    """The batch job over all sealed segments of the folder or bucket `events`, into BigQuery."""
+) -> IngestCounts | None:
+    """The batch job over all sealed segments of the folder or bucket `events`, into BigQuery.
+
+    Returns None when the job was submitted, and runs on elsewhere.
+    """
     if path_is_local(events):
         if not Path(events).is_dir():
             raise InputError(f"--events: {events!r} is not a folder")
@@ -262,9 +265,10 @@ def load_into_bigquery(
     pipeline = beam.Pipeline(options=pipeline_options)
     build_pipeline(pipeline, segments, dataset, write_method)
     result = pipeline.run()
+    if options.is_dataflow(pipeline_options):
+        return None
     result.wait_until_finish()
-    found = {counter.key.metric.name: counter.committed for counter in result.metrics().query()["counters"]}
-    return IngestCounts(**{name: found.get(name, 0) for name in IngestCounts.__struct_fields__})
+    return IngestCounts(**options.counters(result, IngestCounts.__struct_fields__))
 
 
 def parser() -> options.JobParser:
@@ -309,12 +313,16 @@ def run(argv: Sequence[str] | None) -> None:
     if streaming:
         run_streaming(arguments, write_method, pipeline_options)
         return
+    counts: IngestCounts | None
     if into_bigquery:
         counts = load_into_bigquery(
             arguments.events, _dataset(arguments), write_method, options.local_by_default(pipeline_options)
         )
     else:
         counts = ingest(Path(arguments.events), Path(arguments.warehouse), options.local_by_default(pipeline_options))
+    if counts is None:
+        print("submitted")
+        return
     print(
         f"{counts.events} events: {counts.decisions} decisions, {counts.rewards} rewards, "
         f"{counts.dead_letters} dead letters"
