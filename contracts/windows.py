@@ -84,6 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     missing_reward: Literal["default", "drop"]
     default_reward: float
     holdback_share: float
+    late_horizon_seconds: float | None = None  # not in a window that was exported before this was written down
     observation_dim: Annotated[int, Meta(ge=0)]  # 0 only when there are no records
     files: list[WindowFile]
     counts: WindowCounts
