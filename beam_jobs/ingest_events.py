@@ -44,7 +44,14 @@ from beam_jobs.payloads import (
 )
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
-from contracts.event_segments import SEALED_SUFFIX, opened_at, seal_abandoned, sealed_segments
+from contracts.event_segments import (
+    SEALED_SUFFIX,
+    foreign_files,
+    is_segment,
+    opened_at,
+    seal_abandoned,
+    sealed_segments,
+)
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES, Table
 
 if TYPE_CHECKING:
@@ -259,7 +266,8 @@ def load_into_bigquery(
         segments = [str(path) for path in sealed_segments(Path(events))]
     else:
         [matched] = FileSystems.match([f"{events.rstrip('/')}/*{SEALED_SUFFIX}"])
-        segments = sorted(found.path for found in matched.metadata_list)
+        paths = sorted(found.path for found in matched.metadata_list)
+        segments = [path for path in paths if is_segment(path.rpartition("/")[2])]
     if not segments:
         raise InputError(f"--events: {events!r} holds no sealed segments")
     pipeline = beam.Pipeline(options=pipeline_options)
@@ -327,6 +335,8 @@ def run(argv: Sequence[str] | None) -> None:
         f"{counts.events} events: {counts.decisions} decisions, {counts.rewards} rewards, "
         f"{counts.dead_letters} dead letters"
     )
+    if path_is_local(arguments.events) and (foreign := foreign_files(Path(arguments.events))):
+        print(f"{len(foreign)} files not named as a segment were left alone, {foreign[0]} the first", file=sys.stderr)
 
 
 def run_streaming(arguments: Any, write_method: str, pipeline_options: PipelineOptions) -> None:

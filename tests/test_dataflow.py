@@ -246,6 +246,7 @@ def test_the_three_jobs_on_a_bucket(
     events = ["--events=gs://bucket/run/events", "--catalogue=gs://bucket/run/catalogue.json"]
     assert generate_movielens.main([*size, start, *events, *cloud]) == 0
     assert (dataflow.bucket / "run" / "catalogue.json").is_file()
+    publish("gs://bucket/run/events/notes.jsonl", [b"no event\n"])  # not a segment: left alone
     tables = f"--warehouse=bigquery:{PROJECT}.on_a_bucket"
     assert ingest_events.main(["--events=gs://bucket/run/events", tables, *cloud]) == 0
     assert "60 decisions" in capsys.readouterr().out

@@ -239,6 +239,20 @@ def test_command_line(events: Path, folder: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "2 events: 1 decisions, 0 rewards, 1 dead letters\n"
 
 
+def test_files_that_are_not_segments_are_mentioned(
+    events: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment(events, decision(0))
+    for name in ("99999999T999999.000000Z-no-such-moment.jsonl", "notes.jsonl"):
+        (events / name).write_bytes(decision(1) + b"\n")
+    assert ingest_events.main(["--events", str(events), "--warehouse", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "1 events: 1 decisions, 0 rewards, 0 dead letters\n"
+    assert err == (
+        "2 files not named as a segment were left alone, 99999999T999999.000000Z-no-such-moment.jsonl the first\n"
+    )
+
+
 @pytest.fixture
 def a_file(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "file").touch()
