@@ -449,7 +449,7 @@ def _alone(windows: Path | str) -> Iterator[None]:
 
 def parser() -> options.JobParser:
     """The job's flags."""
-    flags = options.JobParser(JOB, __doc__.split("\n\n")[0])
+    flags = options.JobParser(JOB, __doc__)
     flags.flag("warehouse", options.TEXT, "folder of the tables that ingest_events writes, or bigquery:PROJECT.DATASET")
     flags.flag(
         "windows", options.TEXT, "folder, or gs://BUCKET/FOLDER, to write window=<start>/ into (created if need be)"

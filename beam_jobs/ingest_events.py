@@ -281,7 +281,7 @@ def load_into_bigquery(
 
 def parser() -> options.JobParser:
     """The job's flags."""
-    flags = options.JobParser(JOB, __doc__.split("\n\n")[0])
+    flags = options.JobParser(JOB, __doc__)
     flags.flag("events", options.TEXT, "folder of the event log, or pubsub:projects/PROJECT/subscriptions/NAME")
     flags.flag(
         "warehouse", options.TEXT, "folder of the tables, or bigquery:PROJECT.DATASET (tables are created if need be)"

@@ -38,7 +38,10 @@ TEXT = Kind(str)
 
 
 class JobParser(argparse.ArgumentParser):
-    """Flags spelt with hyphens (and, for Dataflow's template parameters, with underscores); one line for an error."""
+    """Flags spelt with hyphens (and, for Dataflow's template parameters, with underscores); one line for an error.
+
+    `--help` begins with `description`, the job's docstring: what it does and the commands that run it.
+    """
 
     def __init__(self, job: str, description: str) -> None:
         super().__init__(

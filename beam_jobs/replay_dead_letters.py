@@ -218,7 +218,7 @@ class RemoveDeadLettersFn(beam.DoFn):
 
 def parser() -> options.JobParser:
     """The job's flags."""
-    flags = options.JobParser(JOB, __doc__.split("\n\n")[0])
+    flags = options.JobParser(JOB, __doc__)
     flags.flag("warehouse", options.TEXT, "folder of the tables, or bigquery:PROJECT.DATASET")
     flags.flag("start", options.MOMENT, "first moment of failure, as 2026-01-01T00:00:00Z")
     flags.flag("end", options.MOMENT, "the moment after the last")
