@@ -20,7 +20,7 @@ from beam_jobs import bigquery, export_trajectories, ingest_events, replay_dead_
 from beam_jobs.bigquery import Dataset
 from beam_jobs.export_trajectories import ExportSettings, export
 from beam_jobs.options import LOCAL_RUNNER
-from beam_jobs.payloads import IngestCounts
+from beam_jobs.payloads import MAX_EVENT_BYTES, IngestCounts, ParseEventsFn, PayloadBatch
 from beam_jobs.replay_dead_letters import ReplayCounts
 from beam_jobs.tables import TableRows, record_batch
 from contracts.event_segments import segment_name
@@ -362,6 +362,28 @@ class PartitionedClient(RefusingClient):
         bad = {error["index"] for error in errors}
         self.inserted.setdefault(table, []).extend(row for place, row in enumerate(json_rows) if place not in bad)
         return errors
+
+
+def test_the_largest_payload_fits_into_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a dead letter, in base 64, with the longest of messages: BigQuery refuses a larger request, and so would again."""
+    client = RefusingClient(refused_action=-1)
+    monkeypatch.setattr(bigquery, "client", lambda project: client)
+    received = PayloadBatch("one", [b"\\" * MAX_EVENT_BYTES, b"?" * (MAX_EVENT_BYTES + 1)], ["a", "b"], [START, START])
+    [rows] = [output.value for output in ParseEventsFn().process(received)]
+    assert rows.rows.num_rows == 2
+    sizes: list[int] = []
+    insert = client.insert_rows_json
+
+    def measured(table: str, json_rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+        sizes.append(len(msgspec.json.encode(json_rows)))
+        return insert(table, json_rows, **settings)
+
+    monkeypatch.setattr(client, "insert_rows_json", measured)
+    store = bigquery.InsertRowsFn(Dataset(PROJECT, "d"), DEAD_LETTERS)
+    store.setup()
+    list(store.process(rows))
+    assert max(sizes) < 10_000_000
+    assert sum(map(len, client.inserted.values())) == 2
 
 
 def test_a_moment_that_bigquery_has_no_partition_for_stops_nothing(

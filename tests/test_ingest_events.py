@@ -173,7 +173,7 @@ def test_many_batches_and_a_line_too_large_to_be_an_event(events: Path, folder: 
     [letter] = rows(folder, DEAD_LETTERS)
     assert letter["source"] == f"{path.name}:{EVENTS_A_BATCH + 1}"
     assert letter["payload"] == huge[:65_536]
-    assert "longer than 10485760 bytes" in str(letter["error_message"])
+    assert f"longer than {MAX_EVENT_BYTES} bytes" in str(letter["error_message"])
 
 
 @pytest.mark.parametrize(
