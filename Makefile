@@ -70,7 +70,9 @@ lock: $(INSTALLED) ## Resolve the requirements anew
 	for part in beam trainer predictor; do \
 	  $(BIN)/uv pip compile --quiet setup.py --extra $$part --constraint requirements/dev.txt --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/$$part.txt; \
 	done
-	$(BIN)/uv pip compile --quiet requirements/bench.in --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/bench.txt
+	for part in bench emulators; do \
+	  $(BIN)/uv pip compile --quiet requirements/$$part.in --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/$$part.txt; \
+	done
 
 clean: ## Remove what runs and tools left
 	rm -rf runs .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -4,13 +4,15 @@ Writing. Each way's guarantee, seen through the deduplicating join and reads:
 
     streaming_inserts    `insertAll` of 500 rows at a time. At least once: a retried request may add rows again (the
                          insert id makes BigQuery remove most of those); reading removes them all.
-    file_loads           a load job a batch, for batch jobs. Exactly once: the job's id is derived from the batch's name,
-                         and BigQuery runs a job id once, however often it is asked to.
+    file_loads           a load job a batch, for batch jobs. Exactly once: the job's id is derived from the batch and the
+                         table, and BigQuery runs a job id once, however often it is asked to. A batch in which there is
+                         a row that BigQuery refuses goes by `insertAll` instead, which says which one.
     storage_write_api    Arrow batches appended to a table's default stream: half the price and many times the rate of
                          `insertAll`. At least once: a retried append adds rows again; reading removes them. (Beam's own
                          sink of that name can do exactly once, in Java, row by row.)
 
-A row that BigQuery refuses becomes a dead letter with BigQuery's reason, whatever the way.
+A row that BigQuery refuses becomes a dead letter with BigQuery's reason, whatever the way, which failed when it was
+refused: BigQuery also refuses moments too far from now, and the dead letter must not be one of those.
 
 Reading goes through the Storage Read API: the columns asked for, of the partitions that the range of time touches.
 """
@@ -19,9 +21,9 @@ import base64
 import io
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -38,7 +40,7 @@ from google.cloud.bigquery_storage_v1 import BigQueryReadClient, BigQueryWriteCl
 from beam_jobs.payloads import IngestCounts
 from beam_jobs.tables import TableRows, arrow_schema, record_batch
 from contracts.errors import InputError
-from contracts.records import DeadLetter
+from contracts.records import DeadLetter, utc_microseconds
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES, Table, columns
 
 PREFIX = "bigquery:"
@@ -193,25 +195,32 @@ class InsertRowsFn(beam.DoFn):
 
     def process(self, element: TableRows) -> Iterator[Any]:
         """Inserts one batch."""
-        rows = json_rows(element.rows)
-        refused: dict[int, str] = {}
-        done = 0
-        while done < len(rows):
-            request = _fitting(rows[done : done + ROWS_A_REQUEST])
-            errors = self._client.insert_rows_json(
-                self._dataset.table(self._table),
-                request,
-                row_ids=[self._row_id(row) for row in request],
-                skip_invalid_rows=True,
-                timeout=TIMEOUT_SECONDS,
-                retry=_RETRY,
-            )
-            refused |= {done + error["index"]: _reason(error) for error in errors}
-            done += len(request)
+        refused = insert_rows(self._client, self._dataset.table(self._table), self._table, element.rows)
         yield from self._metrics.stored(element, refused)
 
-    def _row_id(self, row: dict[str, Any]) -> str:
-        return blake2b(repr([row[name] for name in self._table.key]).encode(), digest_size=16).hexdigest()
+
+def insert_rows(api: bigquery.Client, destination: str, table: Table, rows: pa.RecordBatch) -> dict[int, str]:
+    """Inserts rows by `insertAll`; of those that are refused, the reasons by their place."""
+    as_json = json_rows(rows)
+    refused: dict[int, str] = {}
+    done = 0
+    while done < len(as_json):
+        request = _fitting(as_json[done : done + ROWS_A_REQUEST])
+        errors = api.insert_rows_json(
+            destination,
+            request,
+            row_ids=[_row_id(table, row) for row in request],
+            skip_invalid_rows=True,
+            timeout=TIMEOUT_SECONDS,
+            retry=_RETRY,
+        )
+        refused |= {done + error["index"]: _reason(error) for error in errors}
+        done += len(request)
+    return refused
+
+
+def _row_id(table: Table, row: dict[str, Any]) -> str:
+    return blake2b(repr([row[name] for name in table.key]).encode(), digest_size=16).hexdigest()
 
 
 def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -232,52 +241,64 @@ def _reason(error: dict[str, Any]) -> str:
 
 
 def refused_row(table: Table, row: dict[str, Any], reason: str) -> DeadLetter:
-    """A row that BigQuery refused, as a dead letter: the event's JSON form, which can be replayed."""
+    """A row that BigQuery refused just now, as a dead letter: the event's JSON form, which can be replayed."""
     kind = table.record.__struct_config__.tag
     return DeadLetter(
         payload=msgspec.json.encode({"kind": kind} | row),
         error_type="RefusedByBigQuery",
         error_message=reason.replace("\n", " "),
         stage=f"insert_{table.name}",
-        failed_at=datetime.fromisoformat(row[table.partitioned_by]),
+        failed_at=datetime.now(UTC),
         source=row["decision_id"],
     )
 
 
 class LoadRowsFn(beam.DoFn):
-    """TableRows -> (name, how many rows are in the table), by a load job a batch."""
+    """TableRows -> (name, how many rows are in the table); on `refused`, TableRows of dead letters. A load job a batch."""
 
     def __init__(self, dataset: Dataset, table: Table) -> None:
-        self._dataset = dataset
+        self._destination = dataset.table(table)
+        self._project = dataset.project
         self._table = table
+        self._metrics = SinkMetrics(table)
 
     def setup(self) -> None:
-        """One client a worker."""
-        self._client = client(self._dataset.project)
+        """One client a worker; and which table it is, for one of the same name may have been there before."""
+        self._client = client(self._project)
+        created = self._client.get_table(self._destination, retry=_RETRY, timeout=TIMEOUT_SECONDS).created
+        self._identity = f"{self._destination} {created}"
 
     def teardown(self) -> None:
         """Closes it."""
         self._client.close()
 
     def process(self, element: TableRows) -> Iterator[Any]:
-        """Loads one batch; a load that ran before is not run again, unless it failed."""
+        """Stores one batch."""
+        refused: dict[int, str] = {}
+        if not self._load(element):
+            refused = insert_rows(self._client, self._destination, self._table, element.rows)
+        yield from self._metrics.stored(element, refused)
+
+    def _load(self, element: TableRows) -> bool:
+        """Loads one batch; a load that ran before is not run again, unless it failed. False: BigQuery refuses a row."""
         data = io.BytesIO()
         pq.write_table(pa.Table.from_batches([element.rows]), data)
-        destination = self._dataset.table(self._table)
-        digest = blake2b(f"{destination} {element.name}".encode(), digest_size=16).hexdigest()
+        digest = blake2b(f"{self._identity} {element.name}".encode(), digest_size=16)
+        digest.update(element.rows.serialize())
         for attempt in count():
-            job, began = self._load(data, destination, f"ingest_events_{digest}_{attempt}")
-            if began:
-                job.result()  # raises when it fails; the runner's next try gets the next id
+            job, began = self._job(data, f"ingest_events_{digest.hexdigest()}_{attempt}")
+            try:
+                job.result()
+            except exceptions.GoogleAPICallError:
+                if job.error_result and job.error_result["reason"] == "invalid":
+                    return False
+                if began:
+                    raise  # the runner's next try gets the next id
+            else:
                 break
-            job.reload()
-            while not job.done():
-                time.sleep(1)
-            if not job.error_result:
-                break
-        yield element.name, IngestCounts(**{self._table.name: element.rows.num_rows})
+        return True
 
-    def _load(self, data: io.BytesIO, destination: str, job_id: str) -> tuple[bigquery.LoadJob, bool]:
+    def _job(self, data: io.BytesIO, job_id: str) -> tuple[bigquery.LoadJob, bool]:
         """The job of that id, and whether it began just now."""
         data.seek(0)
         lists = bigquery.ParquetOptions()
@@ -292,7 +313,7 @@ class LoadRowsFn(beam.DoFn):
         try:
             return (
                 self._client.load_table_from_file(
-                    data, destination, job_id=job_id, job_config=job_config, timeout=TIMEOUT_SECONDS
+                    data, self._destination, job_id=job_id, job_config=job_config, timeout=TIMEOUT_SECONDS
                 ),
                 True,
             )
@@ -432,22 +453,28 @@ def read_all(
     return pa.Table.from_batches([batch for stream in streams for batch in read_stream(stream)], wanted)
 
 
-def delete_dead_letters(dataset: Dataset, sources: Sequence[str], start: datetime, end: datetime) -> None:
-    """Removes the dead letters of those sources that failed in `[start, end)`.
+def dead_letter_key(row: dict[str, Any]) -> str:
+    """What tells one row of `dead_letters` from all others: a row that is written later has another moment."""
+    return f"{sha256(row['payload']).hexdigest()} {utc_microseconds(row['failed_at'])} {row['source'] or ''}"
+
+
+def delete_dead_letters(dataset: Dataset, keys: Iterable[str], start: datetime, end: datetime) -> None:
+    """Removes the dead letters of those keys, which failed in `[start, end)`.
 
     Raises google.api_core.exceptions.BadRequest for rows streamed in the last 90 minutes, which BigQuery keeps.
     """
     api = client(dataset.project)
-    remaining = iter(sources)
+    query = (
+        f"DELETE FROM `{dataset.table(DEAD_LETTERS)}` WHERE failed_at >= @start AND failed_at < @end AND CONCAT("
+        "TO_HEX(SHA256(payload)), ' ', CAST(UNIX_MICROS(failed_at) AS STRING), ' ', IFNULL(source, '')"
+        ") IN UNNEST(@keys)"
+    )
+    remaining = iter(keys)
     while chunk := list(islice(remaining, 5_000)):
-        query = (
-            f"DELETE FROM `{dataset.table(DEAD_LETTERS)}`"
-            " WHERE failed_at >= @start AND failed_at < @end AND source IN UNNEST(@sources)"
-        )
         parameters = [
             bigquery.ScalarQueryParameter("start", "TIMESTAMP", start),
             bigquery.ScalarQueryParameter("end", "TIMESTAMP", end),
-            bigquery.ArrayQueryParameter("sources", "STRING", chunk),
+            bigquery.ArrayQueryParameter("keys", "STRING", chunk),
         ]
         api.query(query, job_config=bigquery.QueryJobConfig(query_parameters=parameters)).result()
     api.close()

@@ -11,7 +11,8 @@ Joins each decision with its first reward in time (`beam_jobs.reward_join`), spl
 writes files of bounded size, the manifest last. What is written is a function of the window's rows and the settings
 alone: exporting it again elsewhere gives the same bytes.
 
-A window is exported once: one that has a manifest is left as it is. Whatever a killed export left is replaced. A window
+A window is exported once: one that has a manifest is left as it is, and asking for it with other settings is an error.
+Whatever a killed export left is replaced. A window
 must have closed (`contracts.windows`): rows that arrive later than `--settle-seconds` after it are not in it, and a
 decision among them is in no window.
 """
@@ -49,6 +50,7 @@ from beam_jobs.reward_join import (
     split_into_buckets,
 )
 from contracts.errors import InputError
+from contracts.records import FLOAT32_MAX
 from contracts.schemas import DECISIONS, REWARDS, Table
 from contracts.windows import (
     MANIFEST_NAME,
@@ -85,13 +87,25 @@ class ExportSettings:
             ("reward_window_seconds", 0 < self.reward_window_seconds < np.inf, "above 0"),
             ("settle_seconds", 0 <= self.settle_seconds < np.inf, "0 or more"),
             ("missing_reward", self.missing_reward in ("default", "drop"), "default or drop"),
-            ("default_reward", abs(self.default_reward) < np.inf, "finite"),
+            ("default_reward", abs(self.default_reward) <= FLOAT32_MAX, f"from -{FLOAT32_MAX:g} to {FLOAT32_MAX:g}"),
             ("holdback_share", 0 <= self.holdback_share < 1, "from 0 to below 1"),
             ("late_horizon_seconds", 0 <= self.late_horizon_seconds < np.inf, "0 or more"),
             ("max_records_per_file", self.max_records_per_file >= 1, "1 or more"),
         ):
             if not valid:
                 raise InputError(f"--{name.replace('_', '-')} must be {wanted}, got {getattr(self, name)}")
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that decide what a window holds, as its manifest has them: how it is cut into files does not."""
+        return {
+            # As floats, so that 2 and 2.0 give the same bytes.
+            "reward_window_seconds": float(self.reward_window_seconds),
+            "settle_seconds": float(self.settle_seconds),
+            "missing_reward": self.missing_reward,
+            "default_reward": float(self.default_reward),
+            "holdback_share": float(self.holdback_share),
+            "late_horizon_seconds": float(self.late_horizon_seconds),
+        }
 
 
 class WrittenBucket(NamedTuple):
@@ -268,12 +282,7 @@ class WriteManifestFn(beam.DoFn):
             raise ValueError(describe_mixed_dims(dims))
         manifest = Manifest(
             window=self._window,
-            # As floats, so that 2 and 2.0 give the same bytes.
-            reward_window_seconds=float(self._settings.reward_window_seconds),
-            settle_seconds=float(self._settings.settle_seconds),
-            missing_reward=self._settings.missing_reward,
-            default_reward=float(self._settings.default_reward),
-            holdback_share=float(self._settings.holdback_share),
+            **self._settings.recorded(),
             observation_dim=dims[0][0] if dims else 0,
             files=sorted(written.files, key=lambda file: file.name),
             counts=written.counts,
@@ -335,16 +344,16 @@ def export(
     """Exports `window` of the warehouse `source` below `windows`, unless it is there already.
 
     Raises InputError when `source` is no warehouse, when observations differ in length, when the window's moments carry
-    no time zone, or when what is there already is another window or not a window.
+    no time zone, or when what is there already is another window, one of other settings, or not a window.
     """
     window_folder = _window_folder(windows, window)
     with _alone(windows):
-        if (manifest := _exported(window_folder, window)) is not None:
+        if (manifest := _exported(window_folder, window, settings)) is not None:
             return manifest
         num_buckets = _prepare(source, window_folder, window, settings)
         with beam.Pipeline(options=options.local_by_default(pipeline_options or PipelineOptions([]))) as pipeline:
             build_pipeline(pipeline, source, window_folder, window, settings, num_buckets)
-    manifest = _exported(window_folder, window)
+    manifest = _exported(window_folder, window, settings)
     assert manifest is not None
     return manifest
 
@@ -358,7 +367,7 @@ def submit(
 ) -> bool:
     """Like `export`, but returns once the runner has taken the job; False when there is nothing to do."""
     window_folder = _window_folder(windows, window)
-    if _exported(window_folder, window) is not None:
+    if _exported(window_folder, window, settings) is not None:
         return False
     num_buckets = _prepare(source, window_folder, window, settings)
     pipeline = beam.Pipeline(options=pipeline_options)
@@ -411,13 +420,18 @@ def _prepare(source: "Path | Dataset", window_folder: str, window: TrainingWindo
     return max(1, -(-decisions // settings.max_records_per_file))
 
 
-def _exported(window_folder: str, window: TrainingWindow) -> Manifest | None:
+def _exported(window_folder: str, window: TrainingWindow, settings: ExportSettings) -> Manifest | None:
     path = FileSystems.join(window_folder, MANIFEST_NAME)
     if (data := read(path)) is None:
         return None
     manifest = decode_manifest(data, path)
     if manifest.window != window:
         raise InputError(f"{path}: another window was exported there: it ends at {manifest.window.end.isoformat()}")
+    for name, wanted in settings.recorded().items():
+        # None: exported before the manifest had this setting.
+        if (found := getattr(manifest, name)) not in (wanted, None):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{path}: this window was exported with {flag} {found}, got {wanted}: remove it first")
     return manifest
 
 
@@ -435,7 +449,7 @@ def _alone(windows: Path | str) -> Iterator[None]:
 
 def parser() -> options.JobParser:
     """The job's flags."""
-    flags = options.JobParser(JOB, __doc__.split("\n\n")[0])
+    flags = options.JobParser(JOB, __doc__)
     flags.flag("warehouse", options.TEXT, "folder of the tables that ingest_events writes, or bigquery:PROJECT.DATASET")
     flags.flag(
         "windows", options.TEXT, "folder, or gs://BUCKET/FOLDER, to write window=<start>/ into (created if need be)"
@@ -455,7 +469,7 @@ def parser() -> options.JobParser:
         default="default",
         choices=("default", "drop"),
     )
-    flags.flag("default-reward", options.number(float("-inf")), "the reward of silence", default=0.0)
+    flags.flag("default-reward", options.number(-FLOAT32_MAX, FLOAT32_MAX), "the reward of silence", default=0.0)
     flags.flag("holdback-share", options.number(0, 1), "share set aside to judge the next policy by", default=0.1)
     flags.flag(
         "late-horizon-seconds",

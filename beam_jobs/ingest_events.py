@@ -9,8 +9,8 @@ removed when the tables are read.
 From a folder it is a batch job, and it is checked for each segment that what was written adds up to what was read. Into
 a folder (`beam_jobs.warehouse`) only segments that were not ingested yet are read: a segment's files depend on the
 segment alone, and the note that it has been ingested is written after them, so a run that was killed at any moment is
-simply run again. Into BigQuery every segment is loaded, by a job whose id depends on the segment alone, and which
-BigQuery runs once.
+simply run again. Into BigQuery every segment is loaded, by a job whose id depends on the table and the segment's rows
+alone, and which BigQuery runs once.
 
 From a Pub/Sub subscription it is a streaming job, whose guarantee is the runner's: on Dataflow a message is acknowledged
 when what came of it is stored, so each is stored at least once. Beam's local runner acknowledges first: what it holds
@@ -44,7 +44,14 @@ from beam_jobs.payloads import (
 )
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
-from contracts.event_segments import SEALED_SUFFIX, opened_at, seal_abandoned, sealed_segments
+from contracts.event_segments import (
+    SEALED_SUFFIX,
+    foreign_files,
+    is_segment,
+    opened_at,
+    seal_abandoned,
+    sealed_segments,
+)
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES, Table
 
 if TYPE_CHECKING:
@@ -248,28 +255,33 @@ def ingest(events: Path, folder: Path, pipeline_options: PipelineOptions | None 
 
 def load_into_bigquery(
     events: str, dataset: "Dataset", write_method: str, pipeline_options: PipelineOptions
-) -> IngestCounts:
-    """The batch job over all sealed segments of the folder or bucket `events`, into BigQuery."""
+) -> IngestCounts | None:
+    """The batch job over all sealed segments of the folder or bucket `events`, into BigQuery.
+
+    Returns None when the job was submitted, and runs on elsewhere.
+    """
     if path_is_local(events):
         if not Path(events).is_dir():
             raise InputError(f"--events: {events!r} is not a folder")
         segments = [str(path) for path in sealed_segments(Path(events))]
     else:
         [matched] = FileSystems.match([f"{events.rstrip('/')}/*{SEALED_SUFFIX}"])
-        segments = sorted(found.path for found in matched.metadata_list)
+        paths = sorted(found.path for found in matched.metadata_list)
+        segments = [path for path in paths if is_segment(path.rpartition("/")[2])]
     if not segments:
         raise InputError(f"--events: {events!r} holds no sealed segments")
     pipeline = beam.Pipeline(options=pipeline_options)
     build_pipeline(pipeline, segments, dataset, write_method)
     result = pipeline.run()
+    if options.is_dataflow(pipeline_options):
+        return None
     result.wait_until_finish()
-    found = {counter.key.metric.name: counter.committed for counter in result.metrics().query()["counters"]}
-    return IngestCounts(**{name: found.get(name, 0) for name in IngestCounts.__struct_fields__})
+    return IngestCounts(**options.counters(result, IngestCounts.__struct_fields__))
 
 
 def parser() -> options.JobParser:
     """The job's flags."""
-    flags = options.JobParser(JOB, __doc__.split("\n\n")[0])
+    flags = options.JobParser(JOB, __doc__)
     flags.flag("events", options.TEXT, "folder of the event log, or pubsub:projects/PROJECT/subscriptions/NAME")
     flags.flag(
         "warehouse", options.TEXT, "folder of the tables, or bigquery:PROJECT.DATASET (tables are created if need be)"
@@ -309,16 +321,22 @@ def run(argv: Sequence[str] | None) -> None:
     if streaming:
         run_streaming(arguments, write_method, pipeline_options)
         return
+    counts: IngestCounts | None
     if into_bigquery:
         counts = load_into_bigquery(
             arguments.events, _dataset(arguments), write_method, options.local_by_default(pipeline_options)
         )
     else:
         counts = ingest(Path(arguments.events), Path(arguments.warehouse), options.local_by_default(pipeline_options))
+    if counts is None:
+        print("submitted")
+        return
     print(
         f"{counts.events} events: {counts.decisions} decisions, {counts.rewards} rewards, "
         f"{counts.dead_letters} dead letters"
     )
+    if path_is_local(arguments.events) and (foreign := foreign_files(Path(arguments.events))):
+        print(f"{len(foreign)} files not named as a segment were left alone, {foreign[0]} the first", file=sys.stderr)
 
 
 def run_streaming(arguments: Any, write_method: str, pipeline_options: PipelineOptions) -> None:

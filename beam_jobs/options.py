@@ -6,13 +6,14 @@ it.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineResult
 
 from contracts.errors import InputError
 
@@ -37,7 +38,10 @@ TEXT = Kind(str)
 
 
 class JobParser(argparse.ArgumentParser):
-    """Flags spelt with hyphens (and, for Dataflow's template parameters, with underscores); one line for an error."""
+    """Flags spelt with hyphens (and, for Dataflow's template parameters, with underscores); one line for an error.
+
+    `--help` begins with `description`, the job's docstring: what it does and the commands that run it.
+    """
 
     def __init__(self, job: str, description: str) -> None:
         super().__init__(
@@ -102,6 +106,12 @@ def local_by_default(pipeline_options: PipelineOptions, runner: str = LOCAL_RUNN
 def is_dataflow(pipeline_options: PipelineOptions) -> bool:
     """Whether the job is submitted to Dataflow, where it runs on after we are gone."""
     return (pipeline_options.view_as(StandardOptions).runner or "").endswith("DataflowRunner")
+
+
+def counters(result: PipelineResult, names: Iterable[str]) -> dict[str, int]:
+    """What the counters of those names stand at, once a pipeline has ended; one that never counted at 0."""
+    found = {counter.key.metric.name: counter.committed for counter in result.metrics().query()["counters"]}
+    return {name: found.get(name, 0) for name in names}
 
 
 def _moment(text: str) -> datetime:

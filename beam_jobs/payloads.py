@@ -13,8 +13,8 @@ from contracts.records import UNREADABLE, DeadLetter, Decision, RewardEvent, des
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
 
 JOB = "ingest_events"
-# As large as a Pub/Sub message can be; more than any valid event.
-MAX_EVENT_BYTES = 10 * 2**20
+# More than an event is, and small enough that BigQuery takes it as a dead letter: in base 64, in a row of 10 MB at most.
+MAX_EVENT_BYTES = 5 * 2**20
 KEPT_OF_TOO_LARGE_BYTES = 2**16
 EVENTS_A_BATCH = 10_000
 BYTES_A_BATCH = 8 * 2**20

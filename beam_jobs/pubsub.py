@@ -5,7 +5,7 @@ Both kinds of events travel on one topic. A message's data is the event's JSON f
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
@@ -38,12 +38,7 @@ def parse_subscription(text: str) -> str:
 def check_subscription(name: str) -> None:
     """Raises InputError when the subscription does not exist or may not be read."""
     with pubsub_v1.SubscriberClient() as subscriber:
-        try:
-            subscriber.get_subscription(subscription=name, timeout=30)
-        except exceptions.NotFound:
-            raise InputError(f"--events: there is no subscription {name}") from None
-        except exceptions.PermissionDenied as error:
-            raise InputError(f"--events: no permission for {name}: {error.message:.200}") from None
+        _check("--events", name, lambda: subscriber.get_subscription(subscription=name, timeout=30))
 
 
 def check_topic(name: str) -> None:
@@ -51,12 +46,17 @@ def check_topic(name: str) -> None:
     if not _TOPIC.fullmatch(name):
         raise InputError(f"--dead-letter-topic: projects/PROJECT/topics/NAME expected, got {name!r}")
     with pubsub_v1.PublisherClient() as publisher:
-        try:
-            publisher.get_topic(topic=name, timeout=30)
-        except exceptions.NotFound:
-            raise InputError(f"--dead-letter-topic: there is no topic {name}") from None
-        except exceptions.PermissionDenied as error:
-            raise InputError(f"--dead-letter-topic: no permission for {name}: {error.message:.200}") from None
+        _check("--dead-letter-topic", name, lambda: publisher.get_topic(topic=name, timeout=30))
+
+
+def _check(flag: str, name: str, get: Callable[[], object]) -> None:
+    kind = name.split("/")[-2].removesuffix("s")
+    try:
+        get()
+    except exceptions.NotFound:
+        raise InputError(f"{flag}: there is no {kind} {name}") from None
+    except exceptions.PermissionDenied as error:
+        raise InputError(f"{flag}: no permission for {name}: {error.message:.200}") from None
 
 
 class ReadEvents(beam.PTransform):

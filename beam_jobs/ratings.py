@@ -112,7 +112,7 @@ def _row(fields: list[str], path: Path, line: int, columns: tuple[int, ...] = (1
         _parse(int, user_id, "user id", path, line, columns[0]),
         _parse(int, movie_id, "movie id", path, line, columns[1]),
         _parse(_stars, rating, "rating", path, line, columns[2]),
-        _parse(int, timestamp, "timestamp", path, line, columns[3]),
+        _parse(_seconds, timestamp, "timestamp", path, line, columns[3]),
     )
 
 
@@ -120,8 +120,18 @@ def _parse(convert: Callable[[str], T], text: str, what: str, path: Path, line: 
     try:
         return convert(text)
     except ValueError:
-        wanted = f"a rating from {MIN_RATING} to {MAX_RATING}" if what == "rating" else f"a whole-number {what}"
+        wanted = {
+            "rating": f"a rating from {MIN_RATING} to {MAX_RATING}",
+            "timestamp": "a whole-number timestamp of 64 bits",
+        }.get(what, f"a whole-number {what}")
         raise InputError(f"{path}, line {line}, column {column}: {wanted} expected, got {text!r:.60}") from None
+
+
+def _seconds(text: str) -> int:
+    seconds = int(text)
+    if not -(2**63) <= seconds < 2**63:
+        raise ValueError(text)
+    return seconds
 
 
 def _stars(text: str) -> float:

@@ -3,28 +3,30 @@
     python -m beam_jobs.replay_dead_letters --warehouse runs/demo/warehouse \\
         --start 2026-01-01T00:00:00Z --end 2026-01-02T00:00:00Z
 
-What still cannot be read stays a dead letter, as it was. Rows are stored before their dead letters are removed: a replay
-that was killed is run again, and what it stored twice is removed when the tables are read. BigQuery does not remove rows
-that were streamed in the last 90 minutes: they are counted, and a later replay removes them.
+What still cannot be read stays a dead letter, as it was; what BigQuery refuses again is one with the new reason. Rows are
+stored before their dead letters are removed, which is the job's last step: a replay that was killed is run again, and what
+it stored twice is removed when the tables are read. BigQuery does not remove rows that were streamed in the last 90
+minutes: they are counted, and a later replay removes them.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import options, warehouse
 from beam_jobs.ingest_events import FILE_LOADS, StoreEvents
-from beam_jobs.payloads import EVENTS_A_BATCH, ParsedEvents, ParseEvents, PayloadBatch, readable
+from beam_jobs.payloads import EVENTS_A_BATCH, IngestCounts, ParseEvents, PayloadBatch, add_counts, readable
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
 from contracts.records import utc_microseconds
@@ -48,68 +50,57 @@ class ReplayCounts(msgspec.Struct, frozen=True, kw_only=True):
 def to_payloads(letters: TableRows) -> PayloadBatch:
     """The dead letters that can be read now, as events that have just come."""
     rows = [row for row in letters.rows.to_pylist() if readable(row["payload"])]
+    # What is stored is named by its payloads too: a later code reads others of the same letters, and replaces nothing.
+    digest = blake2b(digest_size=16)
+    for row in rows:
+        digest.update(len(row["payload"]).to_bytes(8) + row["payload"])
     return PayloadBatch(
-        f"replay-{letters.name}",
+        f"replay-{letters.name}-{digest.hexdigest()}",
         [row["payload"] for row in rows],
         [row["source"] or "" for row in rows],
         [row["failed_at"] for row in rows],
     )
 
 
-def build_pipeline(
-    pipeline: beam.Pipeline, letters: Sequence[TableRows], destination: "Path | Dataset"
-) -> ParsedEvents:
-    """The job over batches of dead letters. Returns what they are now."""
-    parsed = (
-        pipeline
-        | "DeadLetters" >> beam.Create(letters)
-        | "Spread" >> beam.Reshuffle()
-        | "ToPayloads" >> beam.Map(to_payloads)
-        | "ParseEvents" >> ParseEvents()
-    )
-    parsed | "StoreEvents" >> StoreEvents(destination, FILE_LOADS)
-    return parsed
-
-
 def replay(
     source: "Path | Dataset", start: datetime, end: datetime, pipeline_options: PipelineOptions | None = None
-) -> ReplayCounts:
-    """Replays the dead letters that failed in `[start, end)`. Raises InputError: there are no tables at `source`."""
+) -> ReplayCounts | None:
+    """Replays the dead letters that failed in `[start, end)`; None when the job was submitted, and runs on elsewhere.
+
+    Raises InputError: there are no tables at `source`, or they are not where the job would run.
+    """
     beam_options = options.local_by_default(pipeline_options or PipelineOptions([]))
     if isinstance(source, Path):
+        if options.is_dataflow(beam_options):
+            raise InputError(f"--warehouse: Dataflow has no folder of this machine, got {str(source)!r}")
         return _replay_files(source, start, end, beam_options)
     return _replay_bigquery(source, start, end, beam_options)
 
 
-def _run(letters: list[TableRows], destination: "Path | Dataset", beam_options: PipelineOptions) -> ReplayCounts:
-    readable_now = [sum(map(readable, batch.rows.column("payload").to_pylist())) for batch in letters]
-    if any(readable_now):
-        with beam.Pipeline(options=beam_options) as pipeline:
-            build_pipeline(pipeline, letters, destination)
-    total = sum(batch.rows.num_rows for batch in letters)
-    return ReplayCounts(letters=total, replayed=sum(readable_now), remaining=total - sum(readable_now))
-
-
 def _replay_files(folder: Path, start: datetime, end: datetime, beam_options: PipelineOptions) -> ReplayCounts:
-    paths = [Path(path) for path in warehouse.files(folder, DEAD_LETTERS, start, end)]
     with warehouse.locked(folder):
+        paths = map(Path, warehouse.files(folder, DEAD_LETTERS, start, end))
         chosen = {path: _inside(path, start, end) for path in paths}
         letters = [
             TableRows(path.name.removesuffix(".parquet"), batch)
             for path, (rows, inside) in chosen.items()
             for batch in rows.filter(pa.array(inside)).combine_chunks().to_batches()
         ]
-        counts = _run(letters, folder, beam_options)
-        for path, (rows, inside) in chosen.items():
-            payloads = rows.column("payload").to_pylist()
-            gone = inside & np.array([readable(payload) for payload in payloads], bool)
-            if gone.all():
+        gone = {
+            path: inside & np.array([readable(payload) for payload in rows.column("payload").to_pylist()], bool)
+            for path, (rows, inside) in chosen.items()
+        }
+        total = sum(batch.rows.num_rows for batch in letters)
+        replayed = sum(int(rows.sum()) for rows in gone.values())
+        if replayed:
+            with beam.Pipeline(options=beam_options) as pipeline:
+                store(pipeline | "DeadLetters" >> beam.Create(letters), folder)
+        for path, (rows, _) in chosen.items():
+            if gone[path].all():
                 path.unlink()
-            elif gone.any():
-                unfinished = path.with_suffix(".unfinished")
-                pq.write_table(rows.filter(pa.array(~gone)), unfinished, compression="zstd")
-                unfinished.rename(path)
-    return counts
+            elif gone[path].any():
+                warehouse.write_file(path, DEAD_LETTERS, rows.filter(pa.array(~gone[path])))
+        return ReplayCounts(letters=total, replayed=replayed, remaining=total - replayed)
 
 
 def _inside(path: Path, start: datetime, end: datetime) -> tuple[pa.Table, np.ndarray]:
@@ -119,33 +110,115 @@ def _inside(path: Path, start: datetime, end: datetime) -> tuple[pa.Table, np.nd
     return rows, (moments >= utc_microseconds(start)) & (moments < utc_microseconds(end))
 
 
-def _replay_bigquery(dataset: "Dataset", start: datetime, end: datetime, beam_options: PipelineOptions) -> ReplayCounts:
-    from google.api_core import exceptions
+def store(letters: Any, destination: "Path | Dataset") -> Any:
+    """PCollection[TableRows] of dead letters -> what `StoreEvents` says of those that can be read now."""
+    parsed = letters | "Spread" >> beam.Reshuffle() | "ToPayloads" >> beam.Map(to_payloads) | ParseEvents()
+    return parsed | "StoreEvents" >> StoreEvents(destination, FILE_LOADS)
 
+
+def _replay_bigquery(
+    dataset: "Dataset", start: datetime, end: datetime, beam_options: PipelineOptions
+) -> ReplayCounts | None:
     from beam_jobs import bigquery
 
-    rows = bigquery.read_all(dataset, DEAD_LETTERS, start, end).combine_chunks()
-    # The name tells load jobs apart: the same letters, the same job.
-    letters = [
-        TableRows(blake2b(repr(batch.column("source").to_pylist()).encode(), digest_size=16).hexdigest(), batch)
-        for batch in rows.to_batches(max_chunksize=EVENTS_A_BATCH)
-    ]
-    counts = _run(letters, dataset, beam_options)
-    gone = [row["source"] for row in rows.to_pylist() if row["source"] and readable(row["payload"])]
-    if not gone:
-        return counts
-    try:
-        bigquery.delete_dead_letters(dataset, gone, start, end)
-    except exceptions.BadRequest as error:
-        if "streaming buffer" not in str(error):
-            raise
-        return msgspec.structs.replace(counts, not_removed_yet=len(gone))
-    return counts
+    bigquery.ensure_tables(dataset, None)
+    pipeline = beam.Pipeline(options=beam_options)
+    build_pipeline(pipeline, dataset, start, end)
+    result = pipeline.run()
+    if options.is_dataflow(beam_options):
+        return None
+    result.wait_until_finish()
+    return ReplayCounts(**options.counters(result, ReplayCounts.__struct_fields__))
+
+
+def build_pipeline(
+    pipeline: beam.Pipeline, dataset: "Dataset", start: datetime, end: datetime
+) -> beam.PCollection[ReplayCounts]:
+    """The job on BigQuery, from reading dead letters to removing them. Returns what became of them."""
+    letters = (
+        pipeline
+        | "Range" >> beam.Create([(start, end)])
+        | "ReadDeadLetters" >> beam.ParDo(ReadDeadLettersFn(dataset))
+        | "AsRead" >> beam.Reshuffle()  # what is stored and what is removed are the same letters
+    )
+    counts = store(letters, dataset) | "WithoutNames" >> beam.Values() | "AddUp" >> beam.CombineGlobally(add_counts)
+    total = letters | "Letters" >> beam.Map(count_rows) | "Total" >> beam.CombineGlobally(sum)
+    return (
+        pipeline
+        | "Last" >> beam.Create([(start, end)])
+        | "RemoveDeadLetters"
+        >> beam.ParDo(
+            RemoveDeadLettersFn(dataset),
+            total=beam.pvalue.AsSingleton(total),
+            stored=beam.pvalue.AsSingleton(counts),
+            keys=beam.pvalue.AsList(letters | "KeysOfReadable" >> beam.FlatMap(keys_of_readable)),
+        )
+    )
+
+
+def count_rows(letters: TableRows) -> int:
+    """How many they are."""
+    return letters.rows.num_rows
+
+
+def keys_of_readable(letters: TableRows) -> Iterator[str]:
+    """Which rows of `dead_letters` can be read now."""
+    from beam_jobs import bigquery
+
+    return (bigquery.dead_letter_key(row) for row in letters.rows.to_pylist() if readable(row["payload"]))
+
+
+class ReadDeadLettersFn(beam.DoFn):
+    """[start, end) -> TableRows of the dead letters that failed in it."""
+
+    def __init__(self, dataset: "Dataset") -> None:
+        self._dataset = dataset
+
+    def process(self, moments: tuple[datetime, datetime]) -> Iterator[TableRows]:
+        """Reads all of it; dead letters are few."""
+        from beam_jobs import bigquery
+
+        rows = bigquery.read_all(self._dataset, DEAD_LETTERS, *moments).combine_chunks()
+        for number, batch in enumerate(rows.to_batches(max_chunksize=EVENTS_A_BATCH)):
+            yield TableRows(f"{number:06d}", batch)
+
+
+class RemoveDeadLettersFn(beam.DoFn):
+    """[start, end) -> ReplayCounts, once the dead letters that can be read now are stored and removed."""
+
+    def __init__(self, dataset: "Dataset") -> None:
+        self._dataset = dataset
+        self._counters = {name: Metrics.counter(JOB, name) for name in ReplayCounts.__struct_fields__}
+
+    def process(
+        self, moments: tuple[datetime, datetime], total: int, stored: IngestCounts, keys: Sequence[str]
+    ) -> Iterator[ReplayCounts]:
+        """Raises RuntimeError, and removes nothing, when not every one is accounted for."""
+        from google.api_core import exceptions
+
+        from beam_jobs import bigquery
+
+        replayed = stored.decisions + stored.rewards
+        if replayed + stored.dead_letters != len(keys):
+            raise RuntimeError(f"not every one of {len(keys)} dead letters is accounted for: {stored}")
+        not_removed_yet = 0
+        try:
+            bigquery.delete_dead_letters(self._dataset, keys, *moments)
+        except exceptions.BadRequest as error:
+            if "streaming buffer" not in str(error):
+                raise
+            not_removed_yet = len(keys)
+        counts = ReplayCounts(
+            letters=total, replayed=replayed, remaining=total - replayed, not_removed_yet=not_removed_yet
+        )
+        for name, counter in self._counters.items():
+            counter.inc(getattr(counts, name))
+        yield counts
 
 
 def parser() -> options.JobParser:
     """The job's flags."""
-    flags = options.JobParser(JOB, __doc__.split("\n\n")[0])
+    flags = options.JobParser(JOB, __doc__)
     flags.flag("warehouse", options.TEXT, "folder of the tables, or bigquery:PROJECT.DATASET")
     flags.flag("start", options.MOMENT, "first moment of failure, as 2026-01-01T00:00:00Z")
     flags.flag("end", options.MOMENT, "the moment after the last")
@@ -163,6 +236,9 @@ def run(argv: Sequence[str] | None) -> None:
 
         source = bigquery.parse_dataset(arguments.warehouse)
     counts = replay(source, arguments.start, arguments.end, pipeline_options)
+    if counts is None:
+        print("submitted")
+        return
     print(
         f"{counts.letters} dead letters: {counts.replayed} replayed, {counts.remaining} still cannot be read"
         + (f"; {counts.not_removed_yet} not removed yet" if counts.not_removed_yet else "")

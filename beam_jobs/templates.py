@@ -6,11 +6,11 @@ python -m beam_jobs.templates templates/ --check    exit with 1 when one differs
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from beam_jobs import generated
 
 JOBS = ("generate_movielens", "ingest_events", "export_trajectories", "replay_dead_letters")
 # Flags of Beam's that a job is run with, beyond what the launcher adds itself.
@@ -35,7 +35,7 @@ def metadata(job: str) -> dict[str, Any]:
     parser = module.parser()
     found: dict[str, Any] = {
         "name": job,
-        "description": " ".join(parser.description.split()),
+        "description": " ".join(parser.description.split("\n\n")[0].split()),
         "parameters": [_parameter(job, flag) for flag in parser._actions if flag.dest != "help"] + BEAM_PARAMETERS,
     }
     if job in STREAMING:
@@ -68,22 +68,7 @@ def _parameter(job: str, flag: argparse.Action) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes or checks the files."""
-    flags = argparse.ArgumentParser(prog="python -m beam_jobs.templates", description=__doc__.split("\n\n")[0])
-    flags.add_argument("folder", type=Path)
-    flags.add_argument("--check", action="store_true", help="write nothing")
-    arguments = flags.parse_args(argv)
-    stale = []
-    for job in JOBS:
-        path = arguments.folder / f"{job}.json"
-        text = json.dumps(metadata(job), indent=2) + "\n"
-        if not path.is_file() or path.read_text() != text:
-            stale.append(path.name)
-            if not arguments.check:
-                path.write_text(text)
-    if stale and arguments.check:
-        sys.stderr.write(f"templates: error: {', '.join(stale)} differ from the jobs' flags: run without --check\n")
-        return 1
-    return 0
+    return generated.main("templates", __doc__, {f"{job}.json": metadata(job) for job in JOBS}, "the jobs' flags", argv)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@
 
 `day` is that of the table's partition column (UTC), `first` and `last` its range in the file, in microseconds since the
 epoch: reading a range of time opens only files that can hold some of it, so a window costs the same however long the
-history is. A file is written under another name first, and the same rows have the same name and bytes: writing them
-again changes nothing. What was read twice under different names is removed when reading.
+history is. A file is written under another name first, and is on the disk before it has its own; the same rows have the
+same name and bytes: writing them again changes nothing. What was read twice under different names is removed when reading.
 """
 
 import fcntl
+import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beam_jobs.files import publish
 from beam_jobs.tables import arrow_schema
 from contracts.errors import InputError
 from contracts.records import utc_microseconds
@@ -55,7 +57,8 @@ def create(warehouse: Path) -> None:
 
 @contextmanager
 def locked(warehouse: Path) -> Iterator[None]:
-    """Held by the one process that changes the tables; others wait."""
+    """Held by the one process that changes the tables; others wait. Raises InputError: `warehouse` holds no tables."""
+    _check_is_warehouse(warehouse)
     with (warehouse / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -72,14 +75,15 @@ def write(warehouse: Path, table: Table, name: str, rows: pa.RecordBatch) -> Non
         folder = warehouse / table.name / f"day={np.datetime64(int(day), 'D')}"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.{moments[inside].min()}-{moments[inside].max()}.parquet"
-        unfinished = path.with_suffix(".unfinished")
-        pq.write_table(
-            pa.Table.from_batches([rows if inside.all() else rows.filter(pa.array(inside))]),
-            unfinished,
-            compression="zstd",
-            use_dictionary=[c.name for c in columns(table.record) if c.type == "STRING" and c.name not in table.key],
-        )
-        unfinished.rename(path)
+        write_file(path, table, pa.Table.from_batches([rows if inside.all() else rows.filter(pa.array(inside))]))
+
+
+def write_file(path: Path, table: Table, rows: pa.Table) -> None:
+    """Writes one file of `table`, in place of what was there."""
+    dictionary = [c.name for c in columns(table.record) if c.type == "STRING" and c.name not in table.key]
+    data = io.BytesIO()
+    pq.write_table(rows, data, compression="zstd", use_dictionary=dictionary)
+    publish(str(path), [data.getvalue()])
 
 
 def read(
@@ -154,8 +158,7 @@ def _source(
 
 def files(warehouse: Path, table: Table, start: datetime, end: datetime) -> list[str]:
     """Paths of the files that can hold rows of `[start, end)`. Raises InputError: `warehouse` holds no tables."""
-    if not any((warehouse / known.name).is_dir() for known in TABLES):
-        raise InputError(f"{warehouse} is not a warehouse: it has no folder named {TABLES[0].name}")
+    _check_is_warehouse(warehouse)
     first, last = utc_microseconds(start), utc_microseconds(end) - 1
     first_day, last_day = (f"day={moment.astimezone(UTC).date().isoformat()}" for moment in (start, end))
     paths = []
@@ -166,3 +169,8 @@ def files(warehouse: Path, table: Table, start: datetime, end: datetime) -> list
                 if match and int(match[1]) <= last and int(match[2]) >= first:
                     paths.append(str(path))
     return sorted(paths)
+
+
+def _check_is_warehouse(folder: Path) -> None:
+    if not any((folder / known.name).is_dir() for known in TABLES):
+        raise InputError(f"{folder} is not a warehouse: it has no folder named {TABLES[0].name}")

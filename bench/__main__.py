@@ -35,6 +35,12 @@ BENCHMARKS: dict[str, tuple[str, str, str, str]] = {
         "Beam's own Pub/Sub reader, into Parquet",
         "the reader of orchestration.emulators",
     ),
+    "ingest_memory": (
+        "bench.ingest",
+        "memory",
+        "held after a tenth of 10 minutes at 500 events/s",
+        "held at the end",
+    ),
     "trainer_10k": (
         "bench.trainer",
         "trainer_10k",

@@ -1,14 +1,19 @@
-"""`ingest_batch`, `ingest_streaming`, `ingest_streaming_embedded`: events a second, end to end.
+"""`ingest_batch`, `ingest_streaming`, `ingest_streaming_embedded`: events a second, end to end; `ingest_memory`.
 
 Batch: a backlog in the event log into the embedded warehouse; reference: the same one record at a time, with Beam's
 `ReadFromText` and `WriteToParquet`.
 
 Streaming: from Google's Pub/Sub emulator, into the BigQuery emulator or into the embedded warehouse; reference: the same
 job with Beam's own local reader, as it comes.
+
+Memory: of a process that runs the streaming job alone, under steady load: `python -m bench.ingest MINUTES`.
 """
 
 import contextlib
 import itertools
+import json
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -28,7 +33,7 @@ from beam_jobs.options import LOCAL_RUNNER, LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import IngestCounts
 from beam_jobs.ratings import load_ratings
 from beam_jobs.tables import arrow_schema
-from bench.measure import Result, compare, seconds
+from bench.measure import Result, compare, megabytes, seconds
 from contracts.records import Decision, event_decoder
 from contracts.schemas import DECISIONS, REWARDS
 from orchestration import emulators
@@ -38,6 +43,7 @@ PROJECT = "local-bench"
 BATCH_DECISIONS, BATCH_REFERENCE_DECISIONS = 100_000, 5_000
 STREAM_EVENTS, STREAM_REFERENCE_EVENTS = 15_000, 1_500
 TIMEOUT_SECONDS = 120
+LOAD_MINUTES, LOAD_EVENTS_A_SECOND = 10.0, 500
 
 
 def _viewers() -> MovieLens:
@@ -181,3 +187,64 @@ def streaming_bigquery() -> Result:
                 yield dataset
 
         return _compare_streams(datasets())
+
+
+def memory(minutes: float = LOAD_MINUTES) -> dict[str, Any]:
+    """What the streaming job holds after a tenth of the time and at its end, at 500 events a second, into Parquet."""
+    command = [sys.executable, "-m", "bench.ingest", str(minutes)]
+    child = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    measured: dict[str, Any] = json.loads(child.stdout)
+    return measured
+
+
+def _steady_load(minutes: float) -> dict[str, Any]:
+    """Runs in a process of its own. `megabytes` has what it held after each tenth."""
+    from google.cloud import pubsub_v1
+
+    settings = GeneratorSettings(num_decisions=5_000, start=START, decisions_per_shard=5_000)
+    chunks = ShardEncoder(_viewers()).lines(simulate_shard(_viewers(), settings, 0))
+    payloads = itertools.cycle([line for chunk in chunks for line in chunk.splitlines()])
+    topic, subscription = f"projects/{PROJECT}/topics/load", f"projects/{PROJECT}/subscriptions/load"
+    held: list[float] = []
+    published = 0
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        host = stack.enter_context(emulators.pubsub_emulator(Path(name)))
+        stack.enter_context(emulators.redirect(pubsub=host))
+        publisher = stack.enter_context(
+            pubsub_v1.PublisherClient(batch_settings=pubsub_v1.types.BatchSettings(max_messages=500))
+        )
+        subscriber = stack.enter_context(pubsub_v1.SubscriberClient())
+        publisher.create_topic(name=topic)
+        subscriber.create_subscription(name=subscription, topic=topic, ack_deadline_seconds=60)
+        reader = stack.enter_context(emulators.ReliableReader())
+        warehouse.create(Path(name) / "warehouse")
+        pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
+        outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, Path(name) / "warehouse")
+        reader.acknowledge_stored(outputs)
+        result = pipeline.run()
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < minutes * 60:
+            if passed >= minutes * 6 * (len(held) + 1):
+                held.append(round(megabytes("VmRSS"), 1))
+            due = int(passed * LOAD_EVENTS_A_SECOND) - published
+            for sent in [publisher.publish(topic, payload) for payload in itertools.islice(payloads, due)]:
+                sent.result()
+            published += due
+            time.sleep(0.2)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while reader.stored < published and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert reader.stored >= published, f"{reader.stored} of {published} stored"
+        held.append(round(megabytes("VmRSS"), 1))
+        result.cancel()
+    ratio = held[0] / held[-1]
+    return {
+        **Result(reference=held[0], ours=held[-1], unit="MB", ratio=ratio, ratio_min=ratio, ratio_max=ratio, runs=1),
+        "megabytes": held,
+        "minutes": minutes,
+        "events": published,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_steady_load(float(sys.argv[1]))))

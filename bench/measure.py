@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from typing import TypedDict
+from pathlib import Path
+from typing import Literal, TypedDict
 
 
 class Result(TypedDict):
@@ -22,6 +23,15 @@ def seconds(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
+
+
+def megabytes(which: Literal["VmRSS", "VmHWM"]) -> float:
+    """This process's memory in 10^6 bytes: resident now, or at its peak.
+
+    Not from `getrusage`: there a process begins with the peak of the one that started it.
+    """
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{which}:")]
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def compare(

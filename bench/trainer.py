@@ -1,7 +1,6 @@
 """Training throughput: windows on disk to a trained policy, against TF-Agents' eager loop and against bare numpy."""
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before TensorFlow is imported.
-from bench.measure import Result, compare, seconds
+from bench.measure import Result, compare, megabytes, seconds
 from contracts.policies import Exploration, Movie
 from contracts.trajectories import TrajectoryBatch
 from trainer import agents, dataset, neural, task
@@ -196,5 +195,4 @@ def _write(folder: Path, batch: TrajectoryBatch) -> ReadyWindow:
 
 if __name__ == "__main__":
     measured = _against_numpy(200_000, 1682)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({**measured, "peak_megabytes": round(peak)}))
+    print(json.dumps({**measured, "peak_megabytes": round(megabytes("VmHWM"))}))

@@ -21,6 +21,15 @@ def segment_name(opened_at: datetime, writer: str) -> str:
     return f"{compact_time(opened_at)}-{writer}"
 
 
+def is_segment(name: str) -> bool:
+    """Whether a file of that name is a segment; others are left alone."""
+    try:
+        opened_at(Path(name))
+    except ValueError:
+        return False
+    return True
+
+
 def opened_at(segment: Path) -> datetime:
     """When the segment was opened, from its name. Raises ValueError for a name that is not a segment's."""
     match = _NAME.match(segment.name)
@@ -31,12 +40,18 @@ def opened_at(segment: Path) -> datetime:
 
 def sealed_segments(folder: Path) -> list[Path]:
     """Sealed segments, oldest first; none when the folder is not there yet."""
-    return sorted(path for path in folder.glob(f"*{SEALED_SUFFIX}") if _NAME.match(path.name))
+    return sorted(path for path in folder.glob(f"*{SEALED_SUFFIX}") if is_segment(path.name))
 
 
 def open_segments(folder: Path) -> list[Path]:
     """Segments still being written, or abandoned."""
-    return sorted(path for path in folder.glob(f"*{OPEN_SUFFIX}") if _NAME.match(path.name))
+    return sorted(path for path in folder.glob(f"*{OPEN_SUFFIX}") if is_segment(path.name))
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Names of files that end as segments do, but are none."""
+    endings = (SEALED_SUFFIX, OPEN_SUFFIX)
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith(endings) and not is_segment(path.name))
 
 
 def seal(segment: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from contracts import documents
 from contracts.errors import InputError
 from contracts.records import Action, PolicyVersion, Timestamp
 from contracts.windows import Split, TrainingWindow
@@ -121,13 +122,7 @@ Verdict = Literal["better", "worse", "undecided"]
 
 def decode_card(data: bytes, where: str) -> PolicyCard:
     """The card in `data`. Raises InputError that names `where` and what is wrong."""
-    try:
-        card = msgspec.json.decode(data, type=PolicyCard)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{where}: not a policy: {error}") from None
-    if (found := card.schema_version) > SCHEMA_VERSION:
-        raise InputError(f"{where}: schema_version {found} is newer than this code's {SCHEMA_VERSION}")
-    return card
+    return documents.decode(data, PolicyCard, "policy", where, SCHEMA_VERSION)
 
 
 def decode_champion(data: bytes, where: str) -> Champion:
@@ -140,4 +135,4 @@ def decode_champion(data: bytes, where: str) -> Champion:
 
 def encode_json(value: PolicyCard | Champion) -> bytes:
     """`value` as indented JSON, the same bytes for the same value."""
-    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
+    return documents.encode(value)

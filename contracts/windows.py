@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from contracts.errors import InputError
+from contracts import documents
 from contracts.event_segments import compact_time
 from contracts.records import Timestamp
 
@@ -84,6 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     missing_reward: Literal["default", "drop"]
     default_reward: float
     holdback_share: float
+    late_horizon_seconds: float | None = None  # not in a window that was exported before this was written down
     observation_dim: Annotated[int, Meta(ge=0)]  # 0 only when there are no records
     files: list[WindowFile]
     counts: WindowCounts
@@ -96,18 +97,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 def decode_manifest(data: bytes, where: str) -> Manifest:
     """The manifest in `data`. Raises InputError that names `where` and what is wrong."""
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{where}: not a window manifest: {error}") from None
-    if (found := manifest.schema_version) > SCHEMA_VERSION:
-        raise InputError(f"{where}: schema_version {found} is newer than this code's {SCHEMA_VERSION}")
-    return manifest
+    return documents.decode(data, Manifest, "window manifest", where, SCHEMA_VERSION)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """`manifest` as indented JSON, the same bytes for the same manifest."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+    return documents.encode(manifest)
 
 
 def window_of(moment: datetime, origin: datetime, window_seconds: float) -> TrainingWindow:

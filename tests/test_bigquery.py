@@ -4,6 +4,7 @@ import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apache_beam as beam
@@ -19,10 +20,11 @@ from beam_jobs import bigquery, export_trajectories, ingest_events, replay_dead_
 from beam_jobs.bigquery import Dataset
 from beam_jobs.export_trajectories import ExportSettings, export
 from beam_jobs.options import LOCAL_RUNNER
-from beam_jobs.payloads import IngestCounts
+from beam_jobs.payloads import MAX_EVENT_BYTES, IngestCounts, ParseEventsFn, PayloadBatch
+from beam_jobs.replay_dead_letters import ReplayCounts
 from beam_jobs.tables import TableRows, record_batch
 from contracts.event_segments import segment_name
-from contracts.records import Decision, event_decoder
+from contracts.records import Decision, encoder, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES
 from contracts.windows import TrainingWindow
 from tests.simulated import events, rows
@@ -67,9 +69,61 @@ def test_replay_from_bigquery(dataset: Dataset) -> None:
     )
     client.close()
     counts = replay_dead_letters.replay(dataset, START, START + timedelta(days=1))
-    assert (counts.letters, counts.replayed, counts.remaining) == (2, 1, 1)
+    assert counts == ReplayCounts(letters=2, replayed=1, remaining=1)
     assert [row["source"] for row in rows(dataset, DEAD_LETTERS)] == ["1"]
     assert len(rows(dataset, DECISIONS)) == 1
+
+
+def test_what_bigquery_refuses_again_stays_a_dead_letter(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the same payload and source as the letter that is removed, and the new reason."""
+    decisions = [event for event in map(event_decoder.decode, events(3)) if isinstance(event, Decision)]
+    letters = [
+        msgspec.structs.replace(bigquery.refused_row(DECISIONS, row, "earlier"), failed_at=START)
+        for row in bigquery.json_rows(record_batch(DECISIONS, decisions))
+    ]
+    client = bigquery.client(PROJECT)
+    client.insert_rows_json(
+        dataset.table(DEAD_LETTERS), bigquery.json_rows(record_batch(DEAD_LETTERS, letters)), timeout=60
+    )
+    client.close()
+    bad = decisions[1].decision_id
+    emulated = bigquery.client
+    monkeypatch.setattr(bigquery, "client", lambda project: Pedant(emulated(project), bad))
+    far = datetime(2999, 1, 1, tzinfo=UTC)  # the range holds what fails now
+    counts = replay_dead_letters.replay(dataset, START, far)
+    assert counts == ReplayCounts(letters=3, replayed=2, remaining=1)
+    assert sorted(row["decision_id"] for row in rows(dataset, DECISIONS)) == sorted(
+        {event.decision_id for event in decisions} - {bad}
+    )
+    [left] = rows(dataset, DEAD_LETTERS)
+    assert (left["source"], left["error_type"]) == (bad, "RefusedByBigQuery")
+    assert left["error_message"] == "decision_id invalid no such decision"
+    assert event_decoder.decode(left["payload"]) == decisions[1]
+
+
+class Pedant:
+    """The emulator's client, but for one decision that it refuses: a load job as a whole, an inserted row by itself."""
+
+    def __init__(self, client: Any, refused: str) -> None:
+        self._client = client
+        self._refused = refused
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def load_table_from_file(self, file: Any, destination: str, **settings: Any) -> Any:
+        if self._refused in pq.read_table(file).to_pydict().get("decision_id", []):
+            return LoadJob("invalid")
+        file.seek(0)
+        return self._client.load_table_from_file(file, destination, **settings)
+
+    def insert_rows_json(self, table: str, json_rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+        reason = {"reason": "invalid", "location": "decision_id", "message": "no such decision"}
+        bad = [place for place, row in enumerate(json_rows) if row.get("decision_id") == self._refused]
+        good = [row for row in json_rows if row.get("decision_id") != self._refused]
+        if good:
+            assert not self._client.insert_rows_json(table, good)
+        return [{"index": place, "errors": [reason]} for place in bad]
 
 
 def test_tables_are_created_as_the_contract_says(dataset: Dataset) -> None:
@@ -114,18 +168,13 @@ def test_only_the_columns_and_the_range_asked_for_are_read(monkeypatch: pytest.M
 class LoadJob:
     """A load job as BigQuery keeps it."""
 
-    def __init__(self, fails: bool) -> None:
-        self.error_result = {"reason": "backendError"} if fails else None
+    def __init__(self, reason: str | None) -> None:
+        self.error_result = {"reason": reason} if reason else None
 
     def result(self) -> None:
         if self.error_result:
-            raise exceptions.InternalServerError("backendError")
-
-    def reload(self) -> None:
-        pass
-
-    def done(self) -> bool:
-        return True
+            kind = exceptions.BadRequest if self.error_result["reason"] == "invalid" else exceptions.InternalServerError
+            raise kind(self.error_result["reason"])
 
 
 class LoadingClient:
@@ -135,11 +184,15 @@ class LoadingClient:
         self.failures = failures
         self.jobs: dict[str, LoadJob] = {}
         self.loaded = 0
+        self.created = START
+
+    def get_table(self, table: str, **_: Any) -> Any:
+        return SimpleNamespace(created=self.created)
 
     def load_table_from_file(self, file: Any, destination: str, job_id: str, **_: Any) -> LoadJob:
         if job_id in self.jobs:
             raise exceptions.Conflict("Already Exists: Job")
-        self.jobs[job_id] = LoadJob(fails=self.failures > 0)
+        self.jobs[job_id] = LoadJob("backendError" if self.failures > 0 else None)
         self.failures -= 1
         if not self.jobs[job_id].error_result:
             self.loaded += pq.read_table(file).num_rows
@@ -165,6 +218,14 @@ def test_a_batch_is_loaded_once_however_often_it_is_tried(monkeypatch: pytest.Mo
     other = batch._replace(name="segment-000001")
     list(load.process(other))
     assert client.loaded == 14
+    # What a later code makes of the same events is not what was loaded.
+    list(load.process(batch._replace(rows=batch.rows.slice(1))))
+    assert client.loaded == 20
+    # The tables were dropped, and made again: those jobs' rows are gone.
+    client.created += timedelta(days=1)
+    load.setup()
+    list(load.process(batch))
+    assert client.loaded == 27
 
 
 def test_how_old_events_are_once_stored_is_a_metric(dataset: Dataset, tmp_path: Path) -> None:
@@ -195,6 +256,16 @@ class RefusingClient:
     def __init__(self, refused_action: int) -> None:
         self.refused_action = refused_action
         self.inserted: dict[str, list[dict[str, Any]]] = {}
+
+    def get_table(self, table: str, **_: Any) -> Any:
+        return SimpleNamespace(created=START)
+
+    def load_table_from_file(self, file: Any, destination: str, **_: Any) -> LoadJob:
+        found = pq.read_table(file).to_pylist()
+        if any(row.get("action") == self.refused_action for row in found):
+            return LoadJob("invalid")
+        self.inserted.setdefault(destination, []).extend(found)
+        return LoadJob(None)
 
     def insert_rows_json(self, table: str, json_rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
         assert settings["skip_invalid_rows"]
@@ -237,7 +308,7 @@ class RefusingWriteClient:
         return [types.AppendRowsResponse(append_result={})]
 
 
-@pytest.mark.parametrize("write_method", ["streaming_inserts", "storage_write_api"])
+@pytest.mark.parametrize("write_method", ingest_events.WRITE_METHODS)
 def test_rows_that_bigquery_refuses_become_dead_letters(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write_method: str
 ) -> None:
@@ -254,7 +325,7 @@ def test_rows_that_bigquery_refuses_become_dead_letters(
         ingest_events.build_pipeline(
             pipeline, [str(path) for path in tmp_path.iterdir()], Dataset(PROJECT, "d"), write_method
         )
-    if write_method == "streaming_inserts":
+    if write_method != "storage_write_api":
         inserted = {table.name: inserting.inserted[f"{PROJECT}.d.{table.name}"] for table in TABLES}
         reason = "action invalid no such action"
     else:
@@ -273,3 +344,61 @@ def test_rows_that_bigquery_refuses_become_dead_letters(
     ]
     replayable = sorted(map(event_decoder.decode, sent), key=lambda event: event.decision_id)
     assert replayable == sorted(refused, key=lambda event: event.decision_id)
+
+
+class PartitionedClient(RefusingClient):
+    """As BigQuery treats streamed rows: none goes into a partition of long ago."""
+
+    def __init__(self) -> None:
+        super().__init__(refused_action=-1)
+
+    def insert_rows_json(self, table: str, json_rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+        moments = [row.get("decided_at") or row.get("occurred_at") or row["failed_at"] for row in json_rows]
+        errors = [
+            {"index": place, "errors": [{"reason": "invalid", "message": "outside the allowed bounds"}]}
+            for place, moment in enumerate(moments)
+            if moment < "2000"
+        ]
+        bad = {error["index"] for error in errors}
+        self.inserted.setdefault(table, []).extend(row for place, row in enumerate(json_rows) if place not in bad)
+        return errors
+
+
+def test_the_largest_payload_fits_into_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a dead letter, in base 64, with the longest of messages: BigQuery refuses a larger request, and so would again."""
+    client = RefusingClient(refused_action=-1)
+    monkeypatch.setattr(bigquery, "client", lambda project: client)
+    received = PayloadBatch("one", [b"\\" * MAX_EVENT_BYTES, b"?" * (MAX_EVENT_BYTES + 1)], ["a", "b"], [START, START])
+    [rows] = [output.value for output in ParseEventsFn().process(received)]
+    assert rows.rows.num_rows == 2
+    sizes: list[int] = []
+    insert = client.insert_rows_json
+
+    def measured(table: str, json_rows: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+        sizes.append(len(msgspec.json.encode(json_rows)))
+        return insert(table, json_rows, **settings)
+
+    monkeypatch.setattr(client, "insert_rows_json", measured)
+    store = bigquery.InsertRowsFn(Dataset(PROJECT, "d"), DEAD_LETTERS)
+    store.setup()
+    list(store.process(rows))
+    assert max(sizes) < 10_000_000
+    assert sum(map(len, client.inserted.values())) == 2
+
+
+def test_a_moment_that_bigquery_has_no_partition_for_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = PartitionedClient()
+    monkeypatch.setattr(bigquery, "client", lambda project: client)
+    reward = event_decoder.decode(next(line for line in events(10) if b"occurred_at" in line))
+    old = encoder.encode(msgspec.structs.replace(reward, occurred_at=datetime(1650, 1, 1, tzinfo=UTC)))
+    (tmp_path / f"{segment_name(START, 'test')}.jsonl").write_bytes(old + b"\n" + encoder.encode(reward) + b"\n")
+    with beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"])) as pipeline:
+        ingest_events.build_pipeline(
+            pipeline, [str(path) for path in tmp_path.iterdir()], Dataset(PROJECT, "d"), "streaming_inserts"
+        )
+    assert len(client.inserted[f"{PROJECT}.d.rewards"]) == 1
+    [letter] = client.inserted[f"{PROJECT}.d.dead_letters"]
+    assert letter["error_message"] == "invalid outside the allowed bounds"
+    assert base64.b64decode(letter["payload"]).startswith(b'{"kind":"reward"')

@@ -18,9 +18,16 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from google.cloud import dataflow_v1beta3
 from google.protobuf import json_format
 
-from beam_jobs import bigquery, export_trajectories, generate_movielens, ingest_events
+from beam_jobs import bigquery, export_trajectories, generate_movielens, ingest_events, replay_dead_letters
+from beam_jobs.files import publish
+from beam_jobs.tables import TableRows, record_batch
+from contracts.event_segments import segment_name
+from contracts.records import DeadLetter
+from contracts.schemas import DEAD_LETTERS, DECISIONS
 from contracts.windows import decode_manifest
 from orchestration import emulators
+from tests import simulated
+from tests.simulated import START
 
 PROJECT = "local-test"
 _numbers = itertools.count()
@@ -182,6 +189,50 @@ def test_ingest_events(
     assert read.with_attributes
 
 
+@pytest.mark.parametrize("job", ["replay_dead_letters", "ingest_events"])
+def test_a_template_is_made_before_anything_runs(
+    dataflow: Dataflow, dataset: bigquery.Dataset, job: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flex template's launcher asks for the job's graph alone: what it would do is not done yet."""
+    letters = [
+        DeadLetter(payload=simulated.events(1)[0], error_type="x", error_message="m", stage="p", failed_at=START)
+    ]
+    store = bigquery.InsertRowsFn(dataset, DEAD_LETTERS)
+    store.setup()
+    list(store.process(TableRows("before", record_batch(DEAD_LETTERS, letters))))
+    store.teardown()
+    publish(f"gs://bucket/to_ingest/{segment_name(START, 'test')}.jsonl", [b"?\n"])
+    number = next(_numbers)
+    flags = {
+        "replay_dead_letters": ["--start=2026-01-01T00:00:00Z", "--end=2026-01-02T00:00:00Z"],
+        "ingest_events": ["--events=gs://bucket/to_ingest"],
+    }
+    main = {"replay_dead_letters": replay_dead_letters.main, "ingest_events": ingest_events.main}[job]
+    before = len(dataflow.posted)
+    flags_of_launcher = [
+        "--runner=DataflowRunner",
+        f"--project={PROJECT}",
+        "--region=europe-west1",
+        f"--temp_location=gs://bucket/temp-{number}",
+        f"--staging_location=gs://bucket/staging-{number}",
+        f"--template_location=gs://bucket/staging-{number}/template_launches/job_object",
+        "--no_auth",
+        "--sdk_location=container",
+    ]
+    tables = f"--warehouse=bigquery:{dataset.project}.{dataset.name}"
+    assert main([*flags[job], tables, *flags_of_launcher]) == 0
+    assert capsys.readouterr().out == "submitted\n"
+    assert dataflow.posted[before:] == []
+    [made] = (dataflow.bucket / f"staging-{number}").rglob("job_object")
+    job_proto = dataflow_v1beta3.Job.pb(dataflow_v1beta3.Job())
+    json_format.ParseDict(json.loads(made.read_text()), job_proto)
+    [path] = (dataflow.bucket / f"staging-{number}").rglob("pipeline.pb")
+    staged = beam_runner_api_pb2.Pipeline.FromString(path.read_bytes())
+    assert ("RemoveDeadLetters" in steps(staged)) == (job == "replay_dead_letters")
+    assert len(simulated.rows(dataset, DEAD_LETTERS)) == 1
+    assert simulated.rows(dataset, DECISIONS) == []
+
+
 def test_the_three_jobs_on_a_bucket(
     dataflow: Dataflow, bigquery_endpoint: emulators.BigQueryEndpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +246,7 @@ def test_the_three_jobs_on_a_bucket(
     events = ["--events=gs://bucket/run/events", "--catalogue=gs://bucket/run/catalogue.json"]
     assert generate_movielens.main([*size, start, *events, *cloud]) == 0
     assert (dataflow.bucket / "run" / "catalogue.json").is_file()
+    publish("gs://bucket/run/events/notes.jsonl", [b"no event\n"])  # not a segment: left alone
     tables = f"--warehouse=bigquery:{PROJECT}.on_a_bucket"
     assert ingest_events.main(["--events=gs://bucket/run/events", tables, *cloud]) == 0
     assert "60 decisions" in capsys.readouterr().out

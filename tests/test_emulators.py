@@ -180,10 +180,9 @@ def test_nothing_is_acknowledged_before_it_is_stored(queue: Queue, tmp_path: Pat
         reader.acknowledge_stored(outputs)
         shutil.rmtree(tmp_path / "rewards")
         (tmp_path / "rewards").write_text("in the way: rewards cannot be written")
-        result = pipeline.run()
-        wait_until(lambda: any((tmp_path / "decisions").rglob("*.parquet")))
-        time.sleep(0.5)
-        result.cancel()
+        with pytest.raises(RuntimeError, match="StoreEvents/Write_rewards"):
+            pipeline.run().wait_until_finish()
+        assert reader._ack_ids, "nothing in hand"
         assert reader.stored < len(payloads)
     from google.cloud import pubsub_v1
 

@@ -7,6 +7,7 @@ from contracts.event_segments import (
     OPEN_SUFFIX,
     SEALED_SUFFIX,
     compact_time,
+    foreign_files,
     open_segments,
     opened_at,
     parse_compact_time,
@@ -28,9 +29,12 @@ def test_names_say_when_and_sort_by_it(tmp_path):
 
 def test_sealing_moves_a_segment_from_open_to_sealed_and_foreign_files_are_left_alone(tmp_path):
     (tmp_path / "notes.jsonl").write_text("{}")
+    for suffix in (OPEN_SUFFIX, SEALED_SUFFIX):
+        (tmp_path / f"99999999T999999.000000Z-no-such-moment{suffix}").write_text("{}")
     segment = tmp_path / (segment_name(MOMENT, "w") + OPEN_SUFFIX)
     segment.write_text("{}\n")
     assert (open_segments(tmp_path), sealed_segments(tmp_path)) == ([segment], [])
+    assert len(foreign_files(tmp_path)) == 3
     sealed = seal(segment)
     assert (open_segments(tmp_path), sealed_segments(tmp_path)) == ([], [sealed])
 

@@ -1,11 +1,15 @@
+import dataclasses
 import hashlib
+import json
 import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -225,6 +229,35 @@ def test_another_window_of_the_same_start_is_refused(folder: Path, tmp_path: Pat
         export(folder, tmp_path, longer, SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward_window_seconds": 0.001}, "--reward-window-seconds 2.0, got 0.001"),
+        ({"settle_seconds": 2}, "--settle-seconds 1.0, got 2.0"),
+        ({"missing_reward": "drop"}, "--missing-reward default, got drop"),
+        ({"default_reward": 0}, "--default-reward -1.0, got 0.0"),
+        ({"holdback_share": 0.2}, "--holdback-share 0.1, got 0.2"),
+        ({"late_horizon_seconds": 60}, "--late-horizon-seconds 3600.0, got 60.0"),
+    ],
+)
+def test_the_same_window_with_other_settings_is_refused_and_left_alone(
+    folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    export(folder, tmp_path, WINDOW, SETTINGS)
+    before = digests(tmp_path / WINDOW.folder)
+    with pytest.raises(InputError, match=re.escape(f"this window was exported with {message}: remove it first")):
+        export(folder, tmp_path, WINDOW, dataclasses.replace(SETTINGS, **change))
+    assert digests(tmp_path / WINDOW.folder) == before
+
+
+def test_a_window_of_before_a_setting_was_written_down_is_taken(folder: Path, tmp_path: Path) -> None:
+    manifest = export(folder, tmp_path, WINDOW, SETTINGS)
+    path = tmp_path / WINDOW.folder / "manifest.json"
+    older = {name: value for name, value in json.loads(path.read_text()).items() if name != "late_horizon_seconds"}
+    path.write_text(json.dumps(older))
+    assert export(folder, tmp_path, WINDOW, SETTINGS) == msgspec.structs.replace(manifest, late_horizon_seconds=None)
+
+
 def test_a_window_without_time_zone_is_refused(folder: Path, tmp_path: Path) -> None:
     naive = TrainingWindow(START.replace(tzinfo=None), WINDOW.end.replace(tzinfo=None))
     with pytest.raises(InputError, match="--start, --end: must carry a time zone"):
@@ -246,7 +279,8 @@ def test_a_broken_manifest_is_told_and_left_alone(folder: Path, tmp_path: Path) 
         ({"reward_window_seconds": 0}, "--reward-window-seconds must be above 0, got 0"),
         ({"holdback_share": 1.0}, r"--holdback-share must be from 0 to below 1, got 1\.0"),
         ({"missing_reward": "guess"}, "--missing-reward must be default or drop, got guess"),
-        ({"default_reward": float("nan")}, "--default-reward must be finite, got nan"),
+        ({"default_reward": float("nan")}, r"--default-reward must be from -3.40282e\+38 to 3.40282e\+38, got nan"),
+        ({"default_reward": 1e300}, r"--default-reward must be from .* to 3.40282e\+38, got 1e\+300"),
         ({"max_records_per_file": 0}, "--max-records-per-file must be 1 or more, got 0"),
     ],
 )
@@ -262,6 +296,7 @@ def test_settings_that_make_no_sense(change: dict[str, object], message: str) ->
         (["--end", "2025-01-01T00:00:00Z"], "--start, --end: training window must end after its start, got"),
         (["--end", "2026-01-02"], "argument --end: a moment with its time zone expected"),
         (["--end", "2026-01-02T00:00:00Z", "--warehouse", "WINDOWS"], "is not a warehouse"),
+        (["--end", "2026-01-02T00:00:00Z", "--default-reward", "1e300"], "argument --default-reward: a number from"),
         (["--end", "2026-01-02T00:00:00Z", "--missing-reward", "x"], "argument --missing-reward.*invalid choice: 'x'"),
     ],
 )

@@ -173,7 +173,7 @@ def test_many_batches_and_a_line_too_large_to_be_an_event(events: Path, folder: 
     [letter] = rows(folder, DEAD_LETTERS)
     assert letter["source"] == f"{path.name}:{EVENTS_A_BATCH + 1}"
     assert letter["payload"] == huge[:65_536]
-    assert "longer than 10485760 bytes" in str(letter["error_message"])
+    assert f"longer than {MAX_EVENT_BYTES} bytes" in str(letter["error_message"])
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,20 @@ def test_command_line(events: Path, folder: Path, capsys: pytest.CaptureFixture[
     segment(events, decision(0), b"?")
     assert ingest_events.main(["--events", str(events), "--warehouse", str(folder)]) == 0
     assert capsys.readouterr().out == "2 events: 1 decisions, 0 rewards, 1 dead letters\n"
+
+
+def test_files_that_are_not_segments_are_mentioned(
+    events: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment(events, decision(0))
+    for name in ("99999999T999999.000000Z-no-such-moment.jsonl", "notes.jsonl"):
+        (events / name).write_bytes(decision(1) + b"\n")
+    assert ingest_events.main(["--events", str(events), "--warehouse", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "1 events: 1 decisions, 0 rewards, 0 dead letters\n"
+    assert err == (
+        "2 files not named as a segment were left alone, 99999999T999999.000000Z-no-such-moment.jsonl the first\n"
+    )
 
 
 @pytest.fixture

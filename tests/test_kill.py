@@ -4,10 +4,11 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import pytest
 
 from beam_jobs import warehouse
 from beam_jobs.export_trajectories import ExportSettings, export
@@ -18,29 +19,18 @@ from beam_jobs.ratings import load_ratings
 from contracts.event_segments import segment_name
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
 from contracts.windows import TrainingWindow
+from tests.killed import MOMENTS
 
 ROOT = Path(__file__).parents[1]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 KILLS = 5
 
 
-def kill_once_there_are(pattern: str, count: int, folder: Path, command: list[str]) -> bool:
-    """Runs a job until so many files are there, then kills it. False when it ended by itself."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    try:
-        while process.poll() is None:
-            if sum(1 for _ in folder.rglob(pattern)) >= count:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.001)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-        return process.returncode != 0
-    finally:
-        process.kill()
-        process.communicate()
+def kill(moment: str, count: int, job: str, flags: list[str]) -> None:
+    """Runs a job that is killed while it writes its `count`-th file."""
+    command = [sys.executable, "-m", "tests.killed", moment, str(count), job, *flags]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
 def test_ingestion_killed_five_times_while_events_flow(tmp_path: Path) -> None:
@@ -67,16 +57,13 @@ def test_ingestion_killed_five_times_while_events_flow(tmp_path: Path) -> None:
     rng = random.Random(1)
     sent: Counter[bytes] = Counter()
     next_segment = iter(range(segments))
-    command = ["beam_jobs.ingest_events", "--events", str(events), "--warehouse", str(folder)]
-    kills = 0
-    for _ in range(KILLS):
-        for _ in range(2):
+    flags = ["--events", str(events), "--warehouse", str(folder)]
+    for number in range(KILLS):
+        for _ in range(2):  # each of at least three files and a note
             sent += flow(next(next_segment))
-        there = sum(1 for _ in folder.rglob("*.parquet"))
-        kills += kill_once_there_are("*.parquet", there + rng.randint(1, 5), folder, command)
+        kill(MOMENTS[number % len(MOMENTS)], rng.randint(1, 8), "ingest_events", flags)
     for number in next_segment:
         sent += flow(number)
-    assert kills == KILLS
     ingest(events, folder)
     end = START + timedelta(days=1)
     decisions = warehouse.read_all(folder, DECISIONS, START, end).column("decision_id").to_pylist()
@@ -89,7 +76,8 @@ def test_ingestion_killed_five_times_while_events_flow(tmp_path: Path) -> None:
     assert not list(folder.rglob("*.unfinished"))
 
 
-def test_export_killed_and_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_export_killed_and_run_again(tmp_path: Path, moment: str) -> None:
     viewers = MovieLens.build(load_ratings("sample"), num_actions=20, rank=10, reward_noise=0.5, seed=0)
     settings = GeneratorSettings(num_decisions=3_000, start=START, decisions_per_shard=3_000)
     events, folder = tmp_path / "events", tmp_path / "warehouse"
@@ -100,10 +88,10 @@ def test_export_killed_and_run_again(tmp_path: Path) -> None:
     window = TrainingWindow(START, START + timedelta(seconds=5))
     export_settings = ExportSettings(reward_window_seconds=2, max_records_per_file=100)
     untouched = export(folder, tmp_path / "untouched", window, export_settings)
-    command = ["beam_jobs.export_trajectories", "--warehouse", str(folder), "--windows", str(tmp_path / "windows")]
-    command += ["--start", START.isoformat(), "--window-seconds", "5", "--reward-window-seconds", "2"]
-    command += ["--settle-seconds", "1", "--max-records-per-file", "100"]
-    assert kill_once_there_are("*.tfrecord", 5, tmp_path / "windows", command)
+    flags = ["--warehouse", str(folder), "--windows", str(tmp_path / "windows")]
+    flags += ["--start", START.isoformat(), "--window-seconds", "5", "--reward-window-seconds", "2"]
+    flags += ["--settle-seconds", "1", "--max-records-per-file", "100"]
+    kill(moment, 5, "export_trajectories", flags)
     assert not (tmp_path / "windows" / window.folder / "manifest.json").exists()
     assert export(folder, tmp_path / "windows", window, export_settings) == untouched
     files = {path.name: path.read_bytes() for path in (tmp_path / "untouched" / window.folder).iterdir()}

@@ -72,7 +72,15 @@ def test_of_a_movie_rated_twice_the_latest_counts(tmp_path: Path) -> None:
             "u.data, line 2, column 3: a rating from 0.5 to 5.0 expected, got '6'",
         ),
         ({"u_data": "1\t2\tnan\t4\n"}, "line 1, column 3: a rating .* got 'nan'"),
-        ({"u_data": "1\t2\t3\t1e3\n"}, "line 1, column 4: a whole-number timestamp expected, got '1e3'"),
+        ({"u_data": "1\t2\t3\t1e3\n"}, "line 1, column 4: a whole-number timestamp of 64 bits expected, got '1e3'"),
+        (
+            {"u_data": "1\t2\t3\t4\n1\t5\t3\t" + "9" * 30},
+            "u.data, line 2, column 4: a whole-number timestamp of 64 bits",
+        ),
+        (
+            {"ratings_csv": RATINGS_CSV + f"1,2,3,-{2**63 + 1}\n"},
+            "ratings.csv, line 5, column 4: a whole-number timestamp",
+        ),
         ({"u_data": ""}, "holds no ratings"),
         ({"u_data": U_DATA, "u_item": "1|A\n"}, r"u.item, line 1: 24 columns separated by \| expected, got 2"),
         ({"ratings_csv": RATINGS_CSV + "1,2,3\n"}, "ratings.csv, line 5: 4 columns expected, got 3"),

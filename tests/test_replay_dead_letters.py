@@ -1,4 +1,6 @@
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -70,6 +72,33 @@ def test_what_can_be_read_now_moves_and_the_rest_stays(tmp_path: Path) -> None:
     assert replay(tmp_path, START, END) == ReplayCounts(letters=2, replayed=0, remaining=2)
 
 
+def test_what_a_later_code_reads_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two letters of one file, of one moment: each is stored by the code that can first read it."""
+    store(tmp_path, "a", letter(decision(1), 1), letter(decision(2), 2))
+    with monkeypatch.context() as earlier_code:
+        earlier_code.setattr(replay_dead_letters, "readable", lambda payload: payload == decision(1))
+        assert replay(tmp_path, START, END) == ReplayCounts(letters=2, replayed=1, remaining=1)
+    assert replay(tmp_path, START, END) == ReplayCounts(letters=1, replayed=1, remaining=0)
+    decisions = warehouse.read(tmp_path, DECISIONS, START, END).rows.column("decision_id").to_pylist()
+    assert decisions == [decision_id(1), decision_id(2)]
+
+
+def test_replays_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one waits, and then finds what the first one left: it does not look for what was there before."""
+    store(tmp_path, "a", letter(decision(1), 1))
+    [path] = warehouse.files(tmp_path, DEAD_LETTERS, START, END)
+    locked = warehouse.locked
+
+    @contextmanager
+    def locked_by_another_first(folder: Path) -> Iterator[None]:
+        Path(path).unlink()  # as the first one does, before it lets go
+        with locked(folder):
+            yield
+
+    monkeypatch.setattr(warehouse, "locked", locked_by_another_first)
+    assert replay(tmp_path, START, END) == ReplayCounts()
+
+
 def test_only_the_range_is_replayed(tmp_path: Path) -> None:
     later = START + timedelta(hours=2)
     store(tmp_path, "a", letter(decision(1), 1), letter(decision(2), 2, later))
@@ -113,6 +142,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--warehouse", "nowhere", "--end", "2026-01-02T00:00:00Z"], "nowhere is not a warehouse"),
         (["--warehouse", "w", "--end", "2025-01-02T00:00:00Z"], "--end must be after --start"),
         (["--warehouse", "bigquery:x", "--end", "2026-01-02T00:00:00Z"], "bigquery:PROJECT.DATASET expected"),
+        (
+            ["--warehouse", "w", "--end", "2026-01-02T00:00:00Z", "--runner=DataflowRunner"],
+            "--warehouse: Dataflow has no folder of this machine, got 'w'",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

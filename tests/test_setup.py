@@ -21,3 +21,12 @@ def test_every_part_is_packaged(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (packages,) = tmp_path.glob("*.egg-info/top_level.txt")
     assert set(packages.read_text().split()) == {"contracts", "beam_jobs", "trainer", "predictor", "orchestration"}
+
+
+def test_every_lock_is_made_by_the_makefile():
+    """`make lock`, on every file there is: each says who made it, and the recipe writes it."""
+    locks = {path.stem: path.read_text() for path in (ROOT / "requirements").glob("*.txt")}
+    assert {name for name, text in locks.items() if "#    make lock\n" in text} == locks.keys()
+    recipe = subprocess.run(["make", "--dry-run", "lock"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    words = set(recipe.replace("/", " ").replace(".", " ").replace(";", " ").split())
+    assert locks.keys() <= words

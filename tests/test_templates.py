@@ -47,6 +47,15 @@ def test_dataflow_takes_the_metadata(job: str) -> None:
     assert all(len(pattern) > 2 for parameter in parsed.parameters for pattern in parameter.regexes)
 
 
+@pytest.mark.parametrize("job", ["ingest_events", "export_trajectories", "replay_dead_letters"])
+def test_help_says_which_commands_run_the_job(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        JOBS[job].main(["--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith(f"python -m beam_jobs.{job} --") for line in lines)
+    assert "--" not in templates.metadata(job)["description"]  # a template's says what it does alone
+
+
 @pytest.mark.parametrize(
     ("parameter", "good", "bad"),
     [

@@ -1,3 +1,4 @@
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -49,6 +50,21 @@ def test_a_range_is_half_open_and_ordered(folder: Path) -> None:
     keys = warehouse.read(folder, DECISIONS, START, START + seconds(1), ["decision_id"]).rows
     assert keys.to_pylist() == [{"decision_id": decision_id(0)}]
     assert warehouse.read_all(folder, DECISIONS, START, START + seconds(2)).num_rows == 2
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what is noted as ingested is there after the power failed, too."""
+    synced: list[tuple[int, int]] = []  # which file, and how long it was
+
+    def fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        synced.append((found.st_ino, found.st_size))
+        assert not list(folder.rglob("*.parquet"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(folder, "x", decision(0, START))
+    [path] = folder.rglob("*.parquet")
+    assert synced == [(path.stat().st_ino, path.stat().st_size)]
 
 
 def test_rows_stand_by_day_and_only_files_that_matter_are_opened(folder: Path) -> None:
