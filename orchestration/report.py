@@ -28,6 +28,7 @@ from orchestration.settings import LoopSettings
 from orchestration.simulator import new_movies
 from orchestration.truth import (
     InjectedFaults,
+    OfferedReward,
     RequestFailure,
     SentReward,
     ServedDecision,
@@ -257,13 +258,14 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
         )
         for position, entry in enumerate(journal)
     ]
+    observations = [row.tobytes() for row in movielens.observations]
     reference = movielens.reference
     return Report(
         settings=settings,
         reference=ReferenceReport(reference.oracle, reference.best_fixed_action, reference.uniform),
         bootstrap=windows[0],
         windows=windows[1:],
-        totals=_totals(folder, happened, stored, list(manifests.values()), card),
+        totals=_totals(folder, happened, stored, list(manifests.values()), card, observations),
         champion=champion.version,
         freshness_seconds=_percentiles(np.concatenate([*freshness[1:], np.zeros(0)])),
     )
@@ -275,13 +277,14 @@ class _Happened(NamedTuple):
     sessions: list[SessionStart]
     decisions: dict[str, tuple[bytes, int]]  # decision_id: observation (float32), action
     rewards: list[SentReward]
+    offered: dict[str, OfferedReward]  # decision_id: what a viewer that was killed may or may not have sent
     faults: list[InjectedFaults]
     failures: list[RequestFailure]
 
 
 def _what_happened(folder: RunFolder, movielens: MovieLens) -> _Happened:
     decisions: dict[str, tuple[bytes, int]] = {}
-    happened = _Happened([], decisions, [], [], [])
+    happened = _Happened([], decisions, [], {}, [], [])
     for segment in sealed_segments(folder.simulated):
         for line in segment.read_bytes().splitlines():
             event = event_decoder.decode(line)
@@ -298,8 +301,11 @@ def _what_happened(folder: RunFolder, movielens: MovieLens) -> _Happened:
                 happened.sessions.append(entry)
             case ServedDecision():
                 decisions[entry.decision_id] = (observations[entry.user], entry.action)
+            case OfferedReward():
+                happened.offered[entry.decision_id] = entry
             case SentReward():
                 happened.rewards.append(entry)
+                happened.offered.pop(entry.decision_id, None)
             case InjectedFaults():
                 happened.faults.append(entry)
             case RequestFailure():
@@ -456,7 +462,12 @@ def _freshness(
 
 
 def _totals(
-    folder: RunFolder, happened: _Happened, stored: _Stored, manifests: list[Manifest], card: PolicyCard
+    folder: RunFolder,
+    happened: _Happened,
+    stored: _Stored,
+    manifests: list[Manifest],
+    card: PolicyCard,
+    observations: list[bytes],  # of each viewer
 ) -> Totals:
     stored_ids = set(stored.decision_id.tolist())
     stored_rewards = set(
@@ -470,7 +481,7 @@ def _totals(
     lost_rewards = len(sent.keys() - stored_rewards)
     exported = sum(manifest.counts.decisions for manifest in manifests)
     not_exported = max(0, int(covered.sum()) - exported)
-    trained, duplicated, misattributed = _check_trained(folder, happened, stored, card)
+    trained, duplicated, misattributed = _check_trained(folder, happened, stored, card, observations)
     records = sum(manifest.records("train", "holdback") for manifest in manifests)
 
     injected = {
@@ -514,7 +525,9 @@ def _totals(
     )
 
 
-def _check_trained(folder: RunFolder, happened: _Happened, stored: _Stored, card: PolicyCard) -> tuple[int, int, int]:
+def _check_trained(
+    folder: RunFolder, happened: _Happened, stored: _Stored, card: PolicyCard, observations: list[bytes]
+) -> tuple[int, int, int]:
     """Reads every record that the champion's lineage was trained on, and holds it against what happened.
 
     Returns:
@@ -524,14 +537,21 @@ def _check_trained(folder: RunFolder, happened: _Happened, stored: _Stored, card
     decided = dict(zip(stored.decision_id.tolist(), stored.decided_at.tolist(), strict=True))
     own: Counter[tuple[bytes, int, float]] = Counter()
     answered = set()
-    for reward in happened.rewards:
-        served = happened.decisions.get(reward.decision_id)
+    decisions = dict(happened.decisions)
+    for decision_id, user, action in zip(
+        stored.decision_id.tolist(), stored.user.tolist(), stored.action.tolist(), strict=True
+    ):
+        if user >= 0:  # a viewer that was killed may not have noted its last ones
+            decisions.setdefault(decision_id, (observations[user], action))
+    rewards: list[SentReward | OfferedReward] = [*happened.rewards, *happened.offered.values()]
+    for reward in rewards:
+        served = decisions.get(reward.decision_id)
         in_time = reward.occurred_at - decided.get(reward.decision_id, 0) <= settings.reward_window_seconds * 1e6
         if served is not None and in_time and reward.decision_id not in answered:
             answered.add(reward.decision_id)
             own[(*served, float(np.float32(reward.reward)))] += 1
-    unanswered = Counter(served for decision_id, served in happened.decisions.items() if decision_id not in answered)
-    viewers = {observation for observation, _ in happened.decisions.values()}
+    unanswered = Counter(served for decision_id, served in decisions.items() if decision_id not in answered)
+    known = set(observations)
     trained = duplicated = misattributed = 0
     seen: Counter[Any] = Counter()
     windows = {window.start: window for window in dataset.ready_windows(folder.windows)}
@@ -541,7 +561,7 @@ def _check_trained(folder: RunFolder, happened: _Happened, stored: _Stored, card
                 batch.observation, batch.action.tolist(), batch.reward.tolist(), batch.defaulted.tolist(), strict=True
             ):
                 trained += 1
-                if observation.tobytes() not in viewers:
+                if observation.tobytes() not in known:
                     continue
                 key = (observation.tobytes(), action, reward)
                 happened_often = unanswered[key[:2]] if defaulted else own[key]

@@ -43,6 +43,7 @@ from orchestration.truth import (
     Entry,
     Fault,
     InjectedFaults,
+    OfferedReward,
     RequestFailure,
     SentReward,
     ServedDecision,
@@ -241,6 +242,11 @@ class Simulator:
 
     async def _send(self, client: httpx.AsyncClient, due: list[PlannedReward]) -> None:
         sent_at = time.time()
+        self._truth.append(
+            OfferedReward(planned.decision_id, planned.reward, utc_microseconds(planned.occurred_at))
+            for planned in due
+            if planned.fault != "orphan"
+        )
         bodies = [planned.body for planned in due for _ in range(2 if planned.fault == "twice" else 1)]
         try:
             response = await client.post(f"{self._endpoint}/rewards", content=msgspec.json.encode({"rewards": bodies}))

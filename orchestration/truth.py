@@ -34,6 +34,14 @@ class ServedDecision(msgspec.Struct, frozen=True, array_like=True, tag="served")
     asked_at: float  # seconds since the epoch
 
 
+class OfferedReward(msgspec.Struct, frozen=True, array_like=True, tag="offered"):
+    """A reward about to be sent. When no `SentReward` follows, the viewer was killed and it perhaps arrived."""
+
+    decision_id: str
+    reward: float
+    occurred_at: int  # microseconds since the epoch
+
+
 class SentReward(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
     """A reward that the predictor accepted, sent for a decision (`fault` "twice": two copies of it)."""
 
@@ -61,7 +69,7 @@ class RequestFailure(msgspec.Struct, frozen=True, array_like=True, tag="failed")
     decisions: int
 
 
-Entry = SessionStart | ServedDecision | SentReward | InjectedFaults | RequestFailure
+Entry = SessionStart | ServedDecision | OfferedReward | SentReward | InjectedFaults | RequestFailure
 
 _decoder = msgspec.json.Decoder(Entry)
 _encoder = msgspec.json.Encoder()
