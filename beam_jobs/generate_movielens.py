@@ -239,7 +239,7 @@ def generate(
 
 def parser() -> options.JobParser:
     """The job's flags."""
-    flags = options.JobParser(JOB, __doc__.split("\n\n")[0])
+    flags = options.JobParser(JOB, __doc__)
     flags.flag("ratings", options.TEXT, "MovieLens folder, tfds:movielens/100k-ratings, or sample", default="sample")
     flags.flag("events", options.TEXT, "folder of the event log to write to (created if need be)")
     flags.flag("num-decisions", options.whole(1), "decisions to simulate", default=2000)

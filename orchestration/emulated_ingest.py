@@ -28,7 +28,11 @@ STATUS_SECONDS = 0.1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry point; 0 after SIGTERM, 2 after wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m orchestration.emulated_ingest", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestration.emulated_ingest",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for name, text in (
         ("events", "subscription, as pubsub:projects/P/subscriptions/S"),
         ("warehouse", "dataset, as bigquery:P.DATASET"),

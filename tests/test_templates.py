@@ -47,7 +47,7 @@ def test_dataflow_takes_the_metadata(job: str) -> None:
     assert all(len(pattern) > 2 for parameter in parsed.parameters for pattern in parameter.regexes)
 
 
-@pytest.mark.parametrize("job", ["ingest_events", "export_trajectories", "replay_dead_letters"])
+@pytest.mark.parametrize("job", ["ingest_events", "export_trajectories", "replay_dead_letters", "generate_movielens"])
 def test_help_says_which_commands_run_the_job(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         JOBS[job].main(["--help"])
