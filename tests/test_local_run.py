@@ -1,6 +1,7 @@
 """The pipelines as KFP runs them here, with a real predictor and viewers who ask it while they run."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ import pytest
 from contracts.errors import InputError
 from orchestration import configuration, local_run, plan, runs
 from orchestration.runs import RunReport
+from predictor import policy as policy_files
 from tests.servers import Server, predictor
 from tests.viewers import Viewers
 
@@ -51,6 +53,14 @@ class Environment:
     def served(self) -> str:
         version: str = self.server.get("/health").body["policy_version"]
         return version
+
+    def remove_untrained_windows(self) -> None:
+        """A window stays as it was exported: for other settings, those that were not trained on must go."""
+        card = policy_files.read_card(self.root / "policies" / self.champion())
+        trained = {one.window.folder for one in card.trained_on}
+        for folder in (self.root / "windows").glob("window=*"):
+            if folder.name not in trained:
+                shutil.rmtree(folder)
 
     def retrain(self, **given: str) -> RunReport:
         """With viewers meanwhile."""
@@ -119,6 +129,7 @@ def test_a_bad_candidate_is_refused_with_the_reason(environment):
 
 def test_a_canary_whose_reward_drops_is_rolled_back_and_does_not_come_again(environment):
     before = environment.champion()
+    environment.remove_untrained_windows()
     environment.viewers.watch(400)
     time.sleep(CLOSED_SECONDS)
     environment.viewers.candidate_reward = -5.0
@@ -136,6 +147,7 @@ def test_a_canary_whose_reward_drops_is_rolled_back_and_does_not_come_again(envi
 
 def test_tuning_trains_the_best_settings_afresh_and_compares_them(environment):
     before = environment.champion()
+    environment.remove_untrained_windows()
     report = run("tune", environment.root, trials="3", canary_share="0")
     assert report.outcome in ("promoted", "refused")
     assert report.version != before
