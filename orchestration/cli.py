@@ -49,15 +49,26 @@ PROGRAM = "orchestration.cli"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Exit code 0 when done, 2 after wrong input, 130 after ctrl-C."""
     arguments = build_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         code: int = arguments.command(arguments)
-    except InputError as error:
-        sys.stderr.write(f"{PROGRAM}: error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\n{PROGRAM}: interrupted; its processes have ended.{_how_to_go_on(arguments)}\n")
-        return 130
+    except BaseException as error:
+        # Native code that is interrupted (a query, a pipeline) may end with an error of its own.
+        if interrupted:
+            sys.stderr.write(f"\n{PROGRAM}: interrupted; its processes have ended.{_how_to_go_on(arguments)}\n")
+            return 130
+        if isinstance(error, InputError):
+            sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+            return 2
+        raise
     return code
 
 
@@ -353,10 +364,6 @@ def _native_messages_withheld() -> Iterator[None]:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

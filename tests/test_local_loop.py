@@ -225,7 +225,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
 
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == 130, errors
     assert "interrupted; its processes have ended. It can go on" in errors
     assert processes_of(out) == []
 
