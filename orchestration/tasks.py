@@ -53,7 +53,10 @@ def resolve_retrain(root: str, run_id: str, settings: WindowSettings, until: str
     with runs.step(root, run_id, "resolve_windows") as record:
         if vertex:
             _follow_endpoint(Places(Path(root)).policies, vertex)
-        moment = plans.parse_moment(until, "until") if until else datetime.now(UTC)
+        now = datetime.now(UTC)
+        moment = plans.parse_moment(until, "until") if until else now
+        if moment > now:
+            raise InputError(f"until must not be later than now ({now:%Y-%m-%dT%H:%M:%SZ}), got {until}")
         made = plans.for_retrain(Path(root), run_id, settings, moment)
         record.said = _describe(made)
         return msgspec.json.encode(made).decode()
@@ -128,6 +131,7 @@ def export_windows(plan: str) -> str:
             record.said, record.outcome = "nobody asked for a movie in these windows", "nothing new"
             return "nothing new"
         record.said = f"{decisions} decisions in {len(made.windows)} window(s)"
+        record.windows, record.decisions = len(made.windows), decisions
         return "exported"
 
 
@@ -203,6 +207,7 @@ def exported(plan: str) -> str:
             record.said, record.outcome = made.reason or "nobody asked for a movie in these windows", "nothing new"
             return "nothing new"
         record.said = f"{decisions} decisions in {len(made.windows)} window(s)"
+        record.windows, record.decisions = len(made.windows), decisions
         return "exported"
 
 
@@ -343,14 +348,14 @@ def register(plan: str, candidate: str, result: str, vertex: str) -> str:
     """Writes the gate's estimate into the policy's card, and registers it in the Vertex AI Model Registry."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "register") as record:
-        from orchestration.steps import GateResult, replace_file
+        from orchestration.steps import GateResult
 
         judged = msgspec.json.decode(result, type=GateResult)
         path = made.places.policies / candidate / policies.CARD_NAME
         card = policies.decode_card(path.read_bytes(), str(path))
         if card.evaluation != judged.evaluation:
             card = msgspec.structs.replace(card, evaluation=judged.evaluation)
-            replace_file(path, policies.encode_json(card))
+            plans.replace_file(path, policies.encode_json(card))
         record.version, record.said = candidate, f"{candidate}: {judged.reason}"
         if vertex:
             record.said = _vertex(vertex).register(card, judged.reason)
@@ -418,11 +423,9 @@ def withdraw(plan: str, candidate: str, vertex: str) -> str:
 def report_outcome(root: str, run_id: str, pipeline: str, vertex: str, state: str, error: str) -> None:
     """What became of the run, in one line and in its report. A canary that a failure left behind is ended."""
     report = runs.close(Path(root), run_id, pipeline, state, error, datetime.now(UTC))
-    store = Places(Path(root)).policies
-    current = plans.champion(store)
-    if report.outcome == "failed" and current is not None and current.candidate is not None:
-        _end_canary(store, vertex)
     print(report.line)
+    if report.outcome == "failed":
+        _end_canary(Places(Path(root)).policies, vertex)
 
 
 def wait_until_served(endpoint: str, version: str) -> None:
@@ -481,9 +484,14 @@ def _vertex(place: str) -> "Vertex":
 
 
 def _end_canary(store: Path, vertex: str) -> None:
-    """Gives all decisions back to the champion."""
+    """Gives all decisions back to the champion, where there is one.
+
+    The endpoint may have a canary of which the store does not know: it changes first.
+    """
     from orchestration import canary
 
+    if plans.champion(store) is None:
+        return
     if vertex:
         _vertex(vertex).end_canary()
     canary.end(store)
