@@ -111,8 +111,9 @@ def close(root: Path, run_id: str, pipeline: str, state: str, error: str, now: d
         outcome, reason = decided[-1].outcome or "failed", decided[-1].said
     elif failed:
         reason = f"{failed[-1].step}: {failed[-1].error}"
-    else:
-        reason = error or f"the pipeline ended in state {state} before a step of ours decided"
+    else:  # a task ended before its step could begin: no machine, no image, killed as it started
+        after = f"after the step {done[-1].step}" if done else "before the first step"
+        reason = f"{after}: {error or f'the pipeline ended in state {state}'}"
     seconds: dict[str, float] = {}
     for record in done:  # a job of each window is a step of the same name
         seconds[record.step] = round(seconds.get(record.step, 0.0) + record.seconds, 3)

@@ -74,6 +74,13 @@ def test_rights_are_the_least() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_the_ratings_of_a_bootstrap_can_be_read_in_the_image_of_the_jobs(name: str) -> None:
+    assert configuration.load(name).own["bootstrap"]["ratings"] == "tfds:movielens/100k-ratings"
+    locked = (INFRA.parent / "requirements" / "beam.txt").read_text()
+    assert re.search(r"^tensorflow-datasets==", locked, re.MULTILINE)
+
+
 def test_the_environments_are_what_is_set_up() -> None:
     """Names that `orchestration.configuration` derives, as Terraform makes them of the same name and project."""
     text = "\n".join(path.read_text() for path in sorted(INFRA.glob("*.tf")))

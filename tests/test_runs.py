@@ -32,6 +32,17 @@ def test_a_step_that_is_killed_is_the_one_that_failed(tmp_path):
     assert runs.reports(tmp_path) == [report]
 
 
+def test_a_task_that_never_came_to_its_step_is_said_to_be_after_the_last_one(tmp_path):
+    assert runs.close(tmp_path, "r", "retrain", "FAILED", "no quota", NOW).reason == "before the first step: no quota"
+    with runs.step(str(tmp_path), "r", "export_windows") as record:
+        record.said = "1 window"
+    report = runs.close(tmp_path, "r", "retrain", "FAILED", "no quota", NOW)
+    assert report.reason == "after the step export_windows: no quota"
+    assert runs.close(tmp_path, "r", "retrain", "CANCELLED", "", NOW).reason == (
+        "after the step export_windows: the pipeline ended in state CANCELLED"
+    )
+
+
 def test_steps_of_one_name_add_up(tmp_path):
     for _ in range(3):
         with runs.step(str(tmp_path), "r", "export_trajectories") as record:

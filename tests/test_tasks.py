@@ -151,7 +151,7 @@ def test_a_failure_in_the_canary_gives_everything_back_to_the_champion(environme
     assert environment.split() == {"old": 100}
     assert environment.serving() == ("old", None)
     (report,) = runs.reports(environment.root)
-    assert (report.outcome, report.reason) == ("failed", "the worker was lost")
+    assert (report.outcome, report.reason) == ("failed", "after the step promote: the worker was lost")
 
 
 def test_a_canary_that_the_store_does_not_know_of_is_ended_too(environment):
@@ -166,7 +166,7 @@ def test_a_canary_that_the_store_does_not_know_of_is_ended_too(environment):
 def test_a_bootstrap_that_fails_has_no_canary_to_end(environment, tmp_path):
     tasks.report_outcome(str(tmp_path / "new"), "run", "bootstrap", environment.place, "FAILED", "no quota")
     (report,) = runs.reports(tmp_path / "new")
-    assert (report.outcome, report.reason) == ("failed", "no quota")
+    assert (report.outcome, report.reason) == ("failed", "before the first step: no quota")
 
 
 def test_the_store_follows_what_was_promoted_and_rolled_back_by_hand(environment):
