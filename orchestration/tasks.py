@@ -6,9 +6,9 @@ what happens to the policy store happens to the Vertex AI endpoint too, and firs
 what serves.
 """
 
+import http.client
 import importlib
 import time
-import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ Hyperparameters = dict[str, float | int | str | bool]
 JOBS = ("generate_movielens", "ingest_events", "export_trajectories")  # in this order
 SEAL_TIMEOUT_SECONDS = 30.0
 SWAP_TIMEOUT_SECONDS = 30.0
+HEALTH_TIMEOUT_SECONDS = 10.0
 LATE_HORIZON_SECONDS = 3600.0
 
 
@@ -401,6 +402,8 @@ def promote(plan: str, candidate: str, result: str, endpoint: str, vertex: str) 
 
         judged = msgspec.json.decode(result, type=steps.GateResult)
         reason = "; ".join([judged.reason, *_said_in_canary(made)])
+        if endpoint:
+            served(endpoint)  # one that is gone is told before anything has changed
         if vertex:
             _vertex(vertex).promote(candidate, reason)
         steps.roll_out(made.places.policies, candidate, reason, datetime.now(UTC))
@@ -431,18 +434,35 @@ def report_outcome(root: str, run_id: str, pipeline: str, vertex: str, state: st
 def wait_until_served(endpoint: str, version: str) -> None:
     """Returns once the predictor at `endpoint` says that it serves `version`. Raises InputError when it does not."""
     deadline = time.monotonic() + SWAP_TIMEOUT_SECONDS
-    answer = "no answer"
-    while time.monotonic() < deadline:
+    while True:
         try:
-            with urllib.request.urlopen(f"{endpoint.rstrip('/')}/health", timeout=2) as response:
-                answer = response.read().decode()
-        except (urllib.error.URLError, TimeoutError, ValueError) as error:
-            answer = str(error)
-        else:
-            if msgspec.json.decode(answer)["policy_version"] == version:
+            if (found := served(endpoint)) == version:
                 return
+            problem = InputError(
+                f"endpoint: {endpoint} still serves {found} after {SWAP_TIMEOUT_SECONDS:g} s, not {version}"
+            )
+        except InputError as error:  # it may be back in time
+            problem = error
+        if time.monotonic() > deadline:
+            raise problem
         time.sleep(0.05)
-    raise InputError(f"endpoint: {endpoint} did not serve {version} within {SWAP_TIMEOUT_SECONDS:g} s: {answer:.200}")
+
+
+def served(endpoint: str) -> str:
+    """The policy that the predictor at `endpoint` says it serves. Raises InputError when it is gone, or is none."""
+    answer = b""
+    try:
+        with urllib.request.urlopen(f"{endpoint.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS) as response:
+            answer = response.read()
+        return msgspec.json.decode(answer, type=_Health).policy_version
+    except msgspec.DecodeError:
+        raise InputError(f"endpoint: {endpoint} is no predictor: its /health says {answer.decode()!r:.200}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and HTTPError are OSErrors
+        raise InputError(f"endpoint: {endpoint} is gone: {error}") from None
+
+
+class _Health(msgspec.Struct):
+    policy_version: str
 
 
 def _export_parameters(

@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
@@ -151,7 +152,7 @@ def test_a_failure_in_the_canary_gives_everything_back_to_the_champion(environme
     assert environment.split() == {"old": 100}
     assert environment.serving() == ("old", None)
     (report,) = runs.reports(environment.root)
-    assert (report.outcome, report.reason) == ("failed", "after the step promote: the worker was lost")
+    assert (report.outcome, report.reason) == ("failed", "after the step register: the worker was lost")
 
 
 def test_a_canary_that_the_store_does_not_know_of_is_ended_too(environment):
@@ -183,6 +184,37 @@ def test_the_store_follows_what_was_promoted_and_rolled_back_by_hand(environment
     assert environment.serving() == ("old", None)
     reasons = [past.reason for past in steps.history(environment.places.policies)]
     assert reasons[1:] == ["it serves on the endpoint: it looks good", "it serves on the endpoint: it was not"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, r"is gone: <urlopen error \[Errno 111\] Connection refused>"),
+        (b"<html>", r"is no predictor: its /health says '<html>'"),
+        (b'{"status": "fine"}', r"is no predictor: its /health says '\{\"status\": \"fine\"\}'"),
+    ],
+)
+def test_an_endpoint_that_is_gone_or_none_is_told_before_anything_changes(environment, answer, message):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        if answer is None:
+            server.server_close()
+        else:
+            threading.Thread(target=server.serve_forever).start()
+        with pytest.raises(InputError, match=f"^endpoint: {endpoint} {message}$"):
+            tasks.promote(environment.plan, "new", PASSED, endpoint, "")
+        if answer is not None:
+            server.shutdown()
+    assert environment.serving() == ("old", None)
 
 
 def test_a_window_that_is_yet_to_come_is_not_waited_for(environment):
