@@ -3,7 +3,7 @@
 On the embedded backend each step is a process of its own. On the emulators all run in this process, whose clients are
 pointed at them: what they need beyond Google Cloud is no business of the steps.
 
-KFP's own words go to `<root>/runs/kfp.log`; what the steps say, to the terminal.
+KFP's own words, and standard error meanwhile, go to `<root>/runs/kfp.log`; what the steps say, to the terminal.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from contracts.errors import InputError
 from orchestration import pipelines, runs, tasks
@@ -154,6 +154,18 @@ def _cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in found)
 
 
+@contextlib.contextmanager
+def _standard_error_in(file: IO[str]) -> Iterator[None]:
+    """Also what native code writes: TensorFlow tells of the CPU as it is loaded, whatever TF_CPP_MIN_LOG_LEVEL says."""
+    terminal = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
 def _run(pipeline: Any, parameters: dict[str, Any], folder: Path) -> None:
     from kfp import local
 
@@ -162,7 +174,7 @@ def _run(pipeline: Any, parameters: dict[str, Any], folder: Path) -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     log = folder / LOG_NAME
     said_before = log.stat().st_size if log.exists() else 0
-    with log.open("a") as file, contextlib.redirect_stdout(file):
+    with log.open("a") as file, contextlib.redirect_stdout(file), _standard_error_in(file):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "kfp"), raise_on_error=False)
         pipeline(**parameters)
     with log.open() as file:

@@ -40,6 +40,8 @@ DEPLOY_TIMEOUT_SECONDS = 1800
 # Of one version: a description has its limits, and who goes back and forth more often than this has the audit log.
 MAX_PROMOTIONS = 20
 MOVES = 5  # of an alias, while others move it
+# What the service answers when somebody else changed the thing in between.
+MET = (exceptions.NotFound, exceptions.BadRequest, exceptions.Conflict)
 UNDER_WAY = {"PIPELINE_STATE_QUEUED", "PIPELINE_STATE_PENDING", "PIPELINE_STATE_RUNNING"}
 
 
@@ -234,10 +236,13 @@ class Vertex:
         with _told():
             endpoint = self._endpoint()
             keep = set(self._roles().values())
-            gone = [one for one in self._deployed(endpoint) if not one.traffic and one.version not in keep]
-            for one in gone:
-                endpoint.undeploy(deployed_model_id=one.id)
-            return f"undeployed {', '.join(one.version for one in gone)}" if gone else "nothing was idle"
+            gone = []
+            for one in self._deployed(endpoint):
+                if not one.traffic and one.version not in keep:
+                    with suppress(*MET):  # it is gone, or has traffic now
+                        endpoint.undeploy(deployed_model_id=one.id)
+                        gone.append(one.version)
+            return f"undeployed {', '.join(gone)}" if gone else "nothing was idle"
 
     def deployed(self) -> list[Deployed]:
         """What is on the endpoint, most traffic first; nothing when there is no endpoint."""
@@ -458,7 +463,7 @@ class Vertex:
                 if name in by_alias:
                     model.versioning_registry.remove_version_aliases([name], by_alias[name])
                 model.versioning_registry.add_version_aliases([name], number)
-            except exceptions.ClientError:  # somebody else moves it too
+            except MET:  # somebody else moves it too
                 continue
         raise InputError(f"model {self._place.endpoint}: alias {name!r} could not be moved to {version}")
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -198,6 +199,15 @@ def test_a_run_that_was_killed_in_its_canary_is_closed_by_the_next_one(environme
     assert killed.line in capsys.readouterr().out
     assert environment.champion() == before
     environment.server.wait_for(lambda health: health["policy_version"] == before)
+
+
+def test_what_native_code_writes_meanwhile_is_kept_from_the_terminal(tmp_path, capfd):
+    with (tmp_path / "log").open("w") as log:
+        with local_run._standard_error_in(log):
+            os.write(2, b"of the CPU")
+        os.write(2, b"of what failed")
+    assert (tmp_path / "log").read_text() == "of the CPU"
+    assert capfd.readouterr().err == "of what failed"
 
 
 def test_two_runs_at_a_time_are_one_too_many(tmp_path):

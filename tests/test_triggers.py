@@ -195,8 +195,13 @@ def test_a_schedule_is_created_updated_paused_and_deleted_by_its_name(environmen
     assert capsys.readouterr().err == "orchestration.cli: error: there is no schedule of 'retrain' in films\n"
 
 
-def test_two_who_schedule_at_a_time_leave_one_schedule(environment):
+def test_two_who_schedule_at_a_time_leave_one_schedule(environment, tmp_path):
     loaded = environment.loaded()
+    cloud = loaded.needed_cloud()
+    yaml = tmp_path / "retrain.yaml"
+    yaml.write_text(pipelines.compiled(pipelines.build("retrain", loaded)))  # KFP builds one pipeline at a time
+    parameters = pipelines.parameters("retrain", loaded)
+    vertex = Vertex(pipelines.place(cloud))
     both = threading.Barrier(2, timeout=60)
     create = PipelineJob.create_schedule
 
@@ -206,7 +211,11 @@ def test_two_who_schedule_at_a_time_leave_one_schedule(environment):
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:
         patch.setattr(PipelineJob, "create_schedule", create_together)
-        said = list(threads.map(lambda _: triggers.schedule("retrain", loaded, {}), range(2)))
+        created = [
+            threads.submit(vertex.schedule, "retrain", yaml, parameters, cloud.root_uri, cloud.cron, "digest")
+            for _ in range(2)
+        ]
+        said = [one.result() for one in created]
     assert said == ["retrain is scheduled: TZ=Etc/UTC 5 * * * *"] * 2
     assert len(environment.fake.schedules) == 1
 
