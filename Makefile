@@ -68,7 +68,8 @@ bench-learning: $(PEERS)/.installed ## Learn beside mabwiser and VowpalWabbit (L
 lock: $(INSTALLED) ## Resolve the requirements anew
 	$(BIN)/uv pip compile --quiet setup.py --extra dev --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/dev.txt
 	for part in beam trainer predictor; do \
-	  $(BIN)/uv pip compile --quiet setup.py --extra $$part --constraint requirements/dev.txt --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/$$part.txt; \
+	  extras="--extra $$part"; if [ $$part = beam ]; then extras+=" --extra tfds"; fi; \
+	  $(BIN)/uv pip compile --quiet setup.py $$extras --constraint requirements/dev.txt --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/$$part.txt; \
 	done
 	for part in bench emulators; do \
 	  $(BIN)/uv pip compile --quiet requirements/$$part.in --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/$$part.txt; \

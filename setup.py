@@ -36,6 +36,7 @@ PREDICTOR = [
     "uvloop",
 ]
 ORCHESTRATION = [
+    "functions-framework==3.10.2",
     "google-cloud-aiplatform==1.165.1",
     "google-cloud-bigquery",
     "google-cloud-pipeline-components==2.22.0",

@@ -4,6 +4,7 @@ resource "google_service_account" "part" {
   for_each = {
     dataflow  = "Runs the Beam jobs"
     predictor = "Serves, and publishes decisions and rewards"
+    traffic   = "Simulated viewers: ask the endpoint, and publish rewards"
     trainer   = "Trains and evaluates policies"
     pipelines = "Runs the retraining pipelines"
   }
@@ -81,21 +82,24 @@ resource "google_storage_bucket_iam_member" "predictor_reads_policies" {
   }
 }
 
-# The trainer reads windows and writes policies.
+# The trainer reads windows and writes policies; as a step of a pipeline also what it did and gave, and a study's trials.
 resource "google_storage_bucket_iam_member" "trainer_reads_artifacts" {
   bucket = google_storage_bucket.artifacts.name
   role   = "roles/storage.objectViewer"
   member = local.member.trainer
 }
 
-resource "google_storage_bucket_iam_member" "trainer_writes_policies" {
+resource "google_storage_bucket_iam_member" "trainer_writes_policies_and_runs" {
   bucket = google_storage_bucket.artifacts.name
   role   = "roles/storage.objectAdmin"
   member = local.member.trainer
 
   condition {
-    title      = "policies only"
-    expression = "resource.name.startsWith('projects/_/buckets/${google_storage_bucket.artifacts.name}/objects/policies/')"
+    title = "policies and runs only"
+    expression = join(" || ", [
+      for folder in ["policies", "pipelines", "runs", "studies"] :
+      "resource.name.startsWith('projects/_/buckets/${google_storage_bucket.artifacts.name}/objects/${folder}/')"
+    ])
   }
 }
 
@@ -107,8 +111,9 @@ resource "google_project_iam_member" "pipelines_start_jobs" {
   member   = local.member.pipelines
 }
 
+# Also as themselves: the trigger submits pipelines that run as the account that it runs as.
 resource "google_service_account_iam_member" "pipelines_act_as_parts" {
-  for_each           = toset(["dataflow", "predictor", "trainer"])
+  for_each           = toset(["dataflow", "pipelines", "predictor", "trainer"])
   service_account_id = google_service_account.part[each.value].name
   role               = "roles/iam.serviceAccountUser"
   member             = local.member.pipelines
@@ -118,4 +123,30 @@ resource "google_storage_bucket_iam_member" "pipelines_write_artifacts" {
   bucket = google_storage_bucket.artifacts.name
   role   = "roles/storage.objectAdmin"
   member = local.member.pipelines
+}
+
+# A canary is judged by the rewards in the tables.
+resource "google_bigquery_dataset_iam_member" "pipelines_read_tables" {
+  dataset_id = google_bigquery_dataset.events.dataset_id
+  role       = "roles/bigquery.dataViewer"
+  member     = local.member.pipelines
+}
+
+resource "google_project_iam_member" "pipelines_open_read_sessions" {
+  project = var.project
+  role    = "roles/bigquery.readSessionUser"
+  member  = local.member.pipelines
+}
+
+# Simulated viewers ask the endpoint, and publish rewards as an application would.
+resource "google_project_iam_member" "traffic_asks_the_endpoint" {
+  project = var.project
+  role    = "roles/aiplatform.user"
+  member  = local.member.traffic
+}
+
+resource "google_pubsub_topic_iam_member" "traffic_publishes_rewards" {
+  topic  = google_pubsub_topic.events.name
+  role   = "roles/pubsub.publisher"
+  member = local.member.traffic
 }

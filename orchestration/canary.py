@@ -186,8 +186,6 @@ def _rows(
 
 
 def _point(store: Path, pointer: Champion) -> Champion:
-    from orchestration.steps import replace_file
-
     if pointer != plan.champion(store):
-        replace_file(store / policies.CHAMPION_NAME, policies.encode_json(pointer))
+        plan.replace_file(store / policies.CHAMPION_NAME, policies.encode_json(pointer))
     return pointer

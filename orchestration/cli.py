@@ -47,7 +47,7 @@ PROGRAM = "orchestration.cli"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. Exit code 0 when done, 2 after wrong input, 130 after ctrl-C."""
+    """Runs the command line. Exit code 0 when done, 1 when a pipeline failed, 2 after wrong input, 130 after ctrl-C."""
     arguments = build_parser().parse_args(argv)
     interrupted = False
 
@@ -183,6 +183,8 @@ def _run_local(arguments: argparse.Namespace) -> int:
 
     loaded = configuration.load(arguments.config, arguments.project)
     report = local_run.run(arguments.pipeline, loaded, _given(arguments))
+    if report.wrong_input:
+        return 2
     return 1 if report.outcome == "failed" else 0
 
 

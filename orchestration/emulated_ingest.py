@@ -21,7 +21,7 @@ from beam_jobs import bigquery, ingest_events, pubsub
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from contracts.errors import InputError
 from orchestration import emulators
-from orchestration.steps import replace_file
+from orchestration.plan import replace_file
 
 STATUS_SECONDS = 0.1
 

@@ -3,26 +3,29 @@
 On the embedded backend each step is a process of its own. On the emulators all run in this process, whose clients are
 pointed at them: what they need beyond Google Cloud is no business of the steps.
 
-KFP's own words go to `<root>/runs/kfp.log`; what the steps say, to the terminal.
+KFP's own words, and standard error meanwhile, go to `<root>/runs/kfp.log`; what the steps say, to the terminal.
 """
 
 import contextlib
+import fcntl
 import os
+import resource
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from contracts.errors import InputError
-from orchestration import pipelines, runs
+from orchestration import pipelines, runs, tasks
 from orchestration.configuration import Configuration
 from orchestration.plan import Places
 from orchestration.runs import RunReport
 
 LOG_NAME = "kfp.log"
+LOCK_NAME = ".lock"
 # What KFP's local runner says when it could not tell which branch to take, and then takes one.
 WRONG_BRANCH = ("Condition evaluation failed", "Could not resolve")
 
@@ -92,17 +95,42 @@ def _backend(configuration: Configuration, root: Path) -> Iterator[None]:
         yield
 
 
-def _report(name: str, pipeline: Any, parameters: dict[str, Any], root: Path) -> RunReport:
-    """Runs the pipeline, and says what each step did."""
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[Path]:
+    """Keeps the root to one run at a time, and closes runs that were killed: their canaries end. Gives the runs' folder.
+
+    Raises InputError when another run goes on there, or the folder cannot be made.
+    """
     folder = Places(root).runs
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK_NAME).open("ab")
     except OSError as error:
         raise InputError(f"root: {root} cannot be created: {error.strerror}") from None
-    before = {report.run_id for report in runs.reports(root)}
-    begin = time.monotonic()
-    _run(pipeline, parameters, folder)
-    seconds = time.monotonic() - begin
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+        except BlockingIOError:
+            raise InputError(f"root: {root} is in use by another run: wait until it has ended") from None
+        _close_unreported(root)
+        try:
+            yield folder
+        finally:
+            _close_unreported(root)
+
+
+def _close_unreported(root: Path) -> None:
+    for run_id in runs.unreported(root):
+        tasks.report_outcome(str(root), run_id, run_id.partition("-")[0], "", "CANCELLED", "it was interrupted")
+
+
+def _report(name: str, pipeline: Any, parameters: dict[str, Any], root: Path) -> RunReport:
+    """Runs the pipeline, and says what each step did."""
+    with _alone(root) as folder:
+        before = {report.run_id for report in runs.reports(root)}
+        begin, used = time.monotonic(), _cpu_seconds()
+        _run(pipeline, parameters, folder)
+        seconds, used = time.monotonic() - begin, _cpu_seconds() - used
     ended = [report for report in runs.reports(root) if report.run_id not in before]
     if not ended:
         raise InputError(f"{name} ended without a report: see {folder / LOG_NAME}")
@@ -112,7 +140,30 @@ def _report(name: str, pipeline: Any, parameters: dict[str, Any], root: Path) ->
     inside = sum(report.seconds.values())
     print(f"{name} {report.outcome}: {report.reason}")
     print(f"{seconds:.1f} s, {seconds - inside:.1f} s of them outside of the steps")
+    if report.windows:
+        each, cpu = seconds / report.windows, used / report.windows
+        print(
+            f"{report.windows} window(s) of {report.decisions} decisions: {each:.1f} s, {cpu:.1f} CPU seconds a window"
+        )
     return report
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it waited for."""
+    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in found)
+
+
+@contextlib.contextmanager
+def _standard_error_in(file: IO[str]) -> Iterator[None]:
+    """Also what native code writes: TensorFlow tells of the CPU as it is loaded, whatever TF_CPP_MIN_LOG_LEVEL says."""
+    terminal = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _run(pipeline: Any, parameters: dict[str, Any], folder: Path) -> None:
@@ -123,7 +174,7 @@ def _run(pipeline: Any, parameters: dict[str, Any], folder: Path) -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     log = folder / LOG_NAME
     said_before = log.stat().st_size if log.exists() else 0
-    with log.open("a") as file, contextlib.redirect_stdout(file):
+    with log.open("a") as file, contextlib.redirect_stdout(file), _standard_error_in(file):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "kfp"), raise_on_error=False)
         pipeline(**parameters)
     with log.open() as file:

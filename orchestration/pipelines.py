@@ -25,7 +25,7 @@ from msgspec.structs import asdict
 from contracts.errors import InputError
 from orchestration import components
 from orchestration.configuration import PIPELINES, Cloud, Configuration, Value
-from orchestration.plan import GeneratedLog, WindowSettings
+from orchestration.plan import GeneratedLog, WindowSettings, parse_moment
 from orchestration.vertex_place import Place
 
 PARAMETER_TYPES: dict[str, type] = {
@@ -36,6 +36,12 @@ PARAMETER_TYPES: dict[str, type] = {
     "List": list,
     "Dict": dict,
 }
+# The ranges of parameters.
+SHARES = {"holdback_share", "no_reward_probability", "epsilon", "canary_share"}
+POSITIVE = {"num_decisions", "num_actions", "rank", "window_seconds", "trials"}
+NOT_NEGATIVE = {
+    "reward_noise", "seed", "reward_window_seconds", "settle_seconds", "alpha", "canary_decisions", "canary_seconds",
+}  # fmt: skip
 LOCAL_IMAGE = "python:3.11"  # stands in the YAML; local runs take this interpreter
 
 
@@ -81,7 +87,7 @@ class Steps:
             component,
             display_name=name,
             machine_type=self.cloud.training_machine_type,
-            service_account=self.cloud.service_account,
+            service_account=self.cloud.account("trainer"),
         )
 
     @contextmanager
@@ -135,8 +141,9 @@ class Steps:
             job_name=f"{template.replace('_', '-')}-{dsl.PIPELINE_TASK_ID_PLACEHOLDER}",
             parameters=parameters,
             max_workers=self.cloud.max_workers,
-            service_account_email=self.cloud.service_account,
-            temp_location=f"gs://{self.cloud.bucket}/temp",
+            service_account_email=self.cloud.account("dataflow"),
+            sdk_container_image=self.cloud.image(template),  # launcher and worker are one image
+            temp_location=f"{self.cloud.root_uri}/temp",
         )
         if after is not None:
             launched.after(after)
@@ -165,7 +172,7 @@ class Steps:
             study_spec_parameters=study_parameters(),
             max_trial_count=trials,
             parallel_trial_count=self.cloud.parallel_trials,
-            service_account=self.cloud.service_account,
+            service_account=self.cloud.account("trainer"),
         )
         best = self.best_trial(plan=plan.output, gcp_resources=tuned.outputs["gcp_resources"], vertex=self.vertex)
         return best.output
@@ -199,15 +206,16 @@ def place(cloud: Cloud) -> Place:
     return Place(
         project=cloud.project,
         location=cloud.location,
-        endpoint=cloud.endpoint,
+        endpoint=cloud.name,
         policies=f"{cloud.root_uri}/policies",
         image=cloud.image("predictor"),
-        topic=f"projects/{cloud.project}/topics/{cloud.events_topic}",
+        topic=cloud.topic,
         machine_type=cloud.machine_type,
         min_replicas=cloud.min_replicas,
         max_replicas=cloud.max_replicas,
-        service_account=cloud.service_account,
-        staging_bucket=f"gs://{cloud.bucket}",
+        service_account=cloud.account("predictor"),
+        pipelines_account=cloud.account("pipelines"),
+        staging_bucket=cloud.root_uri,
         api_endpoint=cloud.api_endpoint,
     )
 
@@ -441,6 +449,7 @@ def parameters(
             values[key] = number = float(value)  # type: ignore[arg-type]
             if not math.isfinite(number):  # KFP has no way to pass it on
                 raise InputError(f"{configuration.name}: {name}.{key} must be finite, got {number}")
+        _check_range(f"{configuration.name}: {name}.{key}", key, values[key])
     for key, (_, required) in known.items():
         if required and key not in values:
             raise InputError(f"{configuration.name}: {name}.{key} is missing: {name} cannot do without")
@@ -470,6 +479,20 @@ def compiled(pipeline: Any) -> str:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path))
         return path.read_text()
+
+
+def _check_range(where: str, key: str, value: Value) -> None:
+    """What a run would only find out after it has trained for money."""
+    if key in SHARES and not 0 <= value <= 1:  # type: ignore[operator]  # a number, by its type
+        raise InputError(f"{where} must be from 0 to 1, got {value}")
+    if key in POSITIVE and not value > 0:  # type: ignore[operator]
+        raise InputError(f"{where} must be above 0, got {value}")
+    if key in NOT_NEGATIVE and not value >= 0:  # type: ignore[operator]
+        raise InputError(f"{where} must not be negative, got {value}")
+    if key == "missing_reward" and value not in ("default", "drop"):
+        raise InputError(f"{where} must be default or drop, got {value}")
+    if key == "until" and value:
+        parse_moment(str(value), where)
 
 
 def _check_known(where: str, pipeline: str, key: str, known: dict[str, tuple[type, bool]]) -> None:

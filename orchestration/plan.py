@@ -5,6 +5,7 @@ Everything that the embedded backend keeps is below one folder, the root, as in 
 events/, warehouse/, windows/, policies/, catalogue.json, and runs/ (what each run of a pipeline did)
 """
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def for_retrain(root: Path, run_id: str, settings: WindowSettings, until: dateti
     Those are the exported ones it has not seen, and one that begins where the last one exported ended and ends at the
     newest multiple of `window_seconds` that has closed: a run that comes late makes one longer window of what it missed.
 
-    Raises InputError when there is no champion to continue from, or the window that ends at `until` has not closed.
+    Raises InputError when there is no champion to continue from.
     """
     places = Places(root)
     current = champion(places.policies)
@@ -140,6 +141,16 @@ def champion(store: Path) -> Champion | None:
     """The champion of the policy store, if it has one."""
     path = store / policies.CHAMPION_NAME
     return policies.decode_champion(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes `data` to `path` so that a reader finds the old content or the new, never a part."""
+    hidden = path.with_name(f".{path.name}")
+    with hidden.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    hidden.replace(path)
 
 
 def parse_moment(text: str, where: str) -> datetime:

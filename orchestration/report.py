@@ -229,8 +229,8 @@ class Progress:
 def write(folder: RunFolder, movielens: MovieLens) -> Report:
     """Makes both reports of the run in `folder` and returns what is in them."""
     report = build(folder, movielens)
-    steps.replace_file(folder.report_json, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    steps.replace_file(folder.report_html, report_page.render(report, movielens.catalogue).encode())
+    plan.replace_file(folder.report_json, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    plan.replace_file(folder.report_html, report_page.render(report, movielens.catalogue).encode())
     return report
 
 

@@ -26,9 +26,9 @@ import msgspec
 from contracts.errors import InputError
 from contracts.policies import Movie
 from contracts.windows import TrainingWindow
-from orchestration.plan import Places
+from orchestration.plan import Places, replace_file
 from orchestration.settings import LoopSettings
-from orchestration.steps import GateResult, replace_file
+from orchestration.steps import GateResult
 
 SETTINGS_NAME = "settings.json"
 LOCK_NAME = "running.lock"

@@ -3,7 +3,6 @@
 A policy store is a folder of policies. `champion.json` names the one that serves, `history.jsonl` every one that did.
 """
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,11 +129,11 @@ def roll_out(store: Path, version: str, reason: str, now: datetime) -> Champion:
         raise InputError(f"{store} has no policy {version!r}; it has: {', '.join(versions(store)) or 'none'}")
     before = plan.champion(store)
     if before is not None and before.version == version:
+        _remember(store, before)  # who made it the champion may have been killed before that
         return before
     after = Champion(version=version, previous=before.version if before else None, promoted_at=now, reason=reason)
-    replace_file(store / policies.CHAMPION_NAME, policies.encode_json(after))
-    with (store / HISTORY_NAME).open("ab") as history:
-        history.write(msgspec.json.encode(after) + b"\n")
+    plan.replace_file(store / policies.CHAMPION_NAME, policies.encode_json(after))
+    _remember(store, after)
     return after
 
 
@@ -159,14 +158,12 @@ def versions(store: Path) -> list[str]:
     return sorted(path.parent.name for path in store.glob(f"*/{policies.CARD_NAME}"))
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` so that a reader finds the old content or the new, never a part."""
-    hidden = path.with_name(f".{path.name}")
-    with hidden.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    hidden.replace(path)
+def _remember(store: Path, current: Champion) -> None:
+    """Adds a champion to the history, unless it ends with it."""
+    if [(past.version, past.promoted_at) for past in history(store)[-1:]] != [(current.version, current.promoted_at)]:
+        alone = msgspec.structs.replace(current, candidate=None, candidate_share=0.0, mode="canary")
+        with (store / HISTORY_NAME).open("ab") as file:
+            file.write(msgspec.json.encode(alone) + b"\n")
 
 
 def _result(

@@ -6,9 +6,9 @@ what happens to the policy store happens to the Vertex AI endpoint too, and firs
 what serves.
 """
 
+import http.client
 import importlib
 import time
-import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ Hyperparameters = dict[str, float | int | str | bool]
 JOBS = ("generate_movielens", "ingest_events", "export_trajectories")  # in this order
 SEAL_TIMEOUT_SECONDS = 30.0
 SWAP_TIMEOUT_SECONDS = 30.0
+HEALTH_TIMEOUT_SECONDS = 10.0
 LATE_HORIZON_SECONDS = 3600.0
 
 
@@ -53,7 +54,10 @@ def resolve_retrain(root: str, run_id: str, settings: WindowSettings, until: str
     with runs.step(root, run_id, "resolve_windows") as record:
         if vertex:
             _follow_endpoint(Places(Path(root)).policies, vertex)
-        moment = plans.parse_moment(until, "until") if until else datetime.now(UTC)
+        now = datetime.now(UTC)
+        moment = plans.parse_moment(until, "until") if until else now
+        if moment > now:
+            raise InputError(f"until must not be later than now ({now:%Y-%m-%dT%H:%M:%SZ}), got {until}")
         made = plans.for_retrain(Path(root), run_id, settings, moment)
         record.said = _describe(made)
         return msgspec.json.encode(made).decode()
@@ -128,6 +132,7 @@ def export_windows(plan: str) -> str:
             record.said, record.outcome = "nobody asked for a movie in these windows", "nothing new"
             return "nothing new"
         record.said = f"{decisions} decisions in {len(made.windows)} window(s)"
+        record.windows, record.decisions = len(made.windows), decisions
         return "exported"
 
 
@@ -203,6 +208,7 @@ def exported(plan: str) -> str:
             record.said, record.outcome = made.reason or "nobody asked for a movie in these windows", "nothing new"
             return "nothing new"
         record.said = f"{decisions} decisions in {len(made.windows)} window(s)"
+        record.windows, record.decisions = len(made.windows), decisions
         return "exported"
 
 
@@ -343,14 +349,14 @@ def register(plan: str, candidate: str, result: str, vertex: str) -> str:
     """Writes the gate's estimate into the policy's card, and registers it in the Vertex AI Model Registry."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "register") as record:
-        from orchestration.steps import GateResult, replace_file
+        from orchestration.steps import GateResult
 
         judged = msgspec.json.decode(result, type=GateResult)
         path = made.places.policies / candidate / policies.CARD_NAME
         card = policies.decode_card(path.read_bytes(), str(path))
         if card.evaluation != judged.evaluation:
             card = msgspec.structs.replace(card, evaluation=judged.evaluation)
-            replace_file(path, policies.encode_json(card))
+            plans.replace_file(path, policies.encode_json(card))
         record.version, record.said = candidate, f"{candidate}: {judged.reason}"
         if vertex:
             record.said = _vertex(vertex).register(card, judged.reason)
@@ -396,6 +402,8 @@ def promote(plan: str, candidate: str, result: str, endpoint: str, vertex: str) 
 
         judged = msgspec.json.decode(result, type=steps.GateResult)
         reason = "; ".join([judged.reason, *_said_in_canary(made)])
+        if endpoint:
+            served(endpoint)  # one that is gone is told before anything has changed
         if vertex:
             _vertex(vertex).promote(candidate, reason)
         steps.roll_out(made.places.policies, candidate, reason, datetime.now(UTC))
@@ -418,28 +426,43 @@ def withdraw(plan: str, candidate: str, vertex: str) -> str:
 def report_outcome(root: str, run_id: str, pipeline: str, vertex: str, state: str, error: str) -> None:
     """What became of the run, in one line and in its report. A canary that a failure left behind is ended."""
     report = runs.close(Path(root), run_id, pipeline, state, error, datetime.now(UTC))
-    store = Places(Path(root)).policies
-    current = plans.champion(store)
-    if report.outcome == "failed" and current is not None and current.candidate is not None:
-        _end_canary(store, vertex)
     print(report.line)
+    if report.outcome == "failed":
+        _end_canary(Places(Path(root)).policies, vertex)
 
 
 def wait_until_served(endpoint: str, version: str) -> None:
     """Returns once the predictor at `endpoint` says that it serves `version`. Raises InputError when it does not."""
     deadline = time.monotonic() + SWAP_TIMEOUT_SECONDS
-    answer = "no answer"
-    while time.monotonic() < deadline:
+    while True:
         try:
-            with urllib.request.urlopen(f"{endpoint.rstrip('/')}/health", timeout=2) as response:
-                answer = response.read().decode()
-        except (urllib.error.URLError, TimeoutError, ValueError) as error:
-            answer = str(error)
-        else:
-            if msgspec.json.decode(answer)["policy_version"] == version:
+            if (found := served(endpoint)) == version:
                 return
+            problem = InputError(
+                f"endpoint: {endpoint} still serves {found} after {SWAP_TIMEOUT_SECONDS:g} s, not {version}"
+            )
+        except InputError as error:  # it may be back in time
+            problem = error
+        if time.monotonic() > deadline:
+            raise problem
         time.sleep(0.05)
-    raise InputError(f"endpoint: {endpoint} did not serve {version} within {SWAP_TIMEOUT_SECONDS:g} s: {answer:.200}")
+
+
+def served(endpoint: str) -> str:
+    """The policy that the predictor at `endpoint` says it serves. Raises InputError when it is gone, or is none."""
+    answer = b""
+    try:
+        with urllib.request.urlopen(f"{endpoint.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS) as response:
+            answer = response.read()
+        return msgspec.json.decode(answer, type=_Health).policy_version
+    except msgspec.DecodeError:
+        raise InputError(f"endpoint: {endpoint} is no predictor: its /health says {answer.decode()!r:.200}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and HTTPError are OSErrors
+        raise InputError(f"endpoint: {endpoint} is gone: {error}") from None
+
+
+class _Health(msgspec.Struct):
+    policy_version: str
 
 
 def _export_parameters(
@@ -481,9 +504,14 @@ def _vertex(place: str) -> "Vertex":
 
 
 def _end_canary(store: Path, vertex: str) -> None:
-    """Gives all decisions back to the champion."""
+    """Gives all decisions back to the champion, where there is one.
+
+    The endpoint may have a canary of which the store does not know: it changes first.
+    """
     from orchestration import canary
 
+    if plans.champion(store) is None:
+        return
     if vertex:
         _vertex(vertex).end_canary()
     canary.end(store)

@@ -6,10 +6,12 @@
 With `--config` it asks the Vertex AI endpoint by the SDK and publishes rewards to the events topic, as an application would.
 As a Cloud Run job with a schedule (the image `orchestration` holds it):
 
-    gcloud run jobs create traffic --image=IMAGE --command=python --task-timeout=3900s \\
-        --args=-m,orchestration.traffic,--config=prod,--project=PROJECT,--rate=50,--seconds=3600
-    gcloud scheduler jobs create http traffic --schedule="0 * * * *" --http-method=POST \\
-        --uri=https://run.googleapis.com/v2/projects/PROJECT/locations/REGION/jobs/traffic:run --oauth-service-account-email=ACCOUNT
+    gcloud run jobs create traffic --image=IMAGE --region=REGION --command=python --task-timeout=3900s \\
+        --service-account=bandit-traffic@PROJECT.iam.gserviceaccount.com --memory=2Gi \\
+        --args=-m,orchestration.traffic,--config=prod,--project=PROJECT,--rate=50,--seconds=3600,--start=2026-01-01T00:00:00Z
+    gcloud scheduler jobs create http traffic --location=REGION --schedule="0 * * * *" --http-method=POST \\
+        --uri=https://run.googleapis.com/v2/projects/PROJECT/locations/REGION/jobs/traffic:run \\
+        --oauth-service-account-email=ACCOUNT
 
 Who comes, when, and what they think depends on the seed and the moment alone, counted from `--start`: a job that runs
 hour by hour goes on where the last one ended. What they are shown, the policies decide.
@@ -35,7 +37,7 @@ from contracts.errors import InputError
 from contracts.records import RewardEvent, encoder
 from orchestration.plan import parse_moment
 from orchestration.settings import DAY_SECONDS, add_flags, convert_flags
-from predictor.client import Client
+from predictor.client import Client, RefusedError, UnavailableError
 from predictor.messages import Instance, SentReward
 
 TICK_SECONDS = 1.0
@@ -290,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         with contextlib.closing(edge):
             run(audience, edge, int((now - begin).total_seconds() / TICK_SECONDS), print)
-    except InputError as error:
+    except (InputError, RefusedError, UnavailableError) as error:
         sys.stderr.write(f"orchestration.traffic: error: {error}\n")
         return 2
     return 0

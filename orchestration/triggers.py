@@ -1,14 +1,21 @@
 """What starts a retraining in the cloud: the schedule, a new training window, or a person. The same window, once.
 
-A Cloud Function takes Eventarc's event of a new object in the bucket; where that is the manifest of a window, it submits
-the retraining under a job id made from the window, so an event that comes twice starts nothing twice:
+A function takes Eventarc's event of a new object in the bucket; where that is the manifest of a window, it submits the
+retraining under a job id made from the window, so an event that comes twice starts nothing twice. While a pipeline is
+under way it submits none: a retraining takes every window that the champion has not seen, and a pipeline that exports a
+window writes a manifest itself. The image `orchestration` holds the function:
 
-    gcloud functions deploy retrain --gen2 --runtime=python311 --entry-point=retrain_on_manifest \\
-        --trigger-event-filters=type=google.cloud.storage.object.v1.finalized --trigger-event-filters=bucket=BUCKET \\
-        --set-env-vars=RECOMMENDER_CONFIG=prod,RECOMMENDER_PROJECT=PROJECT --source=.
+    gcloud run deploy retrain --image=IMAGE --region=REGION --no-allow-unauthenticated --command=functions-framework \\
+        --args=--source=/app/orchestration/triggers.py,--target=retrain_on_manifest,--signature-type=cloudevent \\
+        --service-account=bandit-pipelines@PROJECT.iam.gserviceaccount.com --memory=2Gi --timeout=600 \\
+        --set-env-vars=RECOMMENDER_CONFIG=prod,RECOMMENDER_PROJECT=PROJECT
+    gcloud eventarc triggers create retrain --location=REGION --destination-run-service=retrain \\
+        --event-filters=type=google.cloud.storage.object.v1.finalized --event-filters=bucket=PROJECT-bandit \\
+        --service-account=bandit-pipelines@PROJECT.iam.gserviceaccount.com
 
-`main.py` of the function is one line: `from orchestration.triggers import retrain_on_manifest`. Elsewhere it is the same
-with `functions-framework --target retrain_on_manifest --signature-type cloudevent`.
+That account also needs roles/eventarc.eventReceiver, and roles/run.invoker on the service; Cloud Storage's own agent
+roles/pubsub.publisher. Here it is the same: `functions-framework --source orchestration/triggers.py
+--target retrain_on_manifest --signature-type cloudevent`.
 """
 
 import hashlib
@@ -24,10 +31,10 @@ import msgspec
 from contracts.errors import InputError
 from contracts.windows import MANIFEST_NAME
 from orchestration import configuration
-from orchestration.configuration import Cloud, Configuration
+from orchestration.configuration import Configuration
 
 FINALIZED = "google.cloud.storage.object.v1.finalized"
-_MANIFEST = re.compile(rf"(?P<folder>.+)/windows/window=(?P<window>[0-9TZ.]+)/{re.escape(MANIFEST_NAME)}")
+_MANIFEST = re.compile(rf"windows/window=(?P<window>[0-9TZ.]+)/{re.escape(MANIFEST_NAME)}")
 
 
 class CloudEvent(Protocol):
@@ -39,28 +46,52 @@ class CloudEvent(Protocol):
 
 
 def retrain_on_manifest(event: CloudEvent) -> str:
-    """The function's entry point: submits a retraining for a new manifest, and says what it did.
+    """The function's entry point: submits a retraining for a new manifest, and says what it did, in its log too.
 
-    Raises InputError when the environment names no configuration, or the event is not one of Cloud Storage.
+    An event that is not one of Cloud Storage is told and done with: it would be no better the next time it is delivered.
+    Raises InputError when the environment names no configuration, or Vertex AI refuses: Eventarc delivers it again.
     """
-    return on_manifest(event, _configured(os.environ))
+    loaded = _configured(os.environ)
+    try:
+        name, bucket = _object(event)
+    except InputError as error:
+        said = str(error)
+    else:
+        said = on_manifest(name, bucket, loaded)
+    print(said, flush=True)
+    return said
 
 
-def on_manifest(event: CloudEvent, loaded: Configuration) -> str:
-    """What becomes of `event` in the environment `loaded`. Raises InputError."""
+def on_manifest(name: str, bucket: str, loaded: Configuration) -> str:
+    """What becomes of a new object `name` of a bucket in the environment `loaded`. Raises InputError."""
     cloud = loaded.needed_cloud()
+    if bucket != cloud.bucket or (window := window_of(name)) is None:
+        return f"gs://{bucket}/{name} is not the manifest of a training window of {loaded.name}: nothing to do"
+    from orchestration import pipelines
+    from orchestration.vertex import Vertex
+
+    wanted = job_id("retrain", window)
+    running = Vertex(pipelines.place(cloud)).under_way()
+    if running not in (None, wanted):
+        return f"{running} is under way: it takes the window {window}, or the run after it does"
+    return submit("retrain", loaded, {}, job_id=wanted)
+
+
+def _object(event: CloudEvent) -> tuple[str, str]:
+    """Name and bucket of the object that an event is about. Raises InputError."""
     if event["type"] != FINALIZED:
         raise InputError(f"event: {FINALIZED} expected, got {event['type']!r}")
-    name, bucket = event.data.get("name", ""), event.data.get("bucket", "")
-    if bucket != cloud.bucket or (window := window_of(name, cloud)) is None:
-        return f"gs://{bucket}/{name} is not the manifest of a training window of {loaded.name}: nothing to do"
-    return submit("retrain", loaded, {}, job_id=job_id("retrain", window))
+    data = event.data if isinstance(event.data, Mapping) else {}
+    name, bucket = data.get("name"), data.get("bucket")
+    if not isinstance(name, str) or not isinstance(bucket, str):
+        raise InputError(f"event: data with the name and bucket of an object expected, got {event.data!r:.200}")
+    return name, bucket
 
 
-def window_of(name: str, cloud: Cloud) -> str | None:
+def window_of(name: str) -> str | None:
     """The window whose manifest the object `name` is: its start, as its folder says it. None for any other object."""
     match = _MANIFEST.fullmatch(name)
-    return match["window"] if match and match["folder"] == cloud.folder else None
+    return match["window"] if match else None
 
 
 def job_id(pipeline: str, text: str) -> str:
@@ -69,7 +100,7 @@ def job_id(pipeline: str, text: str) -> str:
 
 
 def submit(pipeline: str, loaded: Configuration, given: dict[str, str], job_id: str) -> str:
-    """Compiles a pipeline and runs it on Vertex AI. Says what it did. Raises InputError."""
+    """Compiles a pipeline and runs it on Vertex AI under that id. Says what it did. Raises InputError."""
     cloud = loaded.needed_cloud()
     from orchestration import pipelines
     from orchestration.vertex import Vertex

@@ -13,8 +13,8 @@ second one says that it was done.
 
 import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from google.cloud.aiplatform_v1 import types
 from contracts.errors import InputError
 from contracts.event_segments import compact_time
 from contracts.policies import Evaluation, PolicyCard
+from orchestration.configuration import PIPELINES
 from orchestration.vertex_place import Place
 
 CHAMPION = "champion"
@@ -38,6 +39,10 @@ PORT = 8080
 DEPLOY_TIMEOUT_SECONDS = 1800
 # Of one version: a description has its limits, and who goes back and forth more often than this has the audit log.
 MAX_PROMOTIONS = 20
+MOVES = 5  # of an alias, while others move it
+# What the service answers when somebody else changed the thing in between.
+MET = (exceptions.NotFound, exceptions.BadRequest, exceptions.Conflict)
+UNDER_WAY = {"PIPELINE_STATE_QUEUED", "PIPELINE_STATE_PENDING", "PIPELINE_STATE_RUNNING"}
 
 
 class Deployed(NamedTuple):
@@ -167,16 +172,19 @@ class Vertex:
     def promote(self, version: str, reason: str) -> str:
         """Gives a registered version all the traffic; the one before stays deployed, as the way back.
 
+        Of two that are promoted at a time the one whose traffic came last serves: the alias follows it.
+
         Args:
           version: of the policy.
           reason: why, for the history.
         """
         with _told():
-            before = self._champion()
+            before = self._roles().get(CHAMPION)
             endpoint = self._endpoint()
             there = self._deployed(endpoint)
             mine = next((one for one in there if one.version == version), None)
             if mine is not None and mine.traffic == 100 and before == version:
+                self._move(CHAMPION, version)
                 return f"{version} is the champion already"
             if mine is None:
                 self._deploy(endpoint, version, {"0": 100})
@@ -185,18 +193,23 @@ class Vertex:
             if before != version:
                 if before is not None:
                     self._move(PREVIOUS, before)
-                self._note(Promotion(promoted_at=datetime.now(UTC), version=version, reason=reason))
-                self._move(CHAMPION, version)
+                if [past.version for past in self.history()[-1:]] != [version]:  # by a promotion that was interrupted
+                    self._note(Promotion(promoted_at=datetime.now(UTC), version=version, reason=reason))
+            self._move(CHAMPION, version)
             idle = self.undeploy_idle()
+            serving = max(self._deployed(endpoint), key=_traffic).version
+            if serving != version:
+                self._move(CHAMPION, serving)
+                return f"{version} was promoted, but {serving} after it: that is the champion now"
             return f"{version} is the champion, in place of {before or 'nothing'}; {idle}"
 
     def roll_back(self, reason: str) -> str:
         """Gives all the traffic back to the version before the champion. Raises InputError when there was none."""
         with _told():
-            by_alias = self._aliases()
-            if PREVIOUS not in by_alias:
+            previous = self._roles().get(PREVIOUS)
+            if previous is None:
                 raise InputError(f"endpoint {self._place.endpoint} has no earlier champion to go back to")
-            return self.promote(self._version_of(by_alias[PREVIOUS]), reason)
+            return self.promote(previous, reason)
 
     def history(self) -> list[Promotion]:
         """Every champion there was, oldest first."""
@@ -206,7 +219,7 @@ class Vertex:
     def end_canary(self) -> str:
         """Gives all the traffic to the champion, and undeploys what then has none."""
         with _told():
-            champion = self._champion()
+            champion = self._roles().get(CHAMPION)
             if champion is None:
                 raise InputError(f"endpoint {self._place.endpoint} has no champion")
             endpoint = self._endpoint()
@@ -222,12 +235,14 @@ class Vertex:
         """Undeploys what has no traffic and is not the way back: a replica costs money though nobody asks it."""
         with _told():
             endpoint = self._endpoint()
-            by_alias = self._aliases()
-            keep = {self._version_of(by_alias[name]) for name in (CHAMPION, PREVIOUS) if name in by_alias}
-            gone = [one for one in self._deployed(endpoint) if not one.traffic and one.version not in keep]
-            for one in gone:
-                endpoint.undeploy(deployed_model_id=one.id)
-            return f"undeployed {', '.join(one.version for one in gone)}" if gone else "nothing was idle"
+            keep = set(self._roles().values())
+            gone = []
+            for one in self._deployed(endpoint):
+                if not one.traffic and one.version not in keep:
+                    with suppress(*MET):  # it is gone, or has traffic now
+                        endpoint.undeploy(deployed_model_id=one.id)
+                        gone.append(one.version)
+            return f"undeployed {', '.join(gone)}" if gone else "nothing was idle"
 
     def deployed(self) -> list[Deployed]:
         """What is on the endpoint, most traffic first; nothing when there is no endpoint."""
@@ -238,7 +253,7 @@ class Vertex:
     def champion(self) -> str | None:
         """The version that the alias `champion` stands for."""
         with _told():
-            return self._champion()
+            return self._roles().get(CHAMPION)
 
     def predict(self, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Predictions of the endpoint. Raises InputError when there is none."""
@@ -256,7 +271,7 @@ class Vertex:
         with _told():
             job = self._job(pipeline, yaml, parameters, pipeline_root, job_id)
             try:
-                job.submit(service_account=self._place.service_account or None)
+                job.submit(service_account=self._place.pipelines_account or None)
             except exceptions.Conflict:  # AlreadyExists, as REST says it
                 return f"{job_id} was submitted before"
             return f"{job_id} is submitted"
@@ -273,37 +288,55 @@ class Vertex:
         """Creates or updates the schedule of a pipeline; at most one run of it is active.
 
         The service changes the times of a schedule, not its pipeline: where `digest` (of the pipeline and its parameters)
-        is another, the new schedule is created before the old one is deleted.
+        is another, the new schedule is created before the old one is deleted. One that was paused stays paused.
+        Of two that are created at a time, the later one stays.
         """
         with _told():
             found = self._schedules(pipeline)
+            paused = any(one.state == types.Schedule.State.PAUSED for one in found)
+            but = ", but paused" if paused else ""
             if len(found) == 1 and _scheduled_digest(found[0]) == digest:
                 if found[0].cron == cron:
-                    return f"{pipeline} is scheduled already: {cron}"
+                    return f"{pipeline} is scheduled already{but}: {cron}"
                 found[0].update(cron=cron, max_concurrent_run_count=1)
-                return f"the schedule of {pipeline} is now {cron}"
+                return f"the schedule of {pipeline} is now {cron}{but}"
             job = self._job(pipeline, yaml, parameters, pipeline_root, None, {DIGEST: digest})
             job.create_schedule(
                 display_name=pipeline,
                 cron=cron,
                 max_concurrent_run_count=1,
-                service_account=self._place.service_account or None,
+                service_account=self._place.pipelines_account or None,
             )
-            for old in found:
-                old.delete()
-            return f"{pipeline} is scheduled{', in place of what it was' if found else ''}: {cron}"
+            newest, *others = self._schedules(pipeline)
+            if paused:
+                newest.pause()
+            for other in others:
+                with suppress(exceptions.NotFound):  # who created it at the same time deleted it
+                    other.delete()
+            return f"{pipeline} is scheduled{', in place of what it was' if found else ''}{but}: {cron}"
 
     def pause_schedule(self, pipeline: str) -> str:
         """Pauses the schedule of a pipeline. Raises InputError when there is none."""
-        return self._with_schedule(pipeline, lambda schedule: schedule.pause(), "is paused")
+        with _told():
+            for schedule in self._needed_schedules(pipeline):
+                if schedule.state != types.Schedule.State.PAUSED:
+                    schedule.pause()
+            return f"the schedule of {pipeline} is paused"
 
     def resume_schedule(self, pipeline: str) -> str:
         """Resumes it, without the runs that were missed. Raises InputError when there is none."""
-        return self._with_schedule(pipeline, lambda schedule: schedule.resume(catch_up=False), "goes on")
+        with _told():
+            for schedule in self._needed_schedules(pipeline):
+                if schedule.state == types.Schedule.State.PAUSED:
+                    schedule.resume(catch_up=False)
+            return f"the schedule of {pipeline} goes on"
 
     def delete_schedule(self, pipeline: str) -> str:
         """Deletes it. Raises InputError when there is none."""
-        return self._with_schedule(pipeline, lambda schedule: schedule.delete(), "is deleted")
+        with _told():
+            for schedule in self._needed_schedules(pipeline):
+                schedule.delete()
+            return f"the schedule of {pipeline} is deleted"
 
     def schedules(self) -> list[Scheduled]:
         """All schedules of the project's location."""
@@ -318,6 +351,15 @@ class Vertex:
         with _told():
             jobs = aiplatform.PipelineJob.list(filter=f'display_name="{pipeline}"', order_by="create_time desc")
             return [(job.name, job.state.name) for job in jobs]
+
+    def under_way(self) -> str | None:
+        """The id of a run that goes on, of any pipeline of this project's location, if there is one."""
+        with _told():
+            for pipeline in PIPELINES:
+                for name, state in self.runs(pipeline):
+                    if state in UNDER_WAY:
+                        return name
+            return None
 
     def best_trial(self, gcp_resources: str) -> tuple[dict[str, float | int | str | bool], float]:
         """The parameters and the metric of the best trial of a tuning job, named as Google Cloud components do it.
@@ -355,18 +397,15 @@ class Vertex:
         )
 
     def _schedules(self, pipeline: str) -> list[aiplatform.PipelineJobSchedule]:
-        found: list[aiplatform.PipelineJobSchedule] = aiplatform.PipelineJobSchedule.list(
-            filter=f'display_name="{pipeline}"'
-        )
-        return found
+        """The newest one first: there may be several while they are created at the same time."""
+        found = aiplatform.PipelineJobSchedule.list(filter=f'display_name="{pipeline}"')
+        return sorted(found, key=lambda one: (one.create_time, one.name), reverse=True)
 
-    def _with_schedule(self, pipeline: str, change: Callable[[Any], object], said: str) -> str:
-        with _told():
-            found = self._schedules(pipeline)
-            if not found:
-                raise InputError(f"there is no schedule of {pipeline!r} in {self._place.project}")
-            change(found[0])
-            return f"the schedule of {pipeline} {said}"
+    def _needed_schedules(self, pipeline: str) -> list[aiplatform.PipelineJobSchedule]:
+        found = self._schedules(pipeline)
+        if not found:
+            raise InputError(f"there is no schedule of {pipeline!r} in {self._place.project}")
+        return found
 
     def _model(self) -> aiplatform.Model | None:
         try:
@@ -382,16 +421,25 @@ class Vertex:
         """Every alias and the number of the version that it stands for."""
         return {name: info.version_id for info in self._versions() for name in info.version_aliases}
 
-    def _version_of(self, number: str) -> str:
-        """The policy version of a registered version, which its description holds."""
-        for info in self._versions():
-            if info.version_id == number:
-                return _described(info).version
-        raise InputError(f"model {self._place.endpoint} has no version {number}")
+    def _roles(self) -> dict[str, str]:
+        """The versions that the aliases `champion` and `previous` stand for, where there are such.
 
-    def _champion(self) -> str | None:
-        number = self._aliases().get(CHAMPION)
-        return self._version_of(number) if number is not None else None
+        Moving an alias takes two calls. Who is killed in between leaves none; then the history knows.
+        """
+        registered = self._versions()
+        found = {
+            role: _described(info).version
+            for info in registered
+            for role in (CHAMPION, PREVIOUS)
+            if role in info.version_aliases
+        }
+        served = [past.version for past in sorted(one for info in registered for one in _described(info).promotions)]
+        if served and CHAMPION not in found:
+            found[CHAMPION] = served[-1]
+        before = [version for version in served if version != found.get(CHAMPION)]
+        if before and PREVIOUS not in found:
+            found[PREVIOUS] = before[-1]
+        return found
 
     def _note(self, promotion: Promotion) -> None:
         number = self._aliases()[alias(promotion.version)]
@@ -406,11 +454,18 @@ class Vertex:
     def _move(self, name: str, version: str) -> None:
         model = self._model()
         assert model is not None
-        by_alias = self._aliases()
-        number = by_alias[alias(version)]
-        if name in by_alias and by_alias[name] != number:
-            model.versioning_registry.remove_version_aliases([name], by_alias[name])
-        model.versioning_registry.add_version_aliases([name], number)
+        for _ in range(MOVES):
+            by_alias = self._aliases()
+            number = by_alias[alias(version)]
+            if by_alias.get(name) == number:
+                return
+            try:
+                if name in by_alias:
+                    model.versioning_registry.remove_version_aliases([name], by_alias[name])
+                model.versioning_registry.add_version_aliases([name], number)
+            except MET:  # somebody else moves it too
+                continue
+        raise InputError(f"model {self._place.endpoint}: alias {name!r} could not be moved to {version}")
 
     def _find_endpoint(self) -> aiplatform.Endpoint | None:
         endpoint = aiplatform.Endpoint(resource_id(self._place.endpoint))
@@ -437,7 +492,7 @@ class Vertex:
 
     def _serving(self, there: list[Deployed], other_than: str) -> Deployed | None:
         """Who has the traffic that a canary takes its share of."""
-        champion = self._champion()
+        champion = self._roles().get(CHAMPION)
         others = [one for one in there if one.version != other_than]
         return next((one for one in others if one.version == champion), max(others, key=_traffic, default=None))
 

@@ -15,7 +15,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     machine_type: str
     min_replicas: int = 1
     max_replicas: int = 1
-    service_account: str = ""
+    service_account: str = ""  # of the replicas; the project's default one when empty
+    pipelines_account: str = ""  # of pipeline runs
     staging_bucket: str = ""
     events: str = "/events"  # where the predictor keeps events until they are published
     api_endpoint: str = ""  # when it is not Google's own

@@ -1,5 +1,8 @@
+import errno
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +171,39 @@ def test_what_is_in_the_way_is_not_touched(tmp_path):
     with pytest.raises(InputError, match=r"in the way and has no policy\.json"):
         export.write(tmp_path, card(), lambda folder: None)
     assert (tmp_path / "v1" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+
+
+def test_on_a_mounted_bucket_whose_folders_cannot_be_renamed_the_card_comes_last(tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def of_files_alone(path, target):
+        if path.is_dir():  # what Cloud Storage FUSE does
+            raise OSError(errno.EMFILE, "Too many open files")
+        return rename(path, target)
+
+    def parts(folder):
+        (folder / SAVED_MODEL_NAME).mkdir()
+        (folder / SAVED_MODEL_NAME / "saved_model.pb").write_bytes(b"graph")
+        (folder / LINEAR_NAME).write_bytes(b"whole")
+
+    monkeypatch.setattr(Path, "rename", of_files_alone)
+    copyfile = shutil.copyfile
+
+    def killed_before_the_card(source, target, **named):
+        if Path(source).name == CARD_NAME:
+            raise KeyboardInterrupt
+        return copyfile(source, target, **named)
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(shutil, "copyfile", killed_before_the_card)
+        export.write(tmp_path, card(), parts)
+    assert export.read_card(tmp_path, "v1") is None  # no policy yet, whatever is there of it
+    for _ in range(2):
+        export.write(tmp_path, card(), parts)
+        assert export.read_card(tmp_path, "v1") == card()
+        assert (tmp_path / "v1" / SAVED_MODEL_NAME / "saved_model.pb").read_bytes() == b"graph"
+        assert (tmp_path / "v1" / LINEAR_NAME).read_bytes() == b"whole"
     assert [path.name for path in tmp_path.iterdir()] == ["v1"]
 
 

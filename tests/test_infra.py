@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from beam_jobs import table_schemas
 from contracts.schemas import TABLES
+from orchestration import configuration, pipelines
 
 INFRA = Path(__file__).parents[1] / "infra"
 
@@ -70,3 +72,29 @@ def test_rights_are_the_least() -> None:
         "roles/aiplatform.user",
         "roles/dataflow.developer",
     }
+
+
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_the_ratings_of_a_bootstrap_can_be_read_in_the_image_of_the_jobs(name: str) -> None:
+    assert configuration.load(name).own["bootstrap"]["ratings"] == "tfds:movielens/100k-ratings"
+    locked = (INFRA.parent / "requirements" / "beam.txt").read_text()
+    assert re.search(r"^tensorflow-datasets==", locked, re.MULTILINE)
+
+
+def test_the_environments_are_what_is_set_up() -> None:
+    """Names that `orchestration.configuration` derives, as Terraform makes them of the same name and project."""
+    text = "\n".join(path.read_text() for path in sorted(INFRA.glob("*.tf")))
+    made = text.replace("${var.project}", "films").replace("${var.name}", "bandit")
+    cloud = configuration.load("prod", "films").needed_cloud()
+    assert f'name                       = "{cloud.topic.rpartition("/")[2]}"' in made
+    assert f'name                        = "{cloud.bucket}"' in made
+    assert 'dataset_id = replace(var.name, "-", "_")' in made
+    assert cloud.warehouse == "bigquery:films.bandit"
+    assert "repository_id = var.name" in made
+    assert cloud.image("x").startswith(f"{cloud.location}-docker.pkg.dev/films/bandit/")
+    assert 'account_id   = "bandit-${each.key}"' in made
+    (parts,) = re.findall(r'resource "google_service_account" "part" \{\s*for_each = \{(.*?)\}', text, re.DOTALL)
+    assert set(get_args(configuration.Part)) <= set(re.findall(r"(\w+) += ", parts))
+    # Rights are for folders of the bucket: the policies are where the predictor may read them.
+    policies = pipelines.place(cloud).policies
+    assert policies == f"gs://{cloud.bucket}/policies"

@@ -1,7 +1,13 @@
 """The pipelines as KFP runs them here, with a real predictor and viewers who ask it while they run."""
 
+import fcntl
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from contracts.errors import InputError
-from orchestration import configuration, local_run, plan, runs
+from orchestration import canary, configuration, local_run, plan, runs, steps
 from orchestration.runs import RunReport
 from predictor import policy as policy_files
 from tests.servers import Server, predictor
@@ -85,23 +91,28 @@ def test_a_bootstrap_makes_the_first_champion_and_a_second_one_changes_nothing(e
     assert (again.outcome, again.reason) == ("nothing new", f"{environment.champion()} is the champion already")
 
 
-def test_retraining_three_times_with_traffic_makes_it_better_and_a_rerun_changes_nothing(environment):
+def test_retraining_three_times_with_traffic_makes_it_better_and_a_rerun_changes_nothing(environment, capsys):
     viewers = environment.viewers
     first = viewers.value(environment.served())
     outcomes = []
     # With an update that is better by half a rating (0.3 to 0.9 in 25 runs with other seeds), a canary of 300 decisions on
     # either side, whose standard error is 0.1, says "worse" less than once in a million. The gate's interval is wider,
     # and may refuse a good update: it did so in none of 75 tries, and need not pass each of the three here.
-    for canary in (CANARY, {"canary_share": "0"}, {"canary_share": "0"}):
+    for trial in (CANARY, {"canary_share": "0"}, {"canary_share": "0"}):
         viewers.watch(1000)
         time.sleep(CLOSED_SECONDS)
         before = environment.champion()
-        report = environment.retrain(**canary)
+        report = environment.retrain(**trial)
         outcomes.append(report.outcome)
+        assert report.windows == 1
+        assert report.decisions >= 1000
+        # What it cost.
+        cost = rf"^1 window\(s\) of {report.decisions} decisions: \d+\.\d s, \d+\.\d CPU seconds a window$"
+        assert re.search(cost, capsys.readouterr().out, re.MULTILINE)
         assert report.outcome in ("promoted", "refused"), report
         assert environment.served() == environment.champion()
         assert (environment.champion() == report.version != before) == (report.outcome == "promoted")
-        if canary is CANARY and report.outcome == "promoted":
+        if trial is CANARY and report.outcome == "promoted":
             assert "; not worse in the canary: gain " in report.reason
             assert "too few" not in report.reason
     assert "promoted" in outcomes
@@ -161,11 +172,51 @@ def test_tuning_trains_the_best_settings_afresh_and_compares_them(environment):
 
 def test_a_failing_step_leaves_the_champion_serving_and_says_what_failed(environment):
     before = environment.champion()
-    report = run("retrain", environment.root, missing_reward="forget")
-    assert report.outcome == "failed"
-    assert report.reason == "export_windows: InputError: --missing-reward must be default or drop, got forget"
+    environment.viewers.watch(100)
+    time.sleep(CLOSED_SECONDS)
+    report = run("retrain", environment.root, algorithm="guess")
+    assert (report.outcome, report.wrong_input) == ("failed", True)
+    assert report.reason.startswith("train: InputError: ")
     assert environment.champion() == environment.served() == before
     assert report in runs.reports(environment.root)
+
+
+def test_a_run_that_was_killed_in_its_canary_is_closed_by_the_next_one(environment, capsys):
+    root, before = environment.root, environment.champion()
+    (other,) = [version for version in steps.versions(root / "policies") if version != before][:1]
+    canary.start(root / "policies", other, 0.5)
+    script = f"""
+        import os, signal
+        from orchestration import runs
+        with runs.step({str(root)!r}, "retrain-2026-01-01-00-00-00-000000", "try_out"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    report = run("retrain", root, algorithm="guess")  # it fails, and the canary is over nonetheless
+    assert report.outcome == "failed"
+    killed = next(one for one in runs.reports(root) if one.run_id.startswith("retrain-2026-01-01"))
+    assert (killed.pipeline, killed.outcome, killed.reason) == ("retrain", "failed", f"try_out: {runs.KILLED}")
+    assert killed.line in capsys.readouterr().out
+    assert environment.champion() == before
+    environment.server.wait_for(lambda health: health["policy_version"] == before)
+
+
+def test_what_native_code_writes_meanwhile_is_kept_from_the_terminal(tmp_path, capfd):
+    with (tmp_path / "log").open("w") as log:
+        with local_run._standard_error_in(log):
+            os.write(2, b"of the CPU")
+        os.write(2, b"of what failed")
+    assert (tmp_path / "log").read_text() == "of the CPU"
+    assert capfd.readouterr().err == "of what failed"
+
+
+def test_two_runs_at_a_time_are_one_too_many(tmp_path):
+    lock = tmp_path / "runs" / local_run.LOCK_NAME
+    lock.parent.mkdir()
+    with lock.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=rf"root: {tmp_path} is in use by another run: wait until it has ended"):
+            run("retrain", tmp_path)
 
 
 def test_kfp_was_never_in_doubt_about_a_branch(environment):
@@ -181,6 +232,12 @@ def test_kfp_was_never_in_doubt_about_a_branch(environment):
         ("retrain", "dev", {}, "run-local runs on this machine, but the backend of dev.toml is gcp: submit it"),
         ("retrain", "emulators", {"root": "/tmp/none"}, "no emulators are up for root /tmp/none: run `python -m"),
         ("retrain", "local", {"rank": "3"}, "--set rank: retrain has no such parameter; it has: root, until"),
+        (
+            "retrain",
+            "local",
+            {"missing_reward": "forget"},
+            "local.toml: retrain.missing_reward must be default or drop",
+        ),
         ("retrain", "local", {"epsilon": "much"}, "--set epsilon must be of type float, got 'much'"),
         ("retrain", "local", {"root": "/proc/no"}, "root: /proc/no cannot be created"),
     ],

@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import yaml
+from google.cloud import dataflow_v1beta3
+from google.cloud.aiplatform_v1 import types
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
@@ -72,7 +77,9 @@ def test_the_yaml_is_the_same_in_another_process(compiled):
         texts = pipelines.check(configuration.load("prod"))
         print(hashlib.sha256("".join(texts.values()).encode()).hexdigest())
     """
-    found = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    other_order = os.environ | {"PYTHONHASHSEED": "4711"}
+    found = subprocess.run(command, env=other_order, capture_output=True, text=True, check=True)
     assert found.stdout.split()[-1] == hashlib.sha256("".join(compiled["prod"].values()).encode()).hexdigest()
 
 
@@ -123,6 +130,91 @@ def test_long_work_goes_to_the_google_cloud_components(compiled):
     for pipeline in ("bootstrap", "retrain"):
         assert all(launcher in compiled["prod"][pipeline] for launcher in launchers)
         assert not any(launcher in compiled["local"][pipeline] for launcher in launchers)
+
+
+SERVICES = {
+    "CustomJob": types.CustomJob,
+    "HyperparameterTuningJob": types.HyperparameterTuningJob,
+    "DataflowJob": dataflow_v1beta3.LaunchFlexTemplateRequest,
+}
+# What other tasks give a launcher.
+OF_OTHER_TASKS: dict[str, Any] = {
+    "parameters": {"warehouse": "bigquery:films.bandit"},
+    "worker_pool_specs": [{"machine_spec": {"machine_type": "n1-standard-4"}, "container_spec": {"image_uri": "i"}}],
+    "max_trial_count": 20,
+}
+
+
+@pytest.mark.parametrize("pipeline", configuration.PIPELINES)
+def test_the_services_take_what_the_launchers_are_given(pipeline):
+    """Each request as the service's own message, and in it the images and accounts of `infra/` and `templates/`."""
+    spec = spec_of(pipelines.check(configuration.load("prod", "films"))[pipeline])
+    requests = dict(_requests(spec))
+    images = "europe-west1-docker.pkg.dev/films/bandit"
+    jobs = list(JOBS) if pipeline == "bootstrap" else ["export_trajectories"]
+    launched = [one.launch_parameter for name, one in sorted(requests.items()) if name.startswith("dataflow")]
+    assert [one.container_spec_gcs_path for one in launched] == [
+        f"gs://films-bandit/templates/{job}.json" for job in jobs
+    ]
+    assert [one.environment.sdk_container_image for one in launched] == [f"{images}/{job}:stable" for job in jobs]
+    assert {one.environment.service_account_email for one in launched} == {
+        "bandit-dataflow@films.iam.gserviceaccount.com"
+    }
+    (pool,) = requests["train"].job_spec.worker_pool_specs
+    assert pool.container_spec.image_uri == f"{images}/orchestration:stable"
+    assert pool.machine_spec.machine_type == "n1-highmem-8"
+    trained = [requests["train"].job_spec]
+    if pipeline == "tune":
+        tuned = requests["hyperparameter-tuning-job"]
+        assert [one.parameter_id for one in tuned.study_spec.parameters] == ["tikhonov", "half-life"]
+        assert [one.metric_id for one in tuned.study_spec.metrics] == ["reward"]
+        trained.append(tuned.trial_job_spec)
+    assert {one.service_account for one in trained} == {"bandit-trainer@films.iam.gserviceaccount.com"}
+
+
+def _requests(spec: pipeline_spec_pb2.PipelineSpec) -> Iterator[tuple[str, Any]]:
+    """The request of each launcher's task, as the launcher makes it of its payload: without what is empty."""
+    executors = json_format.MessageToDict(spec.deployment_spec)["executors"]
+    for dag in (component.dag for component in (spec.root, *spec.components.values())):
+        for name, task in dag.tasks.items():
+            component = spec.components[task.component_ref.name]
+            arguments = executors.get(component.executor_label, {}).get("container", {}).get("args", [])
+            flags = dict(zip(arguments[::2], arguments[1::2], strict=False))
+            if flags.get("--type") not in SERVICES:
+                continue
+            payload = flags["--payload"]
+            if payload.startswith('{"Concat"'):
+                payload = "".join(json.loads(payload)["Concat"])
+            values = _values(component, task)
+            for parameter, value in values.items():
+                payload = payload.replace(f"{{{{$.inputs.parameters['{parameter}']}}}}", value)
+            kind = SERVICES[flags["--type"]]
+            yield name, kind(json_format.ParseDict(_without_empty(json.loads(payload)), kind.pb(kind())))
+
+
+def _values(component: pipeline_spec_pb2.ComponentSpec, task: pipeline_spec_pb2.PipelineTaskSpec) -> dict[str, str]:
+    """The task's inputs as they are put into a payload: strings bare, anything else as JSON."""
+    found: dict[str, Any] = {
+        name: json_format.MessageToDict(one.default_value)
+        for name, one in component.input_definitions.parameters.items()
+    }
+    for name, one in task.inputs.parameters.items():
+        constant = one.WhichOneof("kind") == "runtime_value"
+        found[name] = json_format.MessageToDict(one.runtime_value.constant) if constant else OF_OTHER_TASKS.get(name)
+    return {name: value if isinstance(value, str) else json.dumps(_whole(value)) for name, value in found.items()}
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_empty(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    cleaned = {key: _without_empty(one) for key, one in value.items()}
+    return {key: one for key, one in cleaned.items() if one not in ("", None, {}, [])}
 
 
 def test_a_dataflow_job_starts_when_the_one_before_has_ended(compiled):
@@ -182,6 +274,12 @@ def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
         ),
         ("shared.root = 'r'\n[retrain]\nepsilon = true", "retrain.epsilon must be of type float, got True"),
         ("shared.root = 'r'\n[retrain]\ndefault_reward = nan", "retrain.default_reward must be finite, got nan"),
+        ("shared.root = 'r'\n[retrain]\ncanary_share = 20", "retrain.canary_share must be from 0 to 1, got 20.0"),
+        ("shared.root = 'r'\nshared.window_seconds = 0", "bootstrap.window_seconds must be above 0, got 0.0"),
+        ("shared.root = 'r'\n[tune]\ntrials = -1", "tune.trials must be above 0, got -1"),
+        ("shared.root = 'r'\n[tune]\nalpha = -0.5", "tune.alpha must not be negative, got -0.5"),
+        ("shared.root = 'r'\n[tune]\nmissing_reward = 'x'", "tune.missing_reward must be default or drop, got x"),
+        ("shared.root = 'r'\n[tune]\nuntil = 'noon'", "tune.until must be a moment with its time zone, as 2026"),
         ("", "bootstrap.root is missing: bootstrap cannot do without"),
     ],
 )

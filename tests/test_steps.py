@@ -13,7 +13,7 @@ from contracts import policies
 from contracts.errors import InputError
 from contracts.policies import Exploration, Movie, PolicyCard
 from contracts.trajectories import TrajectoryBatch
-from orchestration import plan, steps
+from orchestration import canary, plan, steps
 from trainer import dataset, export, task
 
 D, K = 4, 5
@@ -154,6 +154,20 @@ def test_roll_out_roll_back_and_history(shop, champion):
     assert [past.version for past in steps.history(shop.store)] == [champion.version, "second", champion.version]
     with pytest.raises(InputError, match=r"has no policy 'third'; it has: .*second"):
         steps.roll_out(shop.store, "third", "", NOW)
+
+
+def test_a_roll_out_that_was_killed_before_its_line_in_the_history_gets_it_the_next_time(shop, champion):
+    second = shop.fake(THETA, champion, "second")
+    history = shop.store / steps.HISTORY_NAME
+    before = history.read_bytes()
+    made = steps.roll_out(shop.store, second, "better", NOW)
+    history.write_bytes(before)
+    assert steps.roll_out(shop.store, second, "better", NOW) == made
+    assert [past.version for past in steps.history(shop.store)] == [champion.version, "second"]
+    # A canary beside it changes the pointer, not who was promoted when.
+    canary.start(shop.store, champion.version, 0.5)
+    steps.roll_out(shop.store, second, "better", NOW)
+    assert [past.version for past in steps.history(shop.store)] == [champion.version, "second"]
 
 
 def test_there_must_be_something_to_go_back_to(shop, champion):

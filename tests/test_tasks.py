@@ -6,13 +6,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from contracts.errors import InputError
 from contracts.policies import Movie, PolicyCard
 from contracts.trajectories import TrajectoryBatch
 from orchestration import canary, pipelines, runs, steps, tasks
@@ -150,7 +152,22 @@ def test_a_failure_in_the_canary_gives_everything_back_to_the_champion(environme
     assert environment.split() == {"old": 100}
     assert environment.serving() == ("old", None)
     (report,) = runs.reports(environment.root)
-    assert (report.outcome, report.reason) == ("failed", "the worker was lost")
+    assert (report.outcome, report.reason) == ("failed", "after the step register: the worker was lost")
+
+
+def test_a_canary_that_the_store_does_not_know_of_is_ended_too(environment):
+    """The endpoint changes first: who is killed between the two leaves a canary on the endpoint alone."""
+    tasks.register(environment.plan, "new", PASSED, environment.place)
+    environment.vertex.canary("new", 0.5)
+    tasks.report_outcome(str(environment.root), "run", "retrain", environment.place, "FAILED", "the worker was lost")
+    assert environment.split() == {"old": 100}
+    assert len(environment.fake.predictors) == 1
+
+
+def test_a_bootstrap_that_fails_has_no_canary_to_end(environment, tmp_path):
+    tasks.report_outcome(str(tmp_path / "new"), "run", "bootstrap", environment.place, "FAILED", "no quota")
+    (report,) = runs.reports(tmp_path / "new")
+    assert (report.outcome, report.reason) == ("failed", "before the first step: no quota")
 
 
 def test_the_store_follows_what_was_promoted_and_rolled_back_by_hand(environment):
@@ -167,6 +184,43 @@ def test_the_store_follows_what_was_promoted_and_rolled_back_by_hand(environment
     assert environment.serving() == ("old", None)
     reasons = [past.reason for past in steps.history(environment.places.policies)]
     assert reasons[1:] == ["it serves on the endpoint: it looks good", "it serves on the endpoint: it was not"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, r"is gone: <urlopen error \[Errno 111\] Connection refused>"),
+        (b"<html>", r"is no predictor: its /health says '<html>'"),
+        (b'{"status": "fine"}', r"is no predictor: its /health says '\{\"status\": \"fine\"\}'"),
+    ],
+)
+def test_an_endpoint_that_is_gone_or_none_is_told_before_anything_changes(environment, answer, message):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        if answer is None:
+            server.server_close()
+        else:
+            threading.Thread(target=server.serve_forever).start()
+        with pytest.raises(InputError, match=f"^endpoint: {endpoint} {message}$"):
+            tasks.promote(environment.plan, "new", PASSED, endpoint, "")
+        if answer is not None:
+            server.shutdown()
+    assert environment.serving() == ("old", None)
+
+
+def test_a_window_that_is_yet_to_come_is_not_waited_for(environment):
+    until = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    with pytest.raises(InputError, match=r"until must not be later than now \(20.*Z\), got 20"):
+        tasks.resolve_retrain(str(environment.root), "later", SETTINGS, until, "")
 
 
 def test_a_failing_promotion_on_the_endpoint_leaves_the_store_as_it_was(environment):

@@ -93,20 +93,23 @@ def test_viewers_ask_the_vertex_endpoint_and_publish_rewards(tmp_path, pubsub_ho
     from orchestration.vertex import Vertex
     from orchestration.vertex_place import Place
 
-    topic, subscription = "projects/films-traffic/topics/events", "projects/films-traffic/subscriptions/rewards"
+    topic, subscription = (
+        "projects/films-traffic/topics/bandit-dev-events",
+        "projects/films-traffic/subscriptions/rewards",
+    )
     publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
     publisher.create_topic(name=topic)
     subscriber.create_subscription(name=subscription, topic=topic)
     card = write_policy(tmp_path / "bucket" / "policies" / "v1", num_actions=10, observation_dim=3)
     with local_vertex(tmp_path) as (_, url):
         config = tmp_path / "c.toml"
-        text = (configuration.FOLDER / "dev.toml").read_text().replace('"events-dev"', '"events"')
+        text = (configuration.FOLDER / "dev.toml").read_text()
         config.write_text(text.replace("cron =", f'api_endpoint = "{url}"\ncron ='))
         # Deployed without a topic: this test reads the rewards alone.
         place = Place(
             project="films-traffic",
             location="europe-west1",
-            endpoint="recommender-dev",
+            endpoint="bandit-dev",
             policies="gs://bucket/policies",
             image="predictor:1",
             topic="",
@@ -146,6 +149,7 @@ def test_viewers_ask_the_vertex_endpoint_and_publish_rewards(tmp_path, pubsub_ho
         (["--endpoint", "http://127.0.0.1:9", "--new-movies", "100"], "--new-movies must be below the 100 actions"),
         (["--endpoint", "http://127.0.0.1:9", "--rate", "0"], "--rate: Expected `float` > 0.0, got '0'"),
         (["--endpoint", "http://127.0.0.1:9", "--start", "soon"], "--start must be a moment with its time zone"),
+        (["--endpoint", "http://127.0.0.1:9", "--diurnal", "0"], "cannot connect: "),
         (["--config", "dev"], "cloud.project is missing in dev.toml"),
     ],
 )

@@ -1,15 +1,19 @@
 """Roll-out through the real SDK against the local Vertex AI, whose endpoint routes to real predictors."""
 
+import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
+from google.cloud.aiplatform.models import ModelRegistry
 
 from contracts.errors import InputError
 from contracts.policies import Evaluation, PolicyCard
-from orchestration.vertex import Vertex, alias, describe, labels
+from orchestration.vertex import CHAMPION, PREVIOUS, Vertex, alias, describe, labels
 from orchestration.vertex_place import Place
 from tests.linear_policies import write_policy
 from tests.local_vertex.server import LocalVertex, local_vertex
@@ -39,6 +43,15 @@ class Environment:
 
     def split(self) -> dict[str, int]:
         return {one.version: one.traffic for one in self.vertex.deployed()}
+
+    def roles(self) -> dict[str, str]:
+        """By the registry's aliases alone."""
+        return {
+            role: json.loads(model.version_description)["version"]
+            for model in self.fake.models["recommender"].values()
+            for role in (CHAMPION, PREVIOUS)
+            if role in model.version_aliases
+        }
 
 
 @pytest.fixture
@@ -93,6 +106,72 @@ def test_once_is_as_good_as_twice(environment):
     assert vertex.end_canary() == f"{first.version} takes all the traffic; nothing was idle"
     assert vertex.promote(first.version, "again") == f"{first.version} is the champion already"
     assert [past.version for past in vertex.history()] == [first.version]
+
+
+def test_a_promotion_that_was_interrupted_is_taken_up(environment):
+    """Moving an alias takes two calls: here each of them is the last one of a promotion, in turn."""
+    vertex = environment.vertex
+    first, second = environment.policy(1), environment.policy(2)
+    for card in (first, second):
+        vertex.register(card, "")
+    vertex.promote(first.version, "first")
+    for change in ("add_version_aliases", "remove_version_aliases"):
+        for role in (PREVIOUS, CHAMPION):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ModelRegistry, change, _killed_before(getattr(ModelRegistry, change), role))
+                with contextlib.suppress(KilledError):
+                    vertex.promote(second.version, "second")
+            assert environment.split()[second.version] == 100
+            vertex.promote(second.version, "second")
+            assert vertex.champion() == second.version
+            assert environment.roles() == {CHAMPION: second.version, PREVIOUS: first.version}
+            assert [past.version for past in vertex.history()][-2:] == [first.version, second.version]
+            vertex.roll_back("again")
+            assert vertex.champion() == first.version
+            assert environment.split() == {first.version: 100, second.version: 0}
+
+
+def test_the_way_back_is_known_when_its_alias_was_lost(environment):
+    vertex = environment.vertex
+    first, second = environment.policy(1), environment.policy(2)
+    for card in (first, second):
+        vertex.register(card, "")
+        vertex.promote(card.version, "")
+    for model in environment.fake.models["recommender"].values():
+        for role in (CHAMPION, PREVIOUS):
+            if role in model.version_aliases:
+                model.version_aliases.remove(role)
+    assert vertex.champion() == second.version
+    assert vertex.roll_back("").startswith(f"{first.version} is the champion, in place of {second.version}")
+    assert environment.roles() == {CHAMPION: first.version, PREVIOUS: second.version}
+
+
+def test_of_two_promoted_at_a_time_one_serves_and_is_the_champion(environment):
+    vertex = environment.vertex
+    cards = [environment.policy(number) for number in range(3)]
+    for card in cards:
+        vertex.register(card, "")
+    vertex.promote(cards[0].version, "first")
+    with ThreadPoolExecutor(2) as threads:
+        said = list(threads.map(lambda card: vertex.promote(card.version, "at once"), cards[1:]))
+    (serving,) = [version for version, traffic in environment.split().items() if traffic]
+    assert environment.split()[serving] == 100
+    assert environment.roles()[CHAMPION] == vertex.champion() == serving
+    assert serving in {card.version for card in cards[1:]}
+    assert any(one.startswith(f"{serving} is the champion") for one in said)
+
+
+class KilledError(Exception):
+    pass
+
+
+def _killed_before(change, role):
+    def changed(self, aliases, version):
+        if aliases == [role]:
+            raise KilledError
+        return change(self, aliases, version)
+
+    return changed
 
 
 def test_ten_retrains_leave_one_endpoint_and_two_deployed_models(environment):

@@ -1,5 +1,6 @@
 """Writes the policy artifact, and reads back what training continues from. See contracts.policies for its parts."""
 
+import errno
 import logging
 import os
 import shutil
@@ -25,6 +26,8 @@ from contracts.policies import (
 from trainer.linear import Posterior, SufficientStatistics
 
 STATISTICS_NAME = "statistics.npz"
+# What Cloud Storage FUSE, which Vertex AI mounts buckets with, says to renaming a folder that is not empty.
+NO_RENAMED_FOLDERS = {errno.EMFILE, errno.ENOTSUP, errno.ENOSYS}
 
 
 def read_card(policies: Path, version: str) -> PolicyCard | None:
@@ -38,6 +41,7 @@ def write(policies: Path, card: PolicyCard, write_parts: Callable[[Path], None])
 
     `write_parts` fills a folder beside the store's policies (its name starts with a dot, so that nobody takes it for
     one); the card comes last, then the folder gets its name. A policy of that version that is there already is kept.
+    Where folders cannot be renamed (a mounted bucket) its files are copied, the card last: without one, it is no policy.
 
     Raises:
       InputError: the version's place is taken by something that is not a policy.
@@ -50,11 +54,14 @@ def write(policies: Path, card: PolicyCard, write_parts: Callable[[Path], None])
         write_parts(temporary)
         (temporary / CARD_NAME).write_bytes(encode_json(card))
         temporary.rename(target)
-    except OSError:
+    except OSError as error:
         # Not empty: another training of the same inputs was there first, and made the same policy.
-        if target.is_dir() and read_card(policies, card.version) is None:
+        made = read_card(policies, card.version)
+        if made is None and error.errno in NO_RENAMED_FOLDERS:
+            copy(temporary, target)
+        elif made is None and target.is_dir():
             raise InputError(f"{target}: is in the way and has no {CARD_NAME}; remove it") from None
-        if not target.is_dir():
+        elif made is None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

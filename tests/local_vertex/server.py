@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,6 +176,8 @@ class LocalVertex:
             model = self._version(match[2], match[3])
             for alias in request.version_aliases:
                 if alias.startswith("-"):
+                    if alias[1:] not in model.version_aliases:
+                        raise InvalidArgument(f"version alias {alias[1:]} is not of version {model.version_id}")
                     model.version_aliases.remove(alias[1:])
                     continue
                 if not ALIAS.fullmatch(alias):
@@ -334,6 +337,7 @@ class LocalVertex:
             name = str(next(self._numbers))
             schedule.name = f"{match[1]}/schedules/{name}"
             schedule.state = types.Schedule.State.ACTIVE
+            schedule.create_time = datetime.now(UTC)
             self.schedules[name] = schedule
         return schedule
 
@@ -369,8 +373,9 @@ class LocalVertex:
         return {}
 
     def _delete_schedule(self, match: re.Match, query: dict[str, str], body: dict[str, Any]) -> Any:
-        self._schedule(match[2])
-        del self.schedules[match[2]]
+        with self._lock:
+            self._schedule(match[2])
+            del self.schedules[match[2]]
         return _done(types.DeleteOperationMetadata(), empty=True)
 
     # Custom training.
