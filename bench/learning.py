@@ -99,7 +99,11 @@ class Linear:
 
 class Neural:
     """Ours: a TF-Agents network; online, a few steps on what was seen so far after every batch; a fit with early
-    stopping for every window."""
+    stopping for every window.
+
+    neural_linucb learns its network on the first 2,000 decisions, in both modes. Then the network is the fixed encoder
+    of a linear policy, which takes in each interaction once, those first ones included.
+    """
 
     def __init__(
         self, world: World, seed: int, features: np.ndarray, algorithm: str, online: bool, alpha: float = 0.5,
@@ -110,7 +114,8 @@ class Neural:
         tf.random.set_seed(seed)
         num_actions, dim = world.expected.shape[1], world.observations.shape[1]
         self._told = agents.complete(algorithm, told)
-        self._network = neural.build(algorithm, dim, num_actions, self._told, Exploration())
+        over_arms = features.astype(np.float32) if self._told.get("arm_features") == "shared" else None
+        self._network = neural.build(algorithm, dim, num_actions, self._told, Exploration(), over_arms)
         self._statistics = SufficientStatistics.zeros(num_actions, agents.layer_sizes(self._told)[-1])
         self._rng = np.random.default_rng([seed, 2])
         self._algorithm, self._alpha, self._temperature = algorithm, alpha, temperature
@@ -141,19 +146,22 @@ class Neural:
             propensities.astype(np.float32),
             np.zeros(len(actions), bool),
         )
-        first = not self._statistics.n.any()
-        if self._online:
-            for seen, new in zip(self._seen, batch, strict=False):
-                seen[self._count : self._count + len(actions)] = new
-            self._count += len(actions)
+        for seen, new in zip(self._seen, batch, strict=False):
+            seen[self._count : self._count + len(actions)] = new
+        self._count += len(actions)
+        linear_next = self._algorithm == "neural_linucb"
+        trains = not linear_next or self._count <= BATCHES["windows"]
+        if trains and self._online:
             for _ in range(STEPS_ONLINE):
                 rows = self._rng.integers(0, self._count, int(self._told["batch_size"]))
                 self._network.step(*(seen[rows] for seen in self._seen))
-        elif first or self._algorithm != "neural_linucb":
+        elif trains:
             neural.fit(self._network, lambda: iter([batch]), self._told)
         model = self._network.model(self._statistics.n)
-        self._statistics.add(neural.encode(model, observations), actions, rewards)
-        if self._algorithm == "neural_linucb":
+        if linear_next and self._count >= BATCHES["windows"]:
+            new = slice(0 if trains else self._count - len(actions), self._count)
+            observation, action, reward = (seen[new] for seen in self._seen)
+            self._statistics.add(neural.encode(model, observation), action, reward)
             posterior = linear.disjoint(self._statistics, float(self._told["tikhonov"]))
             model = model._replace(
                 theta=posterior.theta.astype(np.float32), covariance=posterior.covariance.astype(np.float32)
@@ -169,11 +177,10 @@ def _epsilon_greedy(preference: np.ndarray, epsilon: float, rng: np.random.Gener
 
 
 class Contestant(NamedTuple):
-    """A policy in a mode, and the settings it may be tuned over."""
+    """A policy, and the settings it may be tuned over."""
 
     name: str
     peer: str  # "" for ours
-    modes: tuple[str, ...]
     num_actions: tuple[int, ...]
     grid: list[dict[str, Any]]
     tuning_seeds: int = 2  # one for those that take long, ours and peers alike
@@ -185,7 +192,8 @@ def _grid(**axes: list[Any]) -> list[dict[str, Any]]:
 
 ALPHAS = [0.1, 0.25, 0.5, 1.0]
 EPSILONS = [0.0, EPSILON]
-BOTH, WINDOWS, SMALL, LARGE, ALL = ("online", "windows"), ("windows",), (20, 100), (500,), (20, 100, 500)
+MODES = {20: ("online", "windows"), 100: ("online", "windows"), 500: ("windows",)}
+ALL, SMALL = tuple(MODES), (20, 100)  # peers take too long at 500
 PLAIN = _grid(algorithm=["lin_ucb"], alpha=ALPHAS, tikhonov=[0.1, 1.0], epsilon=EPSILONS)
 SHARED = _grid(algorithm=["lin_ucb"], alpha=[0.05, 0.1, 0.25], tikhonov=[0.3], arm_features=["shared"], epsilon=[0.0])
 HYBRID = _grid(
@@ -201,6 +209,11 @@ TS_HYBRID = _grid(
 )
 NEURAL_EPSILON = _grid(algorithm=["neural_epsilon_greedy"], learning_rate=[0.01, 0.03])
 BOLTZMANN = _grid(algorithm=["neural_boltzmann"], learning_rate=[0.01], temperature=[0.05, 0.2])
+NEURAL_LINUCB = _grid(algorithm=["neural_linucb"], alpha=[0.1, 0.25], tikhonov=[1.0, 10.0])
+NEURAL_ARMS = _grid(algorithm=["neural_epsilon_greedy"], arm_features=["shared"], learning_rate=[0.003, 0.01])
+BOLTZMANN_ARMS = _grid(
+    algorithm=["neural_boltzmann"], arm_features=["shared"], learning_rate=[0.01], temperature=[0.05, 0.2]
+)
 MABWISER = {"alpha": ALPHAS, "l2_lambda": [0.1, 1.0]}
 VOWPALWABBIT = {
     "squarecb": (["--squarecb --gamma_scale 100", "--squarecb --gamma_scale 1000"], [2.0, 5.0, 10.0]),
@@ -208,27 +221,23 @@ VOWPALWABBIT = {
     "epsilon": (["--epsilon 0.02", "--epsilon 0.1"], [2.0, 5.0, 10.0]),
 }
 CONTESTANTS = [
-    Contestant("lin_ucb", "", BOTH, SMALL, PLAIN),
-    Contestant("lin_ucb", "", WINDOWS, LARGE, PLAIN),
-    Contestant("lin_ts", "", BOTH, SMALL, _grid(algorithm=["lin_ts"], alpha=ALPHAS, tikhonov=[0.1, 1.0])),
-    Contestant("greedy", "", BOTH, SMALL, _grid(algorithm=["greedy"], epsilon=[EPSILON, 0.05, 0.1])),
-    Contestant("lin_ucb, arm features", "", BOTH, SMALL, SHARED, tuning_seeds=1),
-    Contestant("lin_ucb, arm features", "", WINDOWS, LARGE, SHARED, tuning_seeds=1),
-    Contestant("lin_ucb, hybrid", "", BOTH, SMALL, HYBRID, tuning_seeds=1),
-    Contestant("lin_ucb, hybrid", "", WINDOWS, LARGE, HYBRID, tuning_seeds=1),
-    Contestant("lin_ts, hybrid", "", BOTH, SMALL, TS_HYBRID, tuning_seeds=1),
-    Contestant("neural_epsilon_greedy", "", BOTH, SMALL, NEURAL_EPSILON, tuning_seeds=1),
-    Contestant("neural_boltzmann", "", BOTH, SMALL, BOLTZMANN, tuning_seeds=1),
-    Contestant(
-        "neural_linucb", "", WINDOWS, SMALL, _grid(algorithm=["neural_linucb"], alpha=[0.1, 0.25]), tuning_seeds=1
-    ),
-    Contestant("mabwiser LinUCB", "mabwiser", BOTH, SMALL, _grid(policy=["LinUCB"], **MABWISER)),
-    Contestant("mabwiser LinTS", "mabwiser", BOTH, SMALL, _grid(policy=["LinTS"], **MABWISER)),
+    Contestant("lin_ucb", "", ALL, PLAIN),
+    Contestant("lin_ts", "", ALL, _grid(algorithm=["lin_ts"], alpha=ALPHAS, tikhonov=[0.1, 1.0])),
+    Contestant("greedy", "", ALL, _grid(algorithm=["greedy"], epsilon=[EPSILON, 0.05, 0.1])),
+    Contestant("lin_ucb, arm features", "", ALL, SHARED, tuning_seeds=1),
+    Contestant("lin_ucb, hybrid", "", ALL, HYBRID, tuning_seeds=1),
+    Contestant("lin_ts, hybrid", "", ALL, TS_HYBRID, tuning_seeds=1),
+    Contestant("neural_epsilon_greedy", "", ALL, NEURAL_EPSILON, tuning_seeds=1),
+    Contestant("neural_boltzmann", "", ALL, BOLTZMANN, tuning_seeds=1),
+    Contestant("neural_linucb", "", ALL, NEURAL_LINUCB, tuning_seeds=1),
+    Contestant("neural_epsilon_greedy, arm features", "", ALL, NEURAL_ARMS, tuning_seeds=1),
+    Contestant("neural_boltzmann, arm features", "", ALL, BOLTZMANN_ARMS, tuning_seeds=1),
+    Contestant("mabwiser LinUCB", "mabwiser", SMALL, _grid(policy=["LinUCB"], **MABWISER)),
+    Contestant("mabwiser LinTS", "mabwiser", SMALL, _grid(policy=["LinTS"], **MABWISER)),
     *(
         Contestant(
             f"VowpalWabbit {name}",
             "vowpalwabbit",
-            BOTH,
             SMALL,
             _grid(explorer=explorers, learning_rate=rates),
             tuning_seeds=1,
@@ -311,7 +320,7 @@ def _compare(
         (contestant, num_actions, mode)
         for num_actions in sizes
         for contestant in contestants
-        for mode in contestant.modes
+        for mode in MODES[num_actions]
         if num_actions in contestant.num_actions
     ]
     trials = [

@@ -57,6 +57,10 @@ class TrainedWindow(msgspec.Struct, frozen=True, kw_only=True):
     records: Annotated[int, Meta(ge=0)]
 
 
+# How actions can be drawn; predictor.exploration says what each does.
+STRATEGIES = ("greedy", "uniform", "epsilon_greedy", "ucb", "softmax", "inverse_gap", "thompson")
+
+
 class Exploration(msgspec.Struct, frozen=True, kw_only=True):
     """How actions are drawn when this policy serves. Not trained: it can be changed without retraining."""
 

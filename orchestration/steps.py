@@ -222,7 +222,10 @@ def _doubt(gain: off_policy.Gain) -> str | None:
     """Why the interval should not be believed, if there is a reason."""
     for role, weights in (("candidate", gain.candidate), ("champion", gain.champion)):
         if weights.effective_sample_size < MIN_EFFECTIVE_SAMPLE_SIZE:
-            return f"the {role}'s effective sample size is {weights.effective_sample_size:.1f}"
+            return (
+                f"the {role}'s effective sample size is {weights.effective_sample_size:.1f} (largest weight"
+                f" {weights.largest_weight:.1f})"
+            )
         if abs(weights.mean_weight - 1) > MAX_MEAN_WEIGHT_ERROR:
             return f"the {role}'s mean weight is {weights.mean_weight:.2f}, not near 1 (largest {weights.largest_weight:.0f})"
     return None

@@ -13,9 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from contracts.errors import InputError
-from contracts.policies import Exploration
-
-STRATEGIES = ("greedy", "uniform", "epsilon_greedy", "ucb", "softmax", "inverse_gap", "thompson")
+from contracts.policies import STRATEGIES, Exploration
 
 
 def check(exploration: Exploration) -> None:

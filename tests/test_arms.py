@@ -21,14 +21,20 @@ def movies(*changes):
 def test_features_of_the_movies():
     np.testing.assert_array_equal(
         arm_features(movies()),
-        [  # 1, Comedy, Drama, decades from 1980, its own
-            [1, 0, 1, 0, 0.5],
-            [1, 1, 1, 2, -1],
-            [1, 0, 0, 0, 2],
+        [  # 1, decades from 1980, its own, Drama, Comedy
+            [1, 0, 0.5, 1, 0],
+            [1, 2, -1, 1, 1],
+            [1, 0, 2, 0, 0],
         ],
     )
     with pytest.raises(InputError, match="movie 'b' has 2 features, the first has 1"):
         arm_features(movies((1, {"features": [1.0, 2.0]})))
+
+
+def test_movies_of_a_new_genre_leave_what_is_known_of_the_others_where_it_was():
+    grown = arm_features([*movies(), Movie(action=3, movie_id="d", genres=["Action"], features=[1.0])])
+    np.testing.assert_array_equal(grown[:3, :5], arm_features(movies()))
+    np.testing.assert_array_equal(grown[:, 5], [0, 0, 0, 1])
 
 
 ALLOWED = {
@@ -41,6 +47,10 @@ ALLOWED = {
 REFUSED = {
     "gone": (movies()[:2], "movie 'c' is gone; retire it instead"),
     "reused": (movies((1, {"movie_id": "z"})), "action 1 is movie 'b' in the parent, got 'z'"),
+    "nothing to recommend": (
+        movies(*((action, {"status": ("masked", "retired")[action % 2]}) for action in range(3))),
+        "must have an active movie",
+    ),
     "twice": (movies((2, {"movie_id": "a"})), "movie 'a' is both action 0 and 2"),
     "out of order": (movies()[::-1], "must list actions in order from 0, got 2 at 0"),
 }

@@ -91,6 +91,7 @@ def corrupt_behind_the_checksum(window, path):
 
 BROKEN = {
     "missing file": (lambda window, path: path.unlink(), "no such file, but the manifest lists it"),
+    "a folder": (lambda window, path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory"),
     "corrupt record": (corrupt_second_record, r"corrupted record at byte \d+"),
     "cut off": (cut_off_the_end, r"manifest says \d+ bytes, found \d+: truncated record at byte \d+"),
     "checksum of the corrupt file": (corrupt_behind_the_checksum, r"corrupted record at byte \d+"),
@@ -164,6 +165,35 @@ def test_windows_folders_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / THIRD.folder / MANIFEST_NAME).write_text('{"window": 3}')
     with pytest.raises(InputError, match=r"not a window manifest: .*"):
         dataset.ready_windows(tmp_path)
+    (tmp_path / THIRD.folder / MANIFEST_NAME).unlink()
+    (tmp_path / THIRD.folder / MANIFEST_NAME).mkdir()
+    with pytest.raises(InputError, match=r"manifest.json: cannot be read: Is a directory"):
+        dataset.ready_windows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "part-train-00000.tfrecord",
+            "lists part-train-00000.tfrecord twice: its interactions would be trained on twice",
+        ),
+        ("../elsewhere", "lists '../elsewhere', which is not the name of a file in this folder"),
+    ],
+)
+def test_a_manifest_lists_each_file_of_its_folder_once(tmp_path, name, message):
+    window = dataset.write_window(tmp_path, FIRST, trajectories(10))
+    files = [*window.manifest.files, msgspec.structs.replace(window.manifest.files[0], name=name)]
+    manifest = msgspec.structs.replace(window.manifest, files=files)
+    (window.folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
+    with pytest.raises(InputError, match=message):
+        dataset.ready_windows(tmp_path)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path):
+    window = dataset.write_window(tmp_path, FIRST, trajectories(10))
+    (window.folder / "part-train-00001.tfrecord").write_bytes(b"half of an export")
+    assert len(read_all(*dataset.ready_windows(tmp_path), "train").action) == 10
 
 
 def test_the_record_named_is_the_one_among_records_of_several_lengths(tmp_path):

@@ -1,5 +1,6 @@
 import errno
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,15 @@ from tf_agents.specs import BoundedTensorSpec
 from tf_agents.trajectories import PolicyStep, restart, time_step_spec
 
 from contracts.errors import InputError
-from contracts.policies import CARD_NAME, CHECKPOINT_NAME, LINEAR_NAME, SAVED_MODEL_NAME, Exploration, PolicyCard
+from contracts.policies import (
+    CARD_NAME,
+    CHECKPOINT_NAME,
+    LINEAR_NAME,
+    SAVED_MODEL_NAME,
+    Exploration,
+    PolicyCard,
+    encode_json,
+)
 from trainer import agents, export
 from trainer.linear import SufficientStatistics, disjoint, shared
 
@@ -154,15 +163,66 @@ def test_a_policy_is_in_the_store_wholly_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert export.read_card(tmp_path, "v1") is None
 
-    def whole(folder):
+    def all_of_it(folder):
         assert folder.name.startswith(".") and not (folder / CARD_NAME).exists()
-        (folder / LINEAR_NAME).write_bytes(b"whole")
+        whole(folder)
 
-    export.write(tmp_path, card(), whole)
+    export.write(tmp_path, card(), all_of_it)
     assert export.read_card(tmp_path, "v1") == card()
-    export.write(tmp_path, card(num_actions=2), whole)  # it is there already: kept
+    export.write(tmp_path, card(num_actions=2), all_of_it)  # it is there already: kept
     assert export.read_card(tmp_path, "v1") == card()
     assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+
+
+def whole(folder):
+    (folder / LINEAR_NAME).write_bytes(b"whole")
+    (folder / CHECKPOINT_NAME).mkdir()
+    (folder / CHECKPOINT_NAME / export.STATISTICS_NAME).write_bytes(b"sums")
+
+
+KILLED = """if True:
+    import os, signal, sys
+    from pathlib import Path
+    from contracts.policies import decode_card
+    from trainer import export
+
+    def half(folder):
+        (folder / "linear.npz").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    export.write(Path(sys.argv[1]), decode_card(sys.stdin.buffer.read(), "card"), half)
+"""
+
+
+def test_what_a_killed_training_left_is_in_nobodys_way_and_is_removed(tmp_path, monkeypatch):
+    left = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE)
+    left.communicate(encode_json(card()))
+    assert left.returncode == -signal.SIGKILL
+    (half,) = tmp_path.iterdir()
+    assert half.name.startswith(".v1.") and export.read_card(tmp_path, "v1") is None
+    monkeypatch.setattr("os.getpid", lambda: left.pid)  # as in a container that is started again
+    export.write(tmp_path, card(), whole)
+    assert export.read_card(tmp_path, "v1") == card()
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+
+
+def test_two_trainings_of_the_same_inputs_make_one_policy(tmp_path):
+    """The one that is done first takes the other's folder for a leftover."""
+
+    def slow(folder):
+        whole(folder)
+        export.write(tmp_path, card(), whole)
+        (folder / LINEAR_NAME).write_bytes(b"whole")  # the folder is gone
+
+    export.write(tmp_path, card(), slow)
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+    assert (tmp_path / "v1" / LINEAR_NAME).read_bytes() == b"whole"
+
+
+def test_a_store_that_cannot_be_written_to_is_said_to_be(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"policies: cannot write to .*file: Not a directory"):
+        export.write(tmp_path / "file", card(), whole)
 
 
 def test_what_is_in_the_way_is_not_touched(tmp_path):

@@ -212,6 +212,39 @@ def test_over_arm_features_a_movie_that_nobody_has_seen_is_known_and_movies_can_
     assert after.shape == (500, 12) and np.corrcoef(after[:, 11], truth[:, 11])[0, 1] > 0.7
 
 
+@pytest.mark.parametrize("more", [0, 2])
+def test_over_arm_features_movies_of_new_genres_can_be_added(tmp_path, more):
+    """What was learned stands: the added movies' genres have no say yet."""
+    features = np.random.default_rng(3).normal(size=(10, DIM))
+    movies = [Movie(action=k, movie_id=str(k), features=features[k].tolist(), genres=["Drama"]) for k in range(8)]
+    dataset.write_window(tmp_path / "windows", WINDOWS[0], products(1000, 0, features[:8]))
+    mine = settings(tmp_path, "neural_epsilon_greedy", arm_features="shared")
+    mine = msgspec.structs.replace(mine, num_actions=8, catalogue=movies)
+    card = task.train(mine)
+    added = [
+        Movie(action=8 + k, movie_id=str(8 + k), features=features[8 + k].tolist(), genres=["Action", "Drama"][:more])
+        for k in range(2)
+    ]
+    larger = msgspec.structs.replace(mine, num_actions=10, catalogue=[*movies, *added])
+    grown = task.train(msgspec.structs.replace(larger, parent=card.version))
+    x = np.random.default_rng(5).normal(size=(100, DIM)).astype(np.float32)
+    before, after = (
+        export.read_model(mine.policies / version).scores(x)[0] for version in (card.version, grown.version)
+    )
+    np.testing.assert_allclose(after[:, :8], before, atol=1e-5)
+    dataset.write_window(tmp_path / "windows", WINDOWS[1], products(500, 1, features))
+    third = task.train(msgspec.structs.replace(larger, parent=grown.version))
+    assert third.parent == grown.version
+
+    mine = msgspec.structs.replace(mine, parent=card.version, until=WINDOWS[0].end)
+    renamed = [msgspec.structs.replace(movie, genres=["Western"]) for movie in movies]
+    with pytest.raises(InputError, match=r"catalogue: genres were \['Drama'\] for parent .*; now \['Western'\]"):
+        task.train(msgspec.structs.replace(mine, catalogue=renamed))
+    richer = [msgspec.structs.replace(movie, features=[*movie.features, 1.0]) for movie in movies]
+    with pytest.raises(InputError, match=r"catalogue: features a movie were 3 for parent .*; now 4"):
+        task.train(msgspec.structs.replace(mine, catalogue=richer))
+
+
 WRONG = [
     ({"arm_features": "hybrid"}, "arm_features must be one of none, shared for neural_boltzmann, got 'hybrid'"),
     ({"layers": "64,none"}, "layers must be sizes above 0 with commas between"),

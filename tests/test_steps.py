@@ -1,6 +1,7 @@
 """The gate and the roll-out, with policies that were really trained, on decisions whose truth is known."""
 
 import dataclasses
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,6 +120,15 @@ def test_a_worse_candidate_is_refused_and_a_better_one_promoted(shop, champion):
     assert result.gain_high is not None and result.gain_high < 0
     turned = steps.evaluate(shop.store, shop.windows, champion.version, worse)
     assert (turned.verdict, turned.promoted) == ("better", True)
+
+
+def test_what_few_decisions_speak_for_stays_undecided_and_the_reason_is_given(shop, champion):
+    """Nine decisions, which cannot have an effective sample size of 20: whatever their interval says."""
+    shop.window(1, logged(np.random.default_rng(2), 400), logged(np.random.default_rng(3), 9))
+    candidate = shop.train(champion.version, exploration=Exploration(alpha=0.6))
+    result = steps.evaluate(shop.store, shop.windows, candidate.version, champion.version)
+    assert (result.verdict, result.promoted) == ("undecided", False)
+    assert re.search(r"the candidate's effective sample size is \d\.\d \(largest weight \d\.\d\)$", result.reason)
 
 
 def test_a_candidate_that_always_picks_the_same_movie_is_refused(shop, champion):

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -286,6 +287,23 @@ def trained_twice(settings):
     return msgspec.structs.replace(settings, parent=card.version)
 
 
+def unknown_action_with_no_ridge(settings):
+    more = msgspec.structs.replace(settings, num_actions=6, catalogue=catalogue(6))
+    return msgspec.structs.replace(more, hyperparameters={"tikhonov": 1e-300})
+
+
+def huge_rewards(settings):
+    observation = np.full((100, DIM), 0.1, np.float32)
+    batch = trajectories(100)._replace(observation=observation, reward=np.full(100, 3e38, np.float32))
+    dataset.write_window(settings.windows, WINDOWS[2], batch)
+    return msgspec.structs.replace(settings, only=[WINDOWS[2].start])
+
+
+def store_that_is_a_file(settings):
+    settings.policies.write_text("mine")
+    return settings
+
+
 def half_written_parent(settings):
     (settings.policies / "half").mkdir(parents=True)
     return msgspec.structs.replace(settings, parent="half")
@@ -328,6 +346,18 @@ WRONG = {
         other(algorithm="neural_boltzmann", beam_options=[]),
         "beam options: neural_boltzmann has no statistics to sum up with Beam",
     ),
+    "an unknown exploration": (
+        other(exploration=Exploration(strategy="magic")),
+        "exploration must be one of greedy, .*ucb.*, got 'magic'",
+    ),
+    "an endless bound": (other(exploration=Exploration(alpha=math.inf)), "exploration: alpha must be finite, got inf"),
+    "nothing to recommend": (
+        other(catalogue=[msgspec.structs.replace(movie, status="masked") for movie in catalogue()]),
+        "catalogue: must have an active movie",
+    ),
+    "a ridge of next to nothing": (unknown_action_with_no_ridge, "trained policy: covariance must be finite: .*ridge"),
+    "rewards that do not fit": (huge_rewards, "trained policy: theta must be finite: rewards or observations"),
+    "a store that is a file": (store_that_is_a_file, "policies: cannot write to .*policies: Not a directory"),
     "no actions": (other(num_actions=0), "num_actions must be at least 1, got 0"),
     "no such parent": (other(parent="v0"), r"parent: .*v0 has no policy\.json"),
     "half-written parent": (half_written_parent, r"parent: .*half has no policy\.json"),

@@ -27,6 +27,15 @@ def trajectories(count, seed=0, propensity=1 / NUM_ACTIONS):
     )
 
 
+def settings(folder):
+    return task.Settings(
+        windows=folder,
+        policies=folder / "policies",
+        num_actions=NUM_ACTIONS,
+        catalogue=[Movie(action=k, movie_id=str(k)) for k in range(NUM_ACTIONS)],
+    )
+
+
 def test_a_window_that_is_right_is_counted(tmp_path):
     train, holdback = trajectories(300), trajectories(40, 1)
     window = dataset.write_window(tmp_path, WINDOW, train, holdback)
@@ -94,15 +103,9 @@ def test_a_record_that_is_wrong_is_refused_with_what_and_where(tmp_path, case):
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .*({message})") as error:
         validation.validate(window, NUM_ACTIONS)
     assert "\n" not in str(error.value)
-    settings = task.Settings(
-        windows=tmp_path,
-        policies=tmp_path / "policies",
-        num_actions=NUM_ACTIONS,
-        catalogue=[Movie(action=k, movie_id=str(k)) for k in range(NUM_ACTIONS)],
-    )
     with pytest.raises(InputError, match=re.escape(str(path))):
-        task.train(settings)
-    assert not settings.policies.exists()
+        task.train(settings(tmp_path))
+    assert not (tmp_path / "policies").exists()
 
 
 def test_what_is_no_example_is_refused(tmp_path):
@@ -129,6 +132,36 @@ def test_counts_that_are_wrong_are_refused(tmp_path, case):
     wrong = window._replace(manifest=msgspec.structs.replace(window.manifest, counts=counts))
     with pytest.raises(InputError, match=message):
         validation.validate(wrong, NUM_ACTIONS)
+    (window.folder / MANIFEST_NAME).write_bytes(encode_manifest(wrong.manifest))
+    (later,) = dataset.consecutive_windows(WINDOW.end, 60, 1)
+    dataset.write_window(tmp_path, later, trajectories(10))
+    with pytest.raises(InputError, match=message):
+        task.train(settings(tmp_path))
+    assert not (tmp_path / "policies").exists()
+
+
+def test_counts_of_the_newest_window_are_checked_though_its_holdback_is_not_read(tmp_path):
+    window = dataset.write_window(tmp_path, WINDOW, trajectories(10), trajectories(5, 1))
+    counts = msgspec.structs.replace(window.manifest.counts, decisions=16, rewards=16)
+    manifest = msgspec.structs.replace(window.manifest, counts=counts)
+    (window.folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
+    with pytest.raises(InputError, match=r"manifest.json: counts say 16 records, the files hold 15"):
+        task.train(settings(tmp_path))
+
+
+@pytest.mark.parametrize("place", [30, 60, 90])  # within the observation, a name, the reward
+def test_a_corrupt_record_is_said_to_be_one_with_its_offset(tmp_path, place):
+    window = dataset.write_window(tmp_path, WINDOW, trajectories(50))
+    path = window.folder / "part-train-00000.tfrecord"
+    data = bytearray(path.read_bytes())
+    size = int.from_bytes(data[:8], "little") + 16
+    data[3 * size + place] ^= 0xFF
+    path.write_bytes(data)
+    # A record is its length (8 bytes) with a checksum (4), then its data with another.
+    message = f"^{re.escape(str(path))}: .*corrupted record at byte {3 * size + 12}$"
+    for check in (lambda: validation.validate(window, NUM_ACTIONS), lambda: task.train(settings(tmp_path))):
+        with pytest.raises(InputError, match=message):
+            check()
 
 
 def test_propensities_that_cannot_be_are_refused(tmp_path):

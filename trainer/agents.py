@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from contracts.errors import InputError
+from contracts.policies import STRATEGIES, Exploration
 from trainer.linear import SufficientStatistics, disjoint
 
 Hyperparameters = dict[str, float | int | str | bool]
@@ -72,6 +73,15 @@ def complete(algorithm: str, given: Hyperparameters) -> Hyperparameters:
             raise InputError(f"{algorithm} has no hyperparameter {name!r}: it has {', '.join(sorted(defaults))}")
         _check(algorithm, name, value, defaults[name])
     return {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
+
+
+def check_exploration(exploration: Exploration) -> None:
+    """Raises InputError for a strategy that there is not, and for settings that a policy's card could not hold."""
+    if exploration.strategy not in STRATEGIES:
+        raise InputError(f"exploration must be one of {', '.join(STRATEGIES)}, got {exploration.strategy!r}")
+    for name in ("alpha", "temperature", "gamma"):
+        if not math.isfinite(value := getattr(exploration, name)):
+            raise InputError(f"exploration: {name} must be finite, got {value}")
 
 
 def layer_sizes(hyperparameters: Hyperparameters) -> tuple[int, ...]:

@@ -12,8 +12,8 @@ def arm_features(catalogue: Sequence[Movie]) -> np.ndarray:
     """What is known of every movie before anyone has seen it.
 
     Returns:
-      [K, F] float64: a constant 1, whether it is of a genre (one column for each genre in the catalogue), its year (in
-      decades from 1980, 0 where there is none), and its `features`.
+      [K, F] float64: a constant 1, its year (in decades from 1980, 0 where there is none), its `features`, and whether
+      it is of a genre, one column for each in the order of `genres`. So movies added at the end add columns at the end.
 
     Raises:
       InputError: a movie has another number of features than the first.
@@ -24,25 +24,31 @@ def arm_features(catalogue: Sequence[Movie]) -> np.ndarray:
             raise InputError(
                 f"catalogue: movie {movie.movie_id!r} has {len(movie.features)} features, the first has {expected}"
             )
-    genres = sorted({genre for movie in catalogue for genre in movie.genres})
+    columns = genres(catalogue)
     return np.array(
         [
             [
                 1.0,
-                *(float(genre in movie.genres) for genre in genres),
                 0.0 if movie.year is None else (movie.year - 1980) / 10,
                 *movie.features,
+                *(float(genre in movie.genres) for genre in columns),
             ]
             for movie in catalogue
         ]
     )
 
 
+def genres(catalogue: Sequence[Movie]) -> list[str]:
+    """The genres in the catalogue, in the order in which they first occur."""
+    return list(dict.fromkeys(genre for movie in catalogue for genre in movie.genres))
+
+
 def check_catalogue(catalogue: Sequence[Movie], before: Sequence[Movie] | None) -> None:
     """Whether `catalogue` may follow on the catalogue `before` it: the same movies, with more at the end.
 
     Raises:
-      InputError: a movie is in it twice, one is gone or stands for another action, or a retired one is offered again.
+      InputError: a movie is in it twice, none is active, one is gone or stands for another action, or a retired one is
+        offered again.
     """
     seen: dict[str, int] = {}
     for action, movie in enumerate(catalogue):
@@ -51,6 +57,8 @@ def check_catalogue(catalogue: Sequence[Movie], before: Sequence[Movie] | None) 
         if movie.movie_id in seen:
             raise InputError(f"catalogue: movie {movie.movie_id!r} is both action {seen[movie.movie_id]} and {action}")
         seen[movie.movie_id] = action
+    if not any(movie.status == "active" for movie in catalogue):
+        raise InputError("catalogue: must have an active movie, or there is nothing to recommend")
     for old in before or []:
         if old.action >= len(catalogue):
             raise InputError(f"catalogue: movie {old.movie_id!r} is gone; retire it instead")

@@ -2,7 +2,8 @@
 
 A window is ready when its folder holds a manifest. What is read is what the manifest promises, file by file: the same
 checksum, the same number of records, and values that a policy of the given shape can be trained on. Anything else is an
-InputError that names the file; nothing is skipped.
+InputError that names the file; nothing is skipped. A file that the manifest does not list, such as an export that was
+killed leaves, is not looked at.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from contracts.windows import (
 if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch
 
+SPLITS: tuple[Split, ...] = ("train", "holdback")
 BATCH_BYTES = 1 << 20
 _LENGTH = struct.Struct("<Q")
 _FRAME_BYTES = 16
@@ -61,17 +63,29 @@ def ready_windows(windows: Path) -> list[ReadyWindow]:
     """
     if not windows.is_dir():
         raise InputError(f"windows: no such folder: {windows}")
-    ready = []
-    for path in windows.glob(f"window=*/{MANIFEST_NAME}"):
-        manifest = decode_manifest(path.read_bytes(), str(path))
-        if path.parent.name != manifest.window.folder:
-            raise InputError(f"{path}: is the manifest of {manifest.window.folder}, not of this folder")
-        ready.append(ReadyWindow(path.parent, manifest))
+    ready = [_read_manifest(path) for path in windows.glob(f"window=*/{MANIFEST_NAME}")]
     ready.sort(key=lambda window: window.start)
     for earlier, later in itertools.pairwise(ready):
         if later.start < earlier.manifest.window.end:
             raise InputError(f"{later.folder}: overlaps {earlier.folder.name}: its decisions would be trained on twice")
     return ready
+
+
+def _read_manifest(path: Path) -> ReadyWindow:
+    try:
+        manifest = decode_manifest(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if path.parent.name != manifest.window.folder:
+        raise InputError(f"{path}: is the manifest of {manifest.window.folder}, not of this folder")
+    names: set[str] = set()
+    for file in manifest.files:
+        if file.name in names:
+            raise InputError(f"{path}: lists {file.name} twice: its interactions would be trained on twice")
+        if file.name != Path(file.name).name:
+            raise InputError(f"{path}: lists {file.name!r}, which is not the name of a file in this folder")
+        names.add(file.name)
+    return ReadyWindow(path.parent, manifest)
 
 
 def read(
@@ -216,6 +230,8 @@ def _chunks(
         stream = open_file(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, but the manifest lists it") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     with stream:
         while read := stream.read(batch_bytes):
             digest.update(read)
@@ -226,11 +242,13 @@ def _chunks(
                 yield data, starts, lengths
             rest = data[end:]
     if size != file.bytes:
-        raise InputError(f"{path}: manifest says {file.bytes} bytes, found {size}{_first_corruption(path)}")
-    if rest or digest.hexdigest() != file.sha256:
+        raise InputError(f"{path}: manifest says {file.bytes} bytes, found {size}{first_corruption(path)}")
+    if digest.hexdigest() != file.sha256:
         raise InputError(
-            f"{path}: manifest says sha256 {file.sha256}, found {digest.hexdigest()}{_first_corruption(path)}"
+            f"{path}: manifest says sha256 {file.sha256}, found {digest.hexdigest()}{first_corruption(path)}"
         )
+    if rest:
+        raise InputError(f"{path}: ends within a record{first_corruption(path)}")
 
 
 def _records(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
@@ -259,14 +277,14 @@ def _records(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _why_unreadable(path: str, error: Exception, first_record: int, observation_dim: int) -> str:
-    corruption = _first_corruption(path).removeprefix(": ")
+    corruption = first_corruption(path).removeprefix(": ")
     reason = re.search(r"Key: [^\n]*", str(error))
     fact = f"a record from {first_record} on is not a trajectory of dimension {observation_dim}"
     return corruption or (f"{fact}: {reason[0]}" if reason else fact)
 
 
-def _first_corruption(path: str) -> str:
-    """Where a file that is not the one written stops being readable, by the checksums around its records."""
+def first_corruption(path: str) -> str:
+    """Where a file stops being readable, by the checksums around its records: ": corrupted record at byte …", or ""."""
     import tensorflow as tf
 
     try:

@@ -14,14 +14,11 @@ import numpy as np
 
 from contracts.errors import InputError
 from contracts.policies import PolicyCard
-from contracts.windows import Split
 from trainer import dataset, export, off_policy, task
 from trainer.export import Model
 
 if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch
-
-SPLITS: tuple[Split, ...] = ("train", "holdback")
 
 
 class Measured(NamedTuple):
@@ -44,13 +41,13 @@ def measure(settings: task.Settings) -> Measured:
     if len(ready) < 2:
         raise InputError(f"windows: at least 2 ready windows are needed, one held out, found {len(ready)}")
     held_out = ready[-1]
-    if not held_out.manifest.records(*SPLITS):
+    if not held_out.manifest.records(*dataset.SPLITS):
         raise InputError(f"{held_out.folder}: is to be held out, but holds no interactions")
     others = msgspec.structs.replace(settings, only=[window.start for window in ready[:-1]])
     card = task.train(others)
     plain = task.train(msgspec.structs.replace(others, algorithm="lin_ucb", hyperparameters={}, parent=None))
     model, reference = (export.read_model(settings.policies / version) for version in (card.version, plain.version))
-    batches = (batch for split in SPLITS for batch in dataset.read(held_out, split, settings.num_actions))
+    batches = (batch for split in dataset.SPLITS for batch in dataset.read(held_out, split, settings.num_actions))
     return Measured(card, estimate(model, reference, batches))
 
 

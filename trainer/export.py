@@ -2,8 +2,8 @@
 
 import errno
 import logging
-import os
 import shutil
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,29 +42,43 @@ def write(policies: Path, card: PolicyCard, write_parts: Callable[[Path], None])
     `write_parts` fills a folder beside the store's policies (its name starts with a dot, so that nobody takes it for
     one); the card comes last, then the folder gets its name. A policy of that version that is there already is kept.
     Where folders cannot be renamed (a mounted bucket) its files are copied, the card last: without one, it is no policy.
+    What trainings of this version left that were killed is removed.
 
     Raises:
-      InputError: the version's place is taken by something that is not a policy.
+      InputError: the store cannot be written to, or the version's place is taken by something that is not a policy.
     """
-    policies.mkdir(parents=True, exist_ok=True)
-    temporary = policies / f".{card.version}.{os.getpid()}"
-    target = policies / card.version
+    # Named anew each time: in a container that is started again, the process has the same number.
+    temporary = policies / f".{card.version}.{uuid.uuid4().hex}"
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"policies: cannot write to {policies}: {error.strerror}") from None
+    try:
         write_parts(temporary)
         (temporary / CARD_NAME).write_bytes(encode_json(card))
+        _publish(temporary, policies / card.version)
+    except Exception:
+        # Gone: another training of the same inputs was done first, and took it for a leftover.
+        if temporary.is_dir() or read_card(policies, card.version) is None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    for leftover in policies.glob(f".{card.version}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Gives the folder its name; leaves what is there already."""
+    try:
         temporary.rename(target)
     except OSError as error:
-        # Not empty: another training of the same inputs was there first, and made the same policy.
-        made = read_card(policies, card.version)
-        if made is None and error.errno in NO_RENAMED_FOLDERS:
+        if (target / CARD_NAME).is_file():
+            return  # another training of the same inputs was there first, and made the same policy
+        if error.errno in NO_RENAMED_FOLDERS:
             copy(temporary, target)
-        elif made is None and target.is_dir():
+        elif target.is_dir():
             raise InputError(f"{target}: is in the way and has no {CARD_NAME}; remove it") from None
-        elif made is None:
+        else:
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def copy(policy: Path, folder: Path) -> None:
@@ -96,8 +110,9 @@ class Model(NamedTuple):
     @classmethod
     def linear(cls, posterior: Posterior, num_samples: np.ndarray) -> "Model":
         """A linear policy's."""
-        theta = posterior.theta.astype(np.float32)
-        return cls([], theta, np.zeros(len(theta), np.float32), posterior.covariance.astype(np.float32), num_samples)
+        with np.errstate(over="ignore"):  # what does not fit is infinite, and `write_model` refuses it
+            theta, covariance = posterior.theta.astype(np.float32), posterior.covariance.astype(np.float32)
+        return cls([], theta, np.zeros(len(theta), np.float32), covariance, num_samples)
 
     def scores(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[B, D] -> mean and standard deviation, [B, K] each."""
@@ -114,17 +129,24 @@ class Model(NamedTuple):
 
 
 def write_model(folder: Path, model: Model, algorithm: str, exploration: Exploration, observation_dim: int) -> None:
-    """The numpy form and the SavedModel."""
+    """The numpy form and the SavedModel.
+
+    Raises:
+      InputError: what was learned does not fit into float32: rewards or observations are too large, or a ridge too small.
+    """
+    arrays: dict[str, Any] = {"theta": model.theta, "num_samples": model.num_samples}
+    if model.covariance is not None:
+        arrays["covariance"] = model.covariance
     if model.layers:
-        arrays: dict[str, Any] = {"theta": model.theta, "bias": model.bias, "num_samples": model.num_samples}
-        for index, (weights, bias) in enumerate(model.layers):
-            arrays |= {f"weights_{index}": weights, f"bias_{index}": bias}
-        if model.covariance is not None:
-            arrays["covariance"] = model.covariance
-        np.savez(folder / NETWORK_NAME, **arrays)
-    else:
-        assert model.covariance is not None  # a linear policy has one
-        np.savez(folder / LINEAR_NAME, theta=model.theta, covariance=model.covariance, num_samples=model.num_samples)
+        arrays["bias"] = model.bias
+    for index, (weights, bias) in enumerate(model.layers):
+        arrays |= {f"weights_{index}": weights, f"bias_{index}": bias}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"trained policy: {name} must be finite: rewards or observations are too large, or a ridge too small"
+            )
+    np.savez(folder / (NETWORK_NAME if model.layers else LINEAR_NAME), **arrays)
     save_model(folder / SAVED_MODEL_NAME, model, algorithm, exploration, observation_dim)
 
 

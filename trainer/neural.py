@@ -67,6 +67,10 @@ class Network(NamedTuple):
 
         return tf.train.Checkpoint(layers=self.layers, output=self.output, optimizer=self.optimizer)
 
+    def variables(self) -> list[Any]:
+        """Those of the checkpoint."""
+        return [*self.layers, *self.output, *self.optimizer.variables]
+
 
 def learn(
     policies: Path, card: PolicyCard, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]
@@ -76,22 +80,12 @@ def learn(
 
     # The version stands for all that goes in: the same inputs draw the same first weights.
     tf.random.set_seed(int(card.version[-8:], 16))
-    features = None
-    if card.hyperparameters.get("arm_features") == "shared":
-        features = arms.arm_features(card.catalogue).astype(np.float32)
-    network = build(
-        card.algorithm, card.observation_dim, card.num_actions, card.hyperparameters, card.exploration, features
-    )
+    network = _untrained(card)
     linear = card.algorithm == "neural_linucb"
     statistics = SufficientStatistics.zeros(card.num_actions, agents.layer_sizes(card.hyperparameters)[-1])
     if parent is not None:
         before = policies / parent.version
-        try:
-            network.checkpoint().read(
-                str(before / CHECKPOINT_NAME / NETWORK_CHECKPOINT)
-            ).assert_existing_objects_matched()
-        except (tf.errors.OpError, AssertionError, ValueError) as error:
-            raise InputError(f"{before}: not a checkpoint of this network: {str(error).splitlines()[0]}") from None
+        _continue(network, parent, before, card)
         statistics = export.read_statistics(before).grown(card.num_actions)
 
     def batches() -> "Iterator[TrajectoryBatch]":
@@ -119,6 +113,56 @@ def learn(
         network.checkpoint().write(str(folder / CHECKPOINT_NAME / NETWORK_CHECKPOINT))
 
     return write_parts
+
+
+def _untrained(card: PolicyCard) -> Network:
+    """The network of the policy's settings, over the arm features of its catalogue where it has them."""
+    features = None
+    if card.hyperparameters.get("arm_features") == "shared":
+        features = arms.arm_features(card.catalogue).astype(np.float32)
+    return build(
+        card.algorithm, card.observation_dim, card.num_actions, card.hyperparameters, card.exploration, features
+    )
+
+
+def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCard) -> None:
+    """Gives the network what its parent, in `folder`, has learned.
+
+    Movies that were added may be of genres that there were none of: then the arm tower has more inputs than the parent's,
+    at the end, which begin at 0, as if they had always been there and never been on.
+
+    Raises:
+      InputError: there is no such checkpoint, or the parent's arm features mean something else.
+    """
+    import tensorflow as tf
+
+    before = network
+    if network.arm_features is not None:
+        _check_features(parent, card)
+        if len(arms.genres(parent.catalogue)) < len(arms.genres(card.catalogue)):
+            before = _untrained(parent)
+    try:
+        path = str(folder / CHECKPOINT_NAME / NETWORK_CHECKPOINT)
+        before.checkpoint().read(path).assert_existing_objects_matched()
+    except (tf.errors.OpError, AssertionError, ValueError) as error:
+        raise InputError(f"{folder}: not a checkpoint of this network: {str(error).splitlines()[0]}") from None
+    if before is not network:
+        for new, old in zip(network.variables(), before.variables(), strict=True):
+            value = np.zeros(new.shape, new.dtype.as_numpy_dtype)
+            value[tuple(map(slice, old.shape))] = old.numpy()
+            new.assign(value)
+
+
+def _check_features(parent: PolicyCard, card: PolicyCard) -> None:
+    """Whether every arm feature of the parent's means the same now."""
+    for name, old, new in (
+        ("features a movie", len(parent.catalogue[0].features), len(card.catalogue[0].features)),
+        ("genres", (known := arms.genres(parent.catalogue)), arms.genres(card.catalogue)[: len(known)]),
+    ):
+        if old != new:
+            raise InputError(
+                f"catalogue: {name} were {old} for parent {parent.version}, which learned from them; now {new}"
+            )
 
 
 def build(
@@ -217,7 +261,6 @@ def fit(
     Returns:
       the held-out mean squared error before the first and after each epoch.
     """
-    import tensorflow as tf
 
     batch_size = int(hyperparameters["batch_size"])
     variables = [*network.layers, *network.output]
@@ -244,7 +287,6 @@ def fit(
             break
     for variable, value in zip(variables, best, strict=True):
         variable.assign(value)
-    tf.debugging.check_numerics(network.output[0], "trained network")
     return losses
 
 

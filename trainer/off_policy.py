@@ -11,9 +11,10 @@ of the logged action and q_target the target policy's expected value, the estima
 
 Each is a function of sums over the decisions, so decisions are accumulated as `Sums`: per group of decisions, merged by
 adding them up. The interval is the bootstrap's over the groups (Poisson weights, bias-corrected and accelerated: Efron
-1987), which follows the skew that large weights bring. What no interval shows are weights that were never drawn: look
-at `effective_sample_size`, `largest_weight` and `mean_weight` (near 1 where the logging policy could take what the
-target takes) before believing one.
+1987), which follows the skew that large weights bring, with Student's quantiles in place of normal ones, which are wider
+where few decisions make most of the spread. What no interval shows are weights that were never drawn: look at
+`effective_sample_size`, `largest_weight` and `mean_weight` (near 1 where the logging policy could take what the target
+takes) before believing one. Where a single decision counts, nothing varies, and the interval has no width.
 """
 
 import zlib
@@ -183,7 +184,8 @@ def estimate(
       switch_threshold: weights above it are left to the reward model by `switch_dr`.
 
     Raises:
-      InputError: an array of another shape, a value out of range or NaN, or one of the q without the other.
+      InputError: an array of another shape or not of numbers, a value out of range or NaN, one of the q without the
+        other.
     """
     if (q_logged is None) != (q_target is None):
         raise InputError("q_logged and q_target must be given together")
@@ -310,16 +312,35 @@ class _Bootstrap:
         below = np.mean(resampled < estimate - margin) / 2 + np.mean(resampled <= estimate + margin) / 2
         bias = _NORMAL.inv_cdf(float(np.clip(below, 1 / len(resampled), 1 - 1 / len(resampled))))
         jackknife = value(self._without_one)
-        deviation = jackknife.mean() - jackknife
-        spread = float(np.nansum(deviation**2)) ** 1.5
-        acceleration = float(np.nansum(deviation**3)) / (6 * spread) if spread else 0.0
+        deviation = jackknife[np.isfinite(jackknife)]
+        deviation = deviation.mean() - deviation if len(deviation) else np.zeros(1)
+        deviation /= np.abs(deviation).max() or 1.0  # what follows does not depend on the unit
+        squares = float((deviation**2).sum())
+        acceleration = float((deviation**3).sum()) / (6 * squares**1.5) if squares else 0.0
+        # How far the estimate may lie off is itself estimated, badly where a few weights make most of it. As in the
+        # bootstrap's expanded interval (Hesterberg 2015), Student's quantile takes that in, with the degrees of freedom
+        # that the kurtosis of the deviations leaves (Satterthwaite 1946).
+        kurtosis = len(deviation) * float((deviation**4).sum()) / squares**2 if squares else 3.0
+        reach = _student_quantile(1 - self._tail, 2 * len(deviation) / max(kurtosis - 1, 1e-9))
+        reach *= np.sqrt(len(deviation) / max(len(deviation) - 1, 1))
 
-        def bound(tail: float) -> float:
-            z = bias + _NORMAL.inv_cdf(tail)
+        def bound(offset: float) -> float:
+            z = bias + offset
             shifted = _NORMAL.cdf(bias + z / max(1 - acceleration * z, 1e-3))
             return float(np.quantile(resampled, shifted))
 
-        return Interval(estimate, bound(self._tail), bound(1 - self._tail))
+        return Interval(estimate, bound(-reach), bound(reach))
+
+
+def _student_quantile(probability: float, degrees: float) -> float:
+    """Of Student's t distribution, by its expansion around the normal one (Abramowitz and Stegun 1964, 26.7.5)."""
+    z = _NORMAL.inv_cdf(probability)
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    )
 
 
 def _sums(
@@ -332,28 +353,42 @@ def _sums(
     switch_threshold: float = SWITCH_THRESHOLD,
 ) -> Sums:
     """Checks what was given and sums it up, in groups of one size that are drawn so that neighbours are apart."""
-    shape = np.shape(rewards)
+    shape = _numbers("rewards", rewards).shape
     if len(shape) != 1 or not shape[0]:
         raise InputError(f"rewards must be [N] with N > 0, got shape {list(shape)}")
+    if not switch_threshold >= 0:
+        raise InputError(f"switch_threshold must be at least 0, got {switch_threshold}")
     decisions = shape[0]
     sums = Sums.zeros(min(GROUPS, decisions))
-    sums.add(
-        np.random.default_rng([seed, 0]).permutation(decisions) % len(sums.table),
-        _checked("rewards", rewards, decisions),
-        _checked("propensities", propensities, decisions, "be in (0, 1]", lambda array: (array > 0) & (array <= 1)),
-        # A sum of float32 probabilities may exceed 1 in the last digit.
-        _checked(
-            "target_probabilities",
-            target_probabilities,
-            decisions,
-            "be in [0, 1]",
-            lambda array: (array >= 0) & (array <= 1 + 1e-6),
-        ),
-        None if q_logged is None else _checked("q_logged", q_logged, decisions),
-        None if q_target is None else _checked("q_target", q_target, decisions),
-        switch_threshold,
-    )
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums.add(
+            np.random.default_rng([seed, 0]).permutation(decisions) % len(sums.table),
+            _checked("rewards", rewards, decisions),
+            _checked("propensities", propensities, decisions, "be in (0, 1]", lambda array: (array > 0) & (array <= 1)),
+            # A sum of float32 probabilities may exceed 1 in the last digit.
+            _checked(
+                "target_probabilities",
+                target_probabilities,
+                decisions,
+                "be in [0, 1]",
+                lambda array: (array >= 0) & (array <= 1 + 1e-6),
+            ),
+            None if q_logged is None else _checked("q_logged", q_logged, decisions),
+            None if q_target is None else _checked("q_target", q_target, decisions),
+            switch_threshold,
+        )
+    if not (np.isfinite(sums.table).all() and np.isfinite(sums.squared_weight)):
+        raise InputError(
+            f"the sums of weights and rewards must be finite: the largest weight is {sums.largest_weight:g}"
+        )
     return sums
+
+
+def _numbers(name: str, values: np.ndarray) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be numbers: {error}") from None
 
 
 def _checked(
@@ -363,7 +398,7 @@ def _checked(
     fact: str = "be finite",
     holds: Callable[[np.ndarray], np.ndarray] = np.isfinite,
 ) -> np.ndarray:
-    array = np.asarray(values, np.float64)
+    array = _numbers(name, values)
     if array.shape != (decisions,):
         raise InputError(f"{name} must have the shape of rewards, {[decisions]}, got {list(array.shape)}")
     wrong = ~holds(array)

@@ -18,6 +18,7 @@ estimate on that one as the metric `reward`. `python -m trainer.tune` is the sam
 
 import argparse
 import hashlib
+import itertools
 import os
 import shlex
 import shutil
@@ -29,6 +30,7 @@ from datetime import datetime
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from contracts.errors import InputError
 from contracts.event_segments import compact_time
@@ -73,6 +75,7 @@ def train(settings: Settings) -> PolicyCard:
         raise InputError(f"num_actions must be at least 1, got {settings.num_actions}")
     if len(settings.catalogue) != settings.num_actions:
         raise InputError(f"catalogue has {len(settings.catalogue)} movies for {settings.num_actions} actions")
+    agents.check_exploration(settings.exploration)
     if settings.beam_options is not None and settings.algorithm not in agents.LINEAR_ALGORITHMS:
         raise InputError(f"beam options: {settings.algorithm} has no statistics to sum up with Beam")
     parent = _parent(settings, hyperparameters)
@@ -105,9 +108,11 @@ def train(settings: Settings) -> PolicyCard:
         ],
         exploration=settings.exploration,
     )
-    if settings.beam_options is None:  # Beam's workers check what they read
-        for window, split in new:
-            validation.validate(window, settings.num_actions, (split,))
+    for window, splits in itertools.groupby(new, lambda part: part[0]):
+        if settings.beam_options is None:
+            validation.validate(window, settings.num_actions, tuple(split for _, split in splits))
+        else:  # its workers check what they read
+            validation.check_counts(window)
     if settings.algorithm in agents.LINEAR_ALGORITHMS:
         write_parts = _learn_linear(settings, card, parent, new)
     else:
@@ -135,13 +140,16 @@ def _learn_linear(
             for batch in dataset.read(window, split, card.num_actions):
                 statistics.add(batch.observation, batch.action, batch.reward, weight)
     told = card.hyperparameters
-    posterior = linear.posterior(
-        statistics,
-        str(told["arm_features"]),
-        float(told["tikhonov"]),
-        float(told["arm_tikhonov"]),
-        arms.arm_features(card.catalogue),
-    )
+    try:
+        posterior = linear.posterior(
+            statistics,
+            str(told["arm_features"]),
+            float(told["tikhonov"]),
+            float(told["arm_tikhonov"]),
+            arms.arm_features(card.catalogue),
+        )
+    except np.linalg.LinAlgError:
+        raise InputError(f"tikhonov: {told['tikhonov']} is too small: the regression has no one solution") from None
     model = export.Model.linear(posterior, statistics.n)
 
     def write_parts(folder: Path) -> None:

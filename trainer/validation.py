@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from contracts.errors import InputError
-from contracts.windows import Split
+from contracts.windows import MANIFEST_NAME, Split, WindowFile
 from trainer import dataset
 from trainer.dataset import ReadyWindow
 
@@ -43,35 +43,22 @@ class Findings(NamedTuple):
     mean_uniform_weight: float  # of 1 / (K propensity): 1 where every action had a chance, less where some had none
 
 
-def validate(window: ReadyWindow, num_actions: int, splits: tuple[Split, ...] = ("train", "holdback")) -> Findings:
-    """Checks the splits of a window, and against the manifest's counts when that is all of it.
+def validate(window: ReadyWindow, num_actions: int, splits: tuple[Split, ...] = dataset.SPLITS) -> Findings:
+    """Checks the splits of a window, and the manifest's counts against each other and against its files.
 
     Raises:
       InputError: what is wrong, in which file, and from which record on.
     """
+    check_counts(window)
     total = _Totals(num_actions)
     for split in splits:
         for file in window.files(split):
-            path = str(window.folder / file.name)
-            first = total.records
-            for serialized in dataset.read_serialized(path, file):
-                _check(path, serialized, total.records - first, window.manifest.observation_dim, total)
-            if (found := total.records - first) != file.records:
-                raise InputError(f"{path}: manifest says {file.records} records, found {found}")
-    if set(splits) == {"train", "holdback"}:
-        counts = window.manifest.counts
-        where = window.folder / "manifest.json"
-        if counts.decisions != counts.rewards + counts.defaulted + counts.dropped:
-            raise InputError(
-                f"{where}: {counts.decisions} decisions are not {counts.rewards} with a reward, {counts.defaulted}"
-                f" defaulted and {counts.dropped} dropped"
-            )
-        for name, said, found in (
-            ("records", counts.rewards + counts.defaulted, total.records),
-            ("defaulted", counts.defaulted, total.defaulted),
-        ):
-            if said != found:
-                raise InputError(f"{where}: counts say {said} {name}, the files hold {found}")
+            _check_file(window, file, total)
+    said = window.manifest.counts.defaulted
+    if total.defaulted > said or (total.records == window.manifest.records(*dataset.SPLITS) and total.defaulted < said):
+        raise InputError(
+            f"{window.folder / MANIFEST_NAME}: counts say {said} defaulted, the files hold {total.defaulted}"
+        )
     findings = total.findings()
     excess = findings.mean_uniform_weight - 1
     if total.records >= MIN_RECORDS_FOR_PROPENSITIES and excess > MAX_WEIGHT_EXCESS * total.weight_error():
@@ -80,6 +67,34 @@ def validate(window: ReadyWindow, num_actions: int, splits: tuple[Split, ...] = 
             f" propensity) is {findings.mean_uniform_weight:.3f} on average, and at most 1 is possible"
         )
     return findings
+
+
+def check_counts(window: ReadyWindow) -> None:
+    """Whether the manifest's counts agree with each other and with its list of files. Raises InputError."""
+    counts = window.manifest.counts
+    where = window.folder / MANIFEST_NAME
+    if counts.decisions != counts.rewards + counts.defaulted + counts.dropped:
+        raise InputError(
+            f"{where}: {counts.decisions} decisions are not {counts.rewards} with a reward, {counts.defaulted}"
+            f" defaulted and {counts.dropped} dropped"
+        )
+    if (said := counts.rewards + counts.defaulted) != (listed := window.manifest.records(*dataset.SPLITS)):
+        raise InputError(f"{where}: counts say {said} records, the files hold {listed}")
+
+
+def _check_file(window: ReadyWindow, file: WindowFile, total: "_Totals") -> None:
+    path = str(window.folder / file.name)
+    first = total.records
+    for serialized in dataset.read_serialized(path, file):
+        try:
+            _check(path, serialized, total.records - first, window.manifest.observation_dim, total)
+        except InputError:
+            # A byte that flipped makes a record unreadable, or a reward infinite: the cause, not what came of it.
+            if corruption := dataset.first_corruption(path):
+                raise InputError(f"{path}{corruption}") from None
+            raise
+    if (found := total.records - first) != file.records:
+        raise InputError(f"{path}: manifest says {file.records} records, found {found}")
 
 
 class _Totals:
