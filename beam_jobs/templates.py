@@ -26,17 +26,24 @@ BEAM_PARAMETERS = [
 PARAMETER_TYPES = {
     ("ingest_events", "dead_letter_topic"): "PUBSUB_TOPIC",
 }
+# A template starts one job, and ends.
+NOT_IN_A_TEMPLATE = {("export_trajectories", "follow")}
 STREAMING = {"ingest_events"}
 
 
 def metadata(job: str) -> dict[str, Any]:
-    """`TemplateMetadata` of a job, as JSON: one parameter for each of its flags, of the same name."""
+    """`TemplateMetadata` of a job, as JSON: one parameter for each of its flags that makes sense there, of the same name."""
     module = importlib.import_module(f"beam_jobs.{job}")
     parser = module.parser()
     found: dict[str, Any] = {
         "name": job,
         "description": " ".join(parser.description.split("\n\n")[0].split()),
-        "parameters": [_parameter(job, flag) for flag in parser._actions if flag.dest != "help"] + BEAM_PARAMETERS,
+        "parameters": [
+            _parameter(job, flag)
+            for flag in parser._actions
+            if flag.dest != "help" and (job, flag.dest) not in NOT_IN_A_TEMPLATE
+        ]
+        + BEAM_PARAMETERS,
     }
     if job in STREAMING:
         found |= {

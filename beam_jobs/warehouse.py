@@ -50,9 +50,12 @@ class ObservationDim(NamedTuple):
 
 
 def create(warehouse: Path) -> None:
-    """Makes the folders of the tables, if need be."""
-    for name in (*(table.name for table in TABLES), INGESTED_NAME):
-        (warehouse / name).mkdir(parents=True, exist_ok=True)
+    """Makes the folders of the tables, if need be. Raises InputError when they cannot be."""
+    try:
+        for name in (*(table.name for table in TABLES), INGESTED_NAME):
+            (warehouse / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--warehouse: {str(warehouse)!r} cannot be created: {error.strerror}") from None
 
 
 @contextmanager

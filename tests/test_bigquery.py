@@ -368,9 +368,11 @@ def test_the_largest_payload_fits_into_a_request(monkeypatch: pytest.MonkeyPatch
     """As a dead letter, in base 64, with the longest of messages: BigQuery refuses a larger request, and so would again."""
     client = RefusingClient(refused_action=-1)
     monkeypatch.setattr(bigquery, "client", lambda project: client)
-    received = PayloadBatch("one", [b"\\" * MAX_EVENT_BYTES, b"?" * (MAX_EVENT_BYTES + 1)], ["a", "b"], [START, START])
+    quoted = b'{"kind":"' + b"A" * (MAX_EVENT_BYTES - 11) + b'"}'  # an error that quotes what it is about
+    payloads = [b"\\" * MAX_EVENT_BYTES, b"?" * (MAX_EVENT_BYTES + 1), quoted]
+    received = PayloadBatch("one", payloads, ["a", "b", "c"], [START] * 3)
     [rows] = [output.value for output in ParseEventsFn().process(received)]
-    assert rows.rows.num_rows == 2
+    assert rows.rows.num_rows == 3
     sizes: list[int] = []
     insert = client.insert_rows_json
 
@@ -383,7 +385,7 @@ def test_the_largest_payload_fits_into_a_request(monkeypatch: pytest.MonkeyPatch
     store.setup()
     list(store.process(rows))
     assert max(sizes) < 10_000_000
-    assert sum(map(len, client.inserted.values())) == 2
+    assert sum(map(len, client.inserted.values())) == 3
 
 
 def test_a_moment_that_bigquery_has_no_partition_for_stops_nothing(

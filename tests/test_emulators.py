@@ -291,7 +291,7 @@ def test_no_permission_is_one_line(
     flags = ["--events", f"pubsub:{queue.subscription}", "--warehouse", "bigquery:local-test.d"]
     assert ingest_events.main(flags) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("ingest_events: error: --warehouse: no permission for local-test.d.decisions: Access Denied")
+    assert line.startswith("ingest_events: error: --warehouse: no permission for data set local-test.d: Access Denied")
 
 
 def test_beam_still_is_what_the_reader_replaces() -> None:
