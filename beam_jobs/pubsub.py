@@ -24,8 +24,9 @@ from contracts.errors import InputError
 TIMEOUT_SECONDS = 30.0
 MAX_ATTRIBUTE_BYTES = 1024
 _PROJECT = r"projects/[a-z][-a-z0-9:.]{4,61}[a-z0-9]"
-_SUBSCRIPTION = re.compile(rf"{_PROJECT}/subscriptions/[^/]+")
-_TOPIC = re.compile(rf"{_PROJECT}/topics/[^/]+")
+_NAME = r"[A-Za-z][A-Za-z0-9._~+%-]{2,254}"
+_SUBSCRIPTION = re.compile(rf"{_PROJECT}/subscriptions/{_NAME}")
+_TOPIC = re.compile(rf"{_PROJECT}/topics/{_NAME}")
 
 
 def parse_subscription(text: str) -> str:

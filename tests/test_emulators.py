@@ -5,6 +5,7 @@ import inspect
 import itertools
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from contracts.records import RewardEvent, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES
 from contracts.windows import TrainingWindow
 from orchestration import emulators
+from orchestration.processes import Child
 from tests.simulated import events, rows
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -198,6 +200,25 @@ def test_nothing_is_acknowledged_before_it_is_stored(queue: Queue, tmp_path: Pat
     end = START + timedelta(days=1)
     found = {table.name: warehouse.read(tmp_path, table, START, end).rows.num_rows for table in TABLES}
     assert found == {"decisions": 300, "rewards": len(payloads) - 300, "dead_letters": 0}
+
+
+def test_a_job_that_fails_ends_and_says_so(
+    queue: Queue, dataset: Dataset, pubsub_host: str, bigquery_endpoint: emulators.BigQueryEndpoint, tmp_path: Path
+) -> None:
+    """Whoever started it sees that; otherwise it would wait for events that nobody stores any more."""
+    command = [sys.executable, "-m", "orchestration.emulated_ingest", "--events", f"pubsub:{queue.subscription}"]
+    command += ["--warehouse", f"bigquery:{dataset.project}.{dataset.name}", "--status", str(tmp_path / "status")]
+    command += ["--pubsub", pubsub_host, "--bigquery-rest", bigquery_endpoint.rest]
+    command += ["--bigquery-grpc", bigquery_endpoint.grpc]
+    with Child("ingest", command, tmp_path / "log") as child:
+        wait_until(lambda: (tmp_path / "status").is_file())
+        client = bigquery.client(PROJECT)
+        client.delete_table(dataset.table(REWARDS))
+        client.close()
+        publish(queue.topic, events(10))
+        wait_until(lambda: child.exit_code() is not None)
+        with pytest.raises(InputError, match=r"ingest ended with exit code 1: .*StoreEvents/Write_rewards"):
+            child.check()
 
 
 def test_the_job_as_it_runs_in_production_on_the_local_runner(queue: Queue, dataset: Dataset) -> None:

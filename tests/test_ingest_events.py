@@ -275,7 +275,7 @@ def a_file(tmp_path: Path) -> Iterator[str]:
         (["--events", "gs://bucket/e", "--warehouse", "w"], "--events: into a folder only a folder is ingested"),
         (["--events", ".", "--warehouse", "w", "--expiry-days", "3"], "--expiry-days: is for --warehouse bigquery:"),
         (
-            ["--events", "pubsub:projects/my-project/subscriptions/s", "--warehouse", "w", "--runner=DataflowRunner"],
+            ["--events", "pubsub:projects/my-project/subscriptions/sub", "--warehouse", "w", "--runner=DataflowRunner"],
             "--warehouse: Dataflow has no folder of this machine, got 'w'",
         ),
     ],

@@ -64,8 +64,8 @@ def test_a_bug_stays_one() -> None:
     [
         (
             ingest_events.main,
-            ["--events=pubsub:projects/my-project/subscriptions/s", "--warehouse=bigquery:my-project.bandit"],
-            "--events: no valid credentials for subscription projects/my-project/subscriptions/s: ",
+            ["--events=pubsub:projects/my-project/subscriptions/sub", "--warehouse=bigquery:my-project.bandit"],
+            "--events: no valid credentials for subscription projects/my-project/subscriptions/sub: ",
         ),
         (
             ingest_events.main,
