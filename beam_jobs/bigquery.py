@@ -40,7 +40,7 @@ from google.cloud.bigquery_storage_v1 import BigQueryReadClient, BigQueryWriteCl
 
 from beam_jobs.payloads import IngestCounts
 from beam_jobs.places import BIGQUERY_PREFIX, explained
-from beam_jobs.tables import TableRows, arrow_schema, record_batch
+from beam_jobs.tables import ObservationDim, TableRows, arrow_schema, record_batch
 from contracts.errors import InputError
 from contracts.records import DeadLetter, one_line, utc_microseconds
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES, Table, columns
@@ -358,11 +358,15 @@ class AppendRowsFn(beam.DoFn):
         return {error.index: f"{error.code.name} {error.message}" for error in answer.row_errors}
 
 
-def count_decisions(dataset: Dataset, start: datetime, end: datetime) -> int:
-    """How many decisions there are in `[start, end)`, each counted once. Raises InputError: no such table."""
+def observation_dims(dataset: Dataset, start: datetime, end: datetime) -> list[ObservationDim]:
+    """The lengths of the observations of `[start, end)`, the most frequent first.
+
+    Raises InputError: no such table, no permission, no credentials.
+    """
     query = (
-        f"SELECT COUNT(DISTINCT decision_id) AS decisions FROM `{dataset.table(DECISIONS)}`"
-        " WHERE decided_at >= @start AND decided_at < @end"
+        "SELECT ARRAY_LENGTH(observation) AS length, COUNT(DISTINCT decision_id) AS decisions,"
+        f" MIN(decision_id) AS example FROM `{dataset.table(DECISIONS)}`"
+        " WHERE decided_at >= @start AND decided_at < @end GROUP BY length ORDER BY decisions DESC, length"
     )
     parameters = [
         bigquery.ScalarQueryParameter("start", "TIMESTAMP", start),
@@ -370,8 +374,8 @@ def count_decisions(dataset: Dataset, start: datetime, end: datetime) -> int:
     ]
     with explained("--warehouse", f"table {dataset.table(DECISIONS)}"), closing(client(dataset.project)) as api:
         job = api.query(query, job_config=bigquery.QueryJobConfig(query_parameters=parameters))
-        [row] = job.result(timeout=TIMEOUT_SECONDS)
-        return int(row["decisions"])
+        rows = list(job.result(timeout=TIMEOUT_SECONDS))
+    return [ObservationDim(row["length"], row["decisions"], row["example"]) for row in rows]
 
 
 class ReadStream(NamedTuple):

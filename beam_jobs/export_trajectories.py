@@ -410,13 +410,13 @@ def _prepare(source: "Path | Dataset", window_folder: str, window: TrainingWindo
     """Clears what a killed export left; returns how many buckets the window's decisions are worth."""
     if isinstance(source, Path):
         dims = warehouse.observation_dims(source, window.start, window.end)
-        if len(dims) > 1:
-            raise InputError(describe_mixed_dims([(dim.length, dim.example) for dim in dims]))
-        decisions = sum(dim.decisions for dim in dims)
     else:
         from beam_jobs import bigquery
 
-        decisions = bigquery.count_decisions(source, window.start, window.end)
+        dims = bigquery.observation_dims(source, window.start, window.end)
+    if len(dims) > 1:
+        raise InputError(describe_mixed_dims([(dim.length, dim.example) for dim in dims]))
+    decisions = sum(dim.decisions for dim in dims)
     clear(window_folder)
     return max(1, -(-decisions // settings.max_records_per_file))
 

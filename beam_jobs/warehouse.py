@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_jobs.files import publish
-from beam_jobs.tables import arrow_schema
+from beam_jobs.tables import ObservationDim, arrow_schema
 from contracts.errors import InputError
 from contracts.records import utc_microseconds
 from contracts.schemas import DECISIONS, TABLES, Table, columns
@@ -39,14 +39,6 @@ class Deduplicated(NamedTuple):
 
     rows: pa.Table
     duplicates: int  # rows removed
-
-
-class ObservationDim(NamedTuple):
-    """How many decisions (each counted once) have observations of `length`, and one of them."""
-
-    length: int
-    decisions: int
-    example: str
 
 
 def create(warehouse: Path) -> None:

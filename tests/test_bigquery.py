@@ -23,6 +23,7 @@ from beam_jobs.options import LOCAL_RUNNER
 from beam_jobs.payloads import MAX_EVENT_BYTES, IngestCounts, ParseEventsFn, PayloadBatch
 from beam_jobs.replay_dead_letters import ReplayCounts
 from beam_jobs.tables import TableRows, record_batch
+from contracts.errors import InputError
 from contracts.event_segments import segment_name
 from contracts.records import Decision, encoder, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES
@@ -248,6 +249,19 @@ def test_how_old_events_are_once_stored_is_a_metric(dataset: Dataset, tmp_path: 
 def test_a_quiet_window_of_bigquery(dataset: Dataset, tmp_path: Path) -> None:
     manifest = export(dataset, tmp_path, WINDOW, SETTINGS)
     assert (manifest.counts.decisions, manifest.files) == (0, [])
+
+
+def test_observations_of_several_lengths_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    """As the embedded warehouse refuses them: before anything is written."""
+    decisions = [event for event in map(event_decoder.decode, events(3)) if isinstance(event, Decision)]
+    decisions.append(msgspec.structs.replace(decisions[0], decision_id=decisions[0].decision_id[:-1] + "f"))
+    decisions[-1] = msgspec.structs.replace(decisions[-1], observation=[1.0])
+    client = bigquery.client(PROJECT)
+    client.insert_rows_json(dataset.table(DECISIONS), bigquery.json_rows(record_batch(DECISIONS, decisions)))
+    client.close()
+    with pytest.raises(InputError, match=rf"same length, got 10 \(.*\), 1 \(decision_id={decisions[-1].decision_id}\)"):
+        export(dataset, tmp_path, WINDOW, SETTINGS)
+    assert not (tmp_path / WINDOW.folder).exists()
 
 
 class RefusingClient:
