@@ -51,7 +51,7 @@ TIMEOUT_SECONDS = 60.0
 MAX_READ_STREAMS = 100
 # The client's own default goes on for ten minutes.
 _RETRY = bigquery.DEFAULT_RETRY.with_timeout(TIMEOUT_SECONDS)
-_DATASET = re.compile(r"([a-z][a-z0-9.:-]*[a-z0-9])\.([A-Za-z0-9_]+)")
+DATASET = r"([a-z][a-z0-9.:-]*[a-z0-9])\.([A-Za-z0-9_]+)"
 
 
 class Dataset(NamedTuple):
@@ -67,7 +67,7 @@ class Dataset(NamedTuple):
 
 def parse_dataset(text: str) -> Dataset:
     """`bigquery:PROJECT.DATASET`. Raises InputError."""
-    match = _DATASET.fullmatch(text.removeprefix(BIGQUERY_PREFIX))
+    match = re.fullmatch(DATASET, text.removeprefix(BIGQUERY_PREFIX))
     if not match:
         raise InputError(f"--warehouse: bigquery:PROJECT.DATASET expected, got {text!r}")
     return Dataset(match[1], match[2])

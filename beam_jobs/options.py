@@ -130,7 +130,7 @@ def _moment(text: str) -> datetime:
 
 
 # A moment in ISO 8601 with its time zone, as UTC.
-MOMENT = Kind(_moment, r"^\d{4}-\d{2}-\d{2}T[0-9:.]+(Z|[+-]\d{2}:\d{2})$")
+MOMENT = Kind(_moment, r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})$")
 
 
 def whole(low: int) -> Kind:
@@ -145,7 +145,7 @@ def whole(low: int) -> Kind:
             raise argparse.ArgumentTypeError(f"a whole number from {low} expected, got {text!r:.60}")
         return value
 
-    return Kind(parse, r"^\d+$")
+    return Kind(parse, r"^\d+$" if low == 0 else r"^0*[1-9]\d*$")
 
 
 def number(low: float, high: float = float("inf"), *, above: bool = False) -> Kind:
@@ -165,7 +165,8 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ki
             raise argparse.ArgumentTypeError(f"a number {limits} expected, got {text!r:.60}")
         return value
 
-    return Kind(parse, r"^-?\d+(\.\d+)?([eE][+-]?\d+)?$")
+    sign = "-?" if low < 0 else ""
+    return Kind(parse, rf"^{sign}(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
 def _yes_or_no(text: str) -> bool:

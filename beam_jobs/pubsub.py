@@ -25,14 +25,14 @@ TIMEOUT_SECONDS = 30.0
 MAX_ATTRIBUTE_BYTES = 1024
 _PROJECT = r"projects/[a-z][-a-z0-9:.]{4,61}[a-z0-9]"
 _NAME = r"[A-Za-z][A-Za-z0-9._~+%-]{2,254}"
-_SUBSCRIPTION = re.compile(rf"{_PROJECT}/subscriptions/{_NAME}")
-_TOPIC = re.compile(rf"{_PROJECT}/topics/{_NAME}")
+SUBSCRIPTION = rf"{_PROJECT}/subscriptions/{_NAME}"
+TOPIC = rf"{_PROJECT}/topics/{_NAME}"
 
 
 def parse_subscription(text: str) -> str:
     """`pubsub:projects/P/subscriptions/S` -> `projects/P/subscriptions/S`. Raises InputError."""
     name = text.removeprefix(SUBSCRIPTION_PREFIX)
-    if not _SUBSCRIPTION.fullmatch(name):
+    if not re.fullmatch(SUBSCRIPTION, name):
         raise InputError(f"--events: pubsub:projects/PROJECT/subscriptions/NAME expected, got {text!r}")
     return name
 
@@ -45,7 +45,7 @@ def check_subscription(name: str) -> None:
 
 def check_topic(name: str) -> None:
     """Raises InputError when `--dead-letter-topic` is not a topic that exists."""
-    if not _TOPIC.fullmatch(name):
+    if not re.fullmatch(TOPIC, name):
         raise InputError(f"--dead-letter-topic: projects/PROJECT/topics/NAME expected, got {name!r}")
     with explained("--dead-letter-topic", f"topic {name}"), pubsub_v1.PublisherClient() as publisher:
         publisher.get_topic(topic=name, timeout=TIMEOUT_SECONDS)
