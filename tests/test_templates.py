@@ -206,3 +206,6 @@ def test_the_image_has_what_the_templates_run() -> None:
         f"apache-beam=={apache_beam.__version__}" in locked or f"apache-beam[gcp]=={apache_beam.__version__}" in locked
     )
     assert {path.stem for path in (ROOT / "templates").glob("*.py")} == set(templates.JOBS)
+    copied = re.findall(r"^COPY ([^-]\S*) ", dockerfile, re.MULTILINE)
+    assert len(copied) == 5
+    assert all(list(ROOT.glob(source)) for source in copied)
