@@ -334,15 +334,15 @@ class AppendRowsFn(beam.DoFn):
     def process(self, element: TableRows) -> Iterator[Any]:
         """Appends one batch. BigQuery refuses a request as a whole, and says for which rows: the others go again."""
         refused: dict[int, str] = {}
-        a_request = max(1, BYTES_A_REQUEST * element.rows.num_rows // max(1, element.rows.nbytes))
-        for begin in range(0, element.rows.num_rows, a_request):
-            rows = element.rows.slice(begin, a_request)
+        begin = 0
+        for rows in _pieces(element.rows):
             if errors := self._append(rows):
                 refused |= {begin + place: reason for place, reason in errors.items()}
                 good = np.ones(rows.num_rows, bool)
                 good[list(errors)] = False
                 if good.any() and (again := self._append(rows.filter(pa.array(good)))):
                     raise RuntimeError(f"BigQuery refuses rows that it took before: {next(iter(again.values()))}")
+            begin += rows.num_rows
         yield from self._metrics.stored(element, refused)
 
     def _append(self, rows: pa.RecordBatch) -> dict[int, str]:
@@ -356,6 +356,16 @@ class AppendRowsFn(beam.DoFn):
         if answer.error.code and not answer.row_errors:
             raise exceptions.from_grpc_status(answer.error.code, answer.error.message)  # type: ignore[no-untyped-call]
         return {error.index: f"{error.code.name} {error.message}" for error in answer.row_errors}
+
+
+def _pieces(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """`rows` in order, in pieces that fit into one request; at least one row each."""
+    if rows.nbytes <= BYTES_A_REQUEST or rows.num_rows <= 1:
+        yield rows
+        return
+    half = rows.num_rows // 2
+    yield from _pieces(rows.slice(0, half))
+    yield from _pieces(rows.slice(half))
 
 
 def observation_dims(dataset: Dataset, start: datetime, end: datetime) -> list[ObservationDim]:

@@ -402,6 +402,30 @@ def test_the_largest_payload_fits_into_a_request(monkeypatch: pytest.MonkeyPatch
     assert sum(map(len, client.inserted.values())) == 3
 
 
+def test_the_largest_payloads_fit_into_appended_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also side by side among small ones: BigQuery takes 10 MB at a time."""
+    client = RefusingWriteClient(refused_action=-1)
+    monkeypatch.setattr(bigquery, "write_client", lambda: client)
+    payloads = [b"?"] * 1_000 + [b"\\" * MAX_EVENT_BYTES] * 2 + [b"?"] * 1_000
+    received = PayloadBatch("one", payloads, [f"s:{place}" for place in range(2_002)], [START] * 2_002)
+    [rows] = [output.value for output in ParseEventsFn().process(received)]
+    sizes: list[int] = []
+    append = client.append_rows
+
+    def measured(requests: Iterator[types.AppendRowsRequest], timeout: float) -> list[types.AppendRowsResponse]:
+        [request] = requests
+        sizes.append(types.AppendRowsRequest.pb(request).ByteSize())
+        return append(iter([request]), timeout)
+
+    monkeypatch.setattr(client, "append_rows", measured)
+    store = bigquery.AppendRowsFn(Dataset(PROJECT, "d"), DEAD_LETTERS)
+    store.setup()
+    list(store.process(rows))
+    assert max(sizes) < 10_000_000
+    [stored] = client.inserted.values()
+    assert [row["source"] for row in stored] == received.sources
+
+
 def test_a_moment_that_bigquery_has_no_partition_for_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
