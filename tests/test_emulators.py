@@ -202,6 +202,17 @@ def test_nothing_is_acknowledged_before_it_is_stored(queue: Queue, tmp_path: Pat
     assert found == {"decisions": 300, "rewards": len(payloads) - 300, "dead_letters": 0}
 
 
+def test_large_messages_side_by_side(queue: Queue, tmp_path: Path) -> None:
+    payloads = [b"?" * 4_000_000, b"!" * 4_000_000, *events(10)]
+    publish(queue.topic, payloads)
+    warehouse.create(tmp_path)
+    stream(queue, tmp_path, lambda reader: reader.stored >= len(payloads))
+    letters = warehouse.read_all(
+        tmp_path, DEAD_LETTERS, datetime(2020, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC)
+    )
+    assert sorted(payload[:1] for payload in letters["payload"].to_pylist()) == [b"!", b"?"]
+
+
 def test_a_job_that_fails_ends_and_says_so(
     queue: Queue, dataset: Dataset, pubsub_host: str, bigquery_endpoint: emulators.BigQueryEndpoint, tmp_path: Path
 ) -> None:
