@@ -179,10 +179,12 @@ YES_OR_NO = Kind(_yes_or_no, "^(true|false)$")
 
 
 def run_main(prog: str, run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None) -> int:
-    """Runs a job; a wrong input becomes one line on stderr and 2."""
+    """Runs a job; a wrong input becomes one line on stderr and 2, ctrl-C (how a job ends that goes on for ever) 130."""
     try:
         run(argv)
     except InputError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0

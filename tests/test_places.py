@@ -9,7 +9,7 @@ from google.api_core import exceptions
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from google.cloud import bigquery as api
 
-from beam_jobs import bigquery, export_trajectories, generate_movielens, ingest_events, replay_dead_letters
+from beam_jobs import bigquery, export_trajectories, generate_movielens, ingest_events, options, replay_dead_letters
 from beam_jobs.bigquery import Dataset
 from beam_jobs.places import check_folder, explained, parse_warehouse
 from contracts.errors import InputError
@@ -104,3 +104,13 @@ def test_without_credentials_a_job_ends_at_once(
     [line] = capsys.readouterr().err.splitlines()
     assert thing in line
     assert "nothing.json was not found" in line
+
+
+def test_an_interruption_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C is how a job ends that goes on for ever: no traceback."""
+
+    def run(argv: object) -> None:
+        raise KeyboardInterrupt
+
+    assert options.run_main("export_trajectories", run, []) == 130
+    assert capsys.readouterr() == ("", "")
