@@ -22,6 +22,7 @@ import io
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from hashlib import blake2b, sha256
 from itertools import count, islice
@@ -38,19 +39,19 @@ from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import BigQueryReadClient, BigQueryWriteClient, types
 
 from beam_jobs.payloads import IngestCounts
-from beam_jobs.tables import TableRows, arrow_schema, record_batch
+from beam_jobs.places import BIGQUERY_PREFIX, explained
+from beam_jobs.tables import ObservationDim, TableRows, arrow_schema, record_batch
 from contracts.errors import InputError
-from contracts.records import DeadLetter, utc_microseconds
+from contracts.records import DeadLetter, one_line, utc_microseconds
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES, Table, columns
 
-PREFIX = "bigquery:"
 ROWS_A_REQUEST = 500
 BYTES_A_REQUEST = 5_000_000  # half of what insertAll takes
 TIMEOUT_SECONDS = 60.0
 MAX_READ_STREAMS = 100
 # The client's own default goes on for ten minutes.
 _RETRY = bigquery.DEFAULT_RETRY.with_timeout(TIMEOUT_SECONDS)
-_DATASET = re.compile(r"([a-z][a-z0-9.:-]*[a-z0-9])\.([A-Za-z0-9_]+)")
+DATASET = r"([a-z][a-z0-9.:-]*[a-z0-9])\.([A-Za-z0-9_]+)"
 
 
 class Dataset(NamedTuple):
@@ -66,7 +67,7 @@ class Dataset(NamedTuple):
 
 def parse_dataset(text: str) -> Dataset:
     """`bigquery:PROJECT.DATASET`. Raises InputError."""
-    match = _DATASET.fullmatch(text.removeprefix(PREFIX))
+    match = re.fullmatch(DATASET, text.removeprefix(BIGQUERY_PREFIX))
     if not match:
         raise InputError(f"--warehouse: bigquery:PROJECT.DATASET expected, got {text!r}")
     return Dataset(match[1], match[2])
@@ -98,27 +99,23 @@ def schema(table: Table) -> list[bigquery.SchemaField]:
 def ensure_tables(dataset: Dataset, expiry_days: float | None) -> None:
     """Creates the tables that are absent; checks the schema of those that are there.
 
-    Raises InputError: no such data set, no permission, or a table with another schema (which column).
+    Raises InputError: no such data set, no permission, no credentials, or a table with another schema (which column).
     """
-    api = client(dataset.project)
-    for table in TABLES:
-        wanted = bigquery.Table(dataset.table(table), schema=schema(table))
-        wanted.time_partitioning = bigquery.TimePartitioning(
-            type_=bigquery.TimePartitioningType.DAY,
-            field=table.partitioned_by,
-            expiration_ms=round(expiry_days * 86_400_000) if expiry_days else None,
-        )
-        wanted.clustering_fields = list(table.clustered_by)
-        try:
-            api.get_dataset(dataset.name, retry=_RETRY, timeout=TIMEOUT_SECONDS)
-            api.create_table(wanted, exists_ok=True, retry=_RETRY, timeout=TIMEOUT_SECONDS)
-            found = api.get_table(dataset.table(table), retry=_RETRY, timeout=TIMEOUT_SECONDS)
-        except exceptions.NotFound:
-            raise InputError(f"--warehouse: there is no data set {dataset.project}.{dataset.name}") from None
-        except exceptions.Forbidden as error:
-            raise InputError(f"--warehouse: no permission for {dataset.table(table)}: {error.message:.200}") from None
-        _check_schema(dataset.table(table), table, found.schema)
-    api.close()
+    with (
+        explained("--warehouse", f"data set {dataset.project}.{dataset.name}"),
+        closing(client(dataset.project)) as api,
+    ):
+        api.get_dataset(dataset.name, retry=_RETRY, timeout=TIMEOUT_SECONDS)
+        for table in TABLES:
+            wanted = bigquery.Table(dataset.table(table), schema=schema(table))
+            wanted.time_partitioning = bigquery.TimePartitioning(
+                type_=bigquery.TimePartitioningType.DAY,
+                field=table.partitioned_by,
+                expiration_ms=round(expiry_days * 86_400_000) if expiry_days else None,
+            )
+            wanted.clustering_fields = list(table.clustered_by)
+            found = api.create_table(wanted, exists_ok=True, retry=_RETRY, timeout=TIMEOUT_SECONDS)
+            _check_schema(dataset.table(table), table, found.schema)
 
 
 def _check_schema(where: str, table: Table, found: Sequence[bigquery.SchemaField]) -> None:
@@ -246,7 +243,7 @@ def refused_row(table: Table, row: dict[str, Any], reason: str) -> DeadLetter:
     return DeadLetter(
         payload=msgspec.json.encode({"kind": kind} | row),
         error_type="RefusedByBigQuery",
-        error_message=reason.replace("\n", " "),
+        error_message=one_line(reason),
         stage=f"insert_{table.name}",
         failed_at=datetime.now(UTC),
         source=row["decision_id"],
@@ -337,15 +334,15 @@ class AppendRowsFn(beam.DoFn):
     def process(self, element: TableRows) -> Iterator[Any]:
         """Appends one batch. BigQuery refuses a request as a whole, and says for which rows: the others go again."""
         refused: dict[int, str] = {}
-        a_request = max(1, BYTES_A_REQUEST * element.rows.num_rows // max(1, element.rows.nbytes))
-        for begin in range(0, element.rows.num_rows, a_request):
-            rows = element.rows.slice(begin, a_request)
+        begin = 0
+        for rows in _pieces(element.rows):
             if errors := self._append(rows):
                 refused |= {begin + place: reason for place, reason in errors.items()}
                 good = np.ones(rows.num_rows, bool)
                 good[list(errors)] = False
                 if good.any() and (again := self._append(rows.filter(pa.array(good)))):
                     raise RuntimeError(f"BigQuery refuses rows that it took before: {next(iter(again.values()))}")
+            begin += rows.num_rows
         yield from self._metrics.stored(element, refused)
 
     def _append(self, rows: pa.RecordBatch) -> dict[int, str]:
@@ -361,27 +358,34 @@ class AppendRowsFn(beam.DoFn):
         return {error.index: f"{error.code.name} {error.message}" for error in answer.row_errors}
 
 
-def count_decisions(dataset: Dataset, start: datetime, end: datetime) -> int:
-    """How many decisions there are in `[start, end)`, each counted once. Raises InputError: no such table."""
+def _pieces(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """`rows` in order, in pieces that fit into one request; at least one row each."""
+    if rows.nbytes <= BYTES_A_REQUEST or rows.num_rows <= 1:
+        yield rows
+        return
+    half = rows.num_rows // 2
+    yield from _pieces(rows.slice(0, half))
+    yield from _pieces(rows.slice(half))
+
+
+def observation_dims(dataset: Dataset, start: datetime, end: datetime) -> list[ObservationDim]:
+    """The lengths of the observations of `[start, end)`, the most frequent first.
+
+    Raises InputError: no such table, no permission, no credentials.
+    """
     query = (
-        f"SELECT COUNT(DISTINCT decision_id) AS decisions FROM `{dataset.table(DECISIONS)}`"
-        " WHERE decided_at >= @start AND decided_at < @end"
+        "SELECT ARRAY_LENGTH(observation) AS length, COUNT(DISTINCT decision_id) AS decisions,"
+        f" MIN(decision_id) AS example FROM `{dataset.table(DECISIONS)}`"
+        " WHERE decided_at >= @start AND decided_at < @end GROUP BY length ORDER BY decisions DESC, length"
     )
     parameters = [
         bigquery.ScalarQueryParameter("start", "TIMESTAMP", start),
         bigquery.ScalarQueryParameter("end", "TIMESTAMP", end),
     ]
-    api = client(dataset.project)
-    try:
+    with explained("--warehouse", f"table {dataset.table(DECISIONS)}"), closing(client(dataset.project)) as api:
         job = api.query(query, job_config=bigquery.QueryJobConfig(query_parameters=parameters))
-        [row] = job.result(timeout=TIMEOUT_SECONDS)
-    except exceptions.NotFound:
-        raise InputError(f"--warehouse: there is no table {dataset.table(DECISIONS)}") from None
-    except exceptions.Forbidden as error:
-        raise InputError(f"--warehouse: no permission for {dataset.table(DECISIONS)}: {error.message:.200}") from None
-    finally:
-        api.close()
-    return int(row["decisions"])
+        rows = list(job.result(timeout=TIMEOUT_SECONDS))
+    return [ObservationDim(row["length"], row["decisions"], row["example"]) for row in rows]
 
 
 class ReadStream(NamedTuple):
@@ -398,7 +402,7 @@ def open_streams(
 ) -> list[ReadStream]:
     """Opens a read session over `start <= partition column < end`: the work to be shared out.
 
-    Raises InputError: no such table, no permission.
+    Raises InputError: no such table, no permission, no credentials.
     """
     names = tuple(names) if names is not None else None
     moment = table.partitioned_by
@@ -410,17 +414,13 @@ def open_streams(
             row_restriction=f"{moment} >= '{_literal(start)}' AND {moment} < '{_literal(end)}'",
         ),
     )
-    try:
+    with explained("--warehouse", f"table {dataset.table(table)}"):
         opened = read_client().create_read_session(
             parent=f"projects/{dataset.project}",
             read_session=session,
             max_stream_count=MAX_READ_STREAMS,
             timeout=TIMEOUT_SECONDS,
         )
-    except exceptions.NotFound:
-        raise InputError(f"--warehouse: there is no table {dataset.table(table)}") from None
-    except exceptions.PermissionDenied as error:
-        raise InputError(f"--warehouse: no permission for {dataset.table(table)}: {error.message:.200}") from None
     return [ReadStream(stream.name, opened.arrow_schema.serialized_schema, table, names) for stream in opened.streams]
 
 
@@ -463,18 +463,17 @@ def delete_dead_letters(dataset: Dataset, keys: Iterable[str], start: datetime, 
 
     Raises google.api_core.exceptions.BadRequest for rows streamed in the last 90 minutes, which BigQuery keeps.
     """
-    api = client(dataset.project)
     query = (
         f"DELETE FROM `{dataset.table(DEAD_LETTERS)}` WHERE failed_at >= @start AND failed_at < @end AND CONCAT("
         "TO_HEX(SHA256(payload)), ' ', CAST(UNIX_MICROS(failed_at) AS STRING), ' ', IFNULL(source, '')"
         ") IN UNNEST(@keys)"
     )
     remaining = iter(keys)
-    while chunk := list(islice(remaining, 5_000)):
-        parameters = [
-            bigquery.ScalarQueryParameter("start", "TIMESTAMP", start),
-            bigquery.ScalarQueryParameter("end", "TIMESTAMP", end),
-            bigquery.ArrayQueryParameter("keys", "STRING", chunk),
-        ]
-        api.query(query, job_config=bigquery.QueryJobConfig(query_parameters=parameters)).result()
-    api.close()
+    with closing(client(dataset.project)) as api:
+        while chunk := list(islice(remaining, 5_000)):
+            parameters = [
+                bigquery.ScalarQueryParameter("start", "TIMESTAMP", start),
+                bigquery.ScalarQueryParameter("end", "TIMESTAMP", end),
+                bigquery.ArrayQueryParameter("keys", "STRING", chunk),
+            ]
+            api.query(query, job_config=bigquery.QueryJobConfig(query_parameters=parameters)).result()

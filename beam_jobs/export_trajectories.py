@@ -36,10 +36,11 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_jobs import options, warehouse
 from beam_jobs.files import clear, path_is_local, publish, read
+from beam_jobs.places import check_folder, parse_warehouse
 from beam_jobs.reward_join import (
     KEY_COLUMNS,
     JoinedBucket,
@@ -409,13 +410,13 @@ def _prepare(source: "Path | Dataset", window_folder: str, window: TrainingWindo
     """Clears what a killed export left; returns how many buckets the window's decisions are worth."""
     if isinstance(source, Path):
         dims = warehouse.observation_dims(source, window.start, window.end)
-        if len(dims) > 1:
-            raise InputError(describe_mixed_dims([(dim.length, dim.example) for dim in dims]))
-        decisions = sum(dim.decisions for dim in dims)
     else:
         from beam_jobs import bigquery
 
-        decisions = bigquery.count_decisions(source, window.start, window.end)
+        dims = bigquery.observation_dims(source, window.start, window.end)
+    if len(dims) > 1:
+        raise InputError(describe_mixed_dims([(dim.length, dim.example) for dim in dims]))
+    decisions = sum(dim.decisions for dim in dims)
     clear(window_folder)
     return max(1, -(-decisions // settings.max_records_per_file))
 
@@ -441,8 +442,12 @@ def _alone(windows: Path | str) -> Iterator[None]:
     if not path_is_local(str(windows)):
         yield
         return
-    Path(windows).mkdir(parents=True, exist_ok=True)
-    with (Path(windows) / ".lock").open("w") as lock:
+    try:
+        Path(windows).mkdir(parents=True, exist_ok=True)
+        lock = (Path(windows) / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"--windows: {str(windows)!r} cannot be written to: {error.strerror}") from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -487,11 +492,17 @@ def run(argv: Sequence[str] | None) -> None:
     chosen: dict[str, Any] = vars(arguments)
     settings = ExportSettings(**{name: chosen[name] for name in ExportSettings.__dataclass_fields__})
     window = _first_window(arguments)
-    source: Path | Dataset = Path(arguments.warehouse)
-    if arguments.warehouse.startswith("bigquery:"):
-        from beam_jobs import bigquery
-
-        source = bigquery.parse_dataset(arguments.warehouse)
+    source = parse_warehouse(arguments.warehouse, pipeline_options)
+    check_folder("--windows", arguments.windows, pipeline_options)
+    closes_at = _closes_at(window, settings)
+    if arguments.follow:
+        if pipeline_options.view_as(GoogleCloudOptions).template_location:
+            raise InputError("--follow: is not for a template, which starts one job: run it where it can go on")
+    elif closes_at > datetime.now(UTC):
+        raise InputError(
+            f"--start, --end: the window [{window.start.isoformat()}, {window.end.isoformat()}) closes at"
+            f" {closes_at.isoformat()}: what belongs to it may still be on its way (--follow waits)"
+        )
     if options.is_dataflow(pipeline_options) and not arguments.follow:
         started = submit(source, arguments.windows, window, settings, pipeline_options)
         print("submitted" if started else "exported already", _window_folder(arguments.windows, window))
@@ -515,11 +526,25 @@ def _first_window(arguments: Any) -> TrainingWindow:
     if arguments.window_seconds is not None and arguments.end is not None and not arguments.follow:
         raise InputError("--end, --window-seconds: give one of them")
     try:
-        if arguments.window_seconds is not None:
-            return TrainingWindow(arguments.start, arguments.start + timedelta(seconds=arguments.window_seconds))
-        return TrainingWindow(arguments.start, arguments.end)
+        if arguments.window_seconds is None:
+            return TrainingWindow(arguments.start, arguments.end)
+        window = TrainingWindow(arguments.start, arguments.start + timedelta(seconds=arguments.window_seconds))
     except (ValueError, OverflowError) as error:
         raise InputError(f"--start, --end: {error}") from None
+    if arguments.end is not None and arguments.end < window.end:
+        raise InputError(f"--end: the first window ends at {window.end.isoformat()}, got {arguments.end.isoformat()}")
+    return window
+
+
+def _closes_at(window: TrainingWindow, settings: ExportSettings) -> datetime:
+    try:
+        row_ranges(window, settings)
+        return window.closes_at(settings.reward_window_seconds, settings.settle_seconds)
+    except OverflowError:
+        raise InputError(
+            f"--start, --end: [{window.start.isoformat()}, {window.end.isoformat()}), with the time before and after it"
+            " that is read, must lie in the years 1 to 9999"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_jobs import options
 from beam_jobs.files import publish
 from beam_jobs.movielens import OBSERVATION_DECIMALS, MovieLens
+from beam_jobs.places import check_folder
 from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
@@ -240,7 +241,12 @@ def generate(
 def parser() -> options.JobParser:
     """The job's flags."""
     flags = options.JobParser(JOB, __doc__)
-    flags.flag("ratings", options.TEXT, "MovieLens folder, tfds:movielens/100k-ratings, or sample", default="sample")
+    flags.flag(
+        "ratings",
+        options.TEXT,
+        "MovieLens folder, also gs://BUCKET/FOLDER; tfds:movielens/100k-ratings; or sample",
+        default="sample",
+    )
     flags.flag("events", options.TEXT, "folder of the event log to write to (created if need be)")
     flags.flag("num-decisions", options.whole(1), "decisions to simulate", default=2000)
     flags.flag("num-actions", options.whole(1), "how many of the most rated movies to choose from", default=100)
@@ -260,6 +266,11 @@ def run(argv: Sequence[str] | None) -> None:
     """Parses flags, builds the viewers, runs the job."""
     arguments, pipeline_options = parser().parse_with_beam(argv)
     chosen: dict[str, Any] = vars(arguments)
+    for flag in ("events", "catalogue"):
+        if chosen[flag]:
+            check_folder(f"--{flag}", chosen[flag], pipeline_options)
+    if arguments.ratings.startswith("gs://"):
+        check_folder("--ratings", arguments.ratings, pipeline_options)
     settings = GeneratorSettings(**{name: chosen[name] for name in GeneratorSettings.__dataclass_fields__})
     try:
         settings.start + timedelta(seconds=settings.window_seconds + settings.reward_delay_seconds)

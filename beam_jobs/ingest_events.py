@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
 import msgspec
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
@@ -42,6 +42,7 @@ from beam_jobs.payloads import (
     PayloadBatch,
     add_counts,
 )
+from beam_jobs.places import SUBSCRIPTION_PREFIX, check_folder, parse_warehouse
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
 from contracts.event_segments import (
@@ -52,6 +53,7 @@ from contracts.event_segments import (
     seal_abandoned,
     sealed_segments,
 )
+from contracts.records import one_line
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES, Table
 
 if TYPE_CHECKING:
@@ -237,10 +239,7 @@ def ingest(events: Path, folder: Path, pipeline_options: PipelineOptions | None 
     """
     if not events.is_dir():
         raise InputError(f"--events: {str(events)!r} is not a folder")
-    try:
-        warehouse.create(folder)
-    except OSError as error:
-        raise InputError(f"--warehouse: {str(folder)!r} cannot be created: {error.strerror}") from None
+    warehouse.create(folder)
     with warehouse.locked(folder):
         seal_abandoned(events)
         ingested = {note.stem for note in (folder / warehouse.INGESTED_NAME).glob("*.json")}
@@ -254,22 +253,21 @@ def ingest(events: Path, folder: Path, pipeline_options: PipelineOptions | None 
 
 
 def load_into_bigquery(
-    events: str, dataset: "Dataset", write_method: str, pipeline_options: PipelineOptions
+    events: str,
+    dataset: "Dataset",
+    write_method: str,
+    pipeline_options: PipelineOptions,
+    expiry_days: float | None = None,
 ) -> IngestCounts | None:
     """The batch job over all sealed segments of the folder or bucket `events`, into BigQuery.
 
     Returns None when the job was submitted, and runs on elsewhere.
     """
-    if path_is_local(events):
-        if not Path(events).is_dir():
-            raise InputError(f"--events: {events!r} is not a folder")
-        segments = [str(path) for path in sealed_segments(Path(events))]
-    else:
-        [matched] = FileSystems.match([f"{events.rstrip('/')}/*{SEALED_SUFFIX}"])
-        paths = sorted(found.path for found in matched.metadata_list)
-        segments = [path for path in paths if is_segment(path.rpartition("/")[2])]
-    if not segments:
+    from beam_jobs import bigquery
+
+    if not (segments := find_segments(events)):
         raise InputError(f"--events: {events!r} holds no sealed segments")
+    bigquery.ensure_tables(dataset, expiry_days)
     pipeline = beam.Pipeline(options=pipeline_options)
     build_pipeline(pipeline, segments, dataset, write_method)
     result = pipeline.run()
@@ -277,6 +275,21 @@ def load_into_bigquery(
         return None
     result.wait_until_finish()
     return IngestCounts(**options.counters(result, IngestCounts.__struct_fields__))
+
+
+def find_segments(events: str) -> list[str]:
+    """Paths of the sealed segments of a folder (in which abandoned ones are sealed first) or bucket, oldest first."""
+    if path_is_local(events):
+        if not Path(events).is_dir():
+            raise InputError(f"--events: {events!r} is not a folder")
+        seal_abandoned(Path(events))
+        return [str(path) for path in sealed_segments(Path(events))]
+    try:
+        [matched] = FileSystems.match([f"{events.rstrip('/')}/*{SEALED_SUFFIX}"])
+    except BeamIOError as error:
+        raise InputError(f"--events: {events!r} cannot be read: {one_line(str(error), 200)}") from None
+    paths = sorted(found.path for found in matched.metadata_list)
+    return [path for path in paths if is_segment(path.rpartition("/")[2])]
 
 
 def parser() -> options.JobParser:
@@ -308,26 +321,20 @@ def parser() -> options.JobParser:
 def run(argv: Sequence[str] | None) -> None:
     """Parses flags and runs the job."""
     arguments, pipeline_options = parser().parse_with_beam(argv)
-    streaming = arguments.events.startswith("pubsub:")
-    into_bigquery = arguments.warehouse.startswith("bigquery:")
-    if arguments.write_method and not into_bigquery:
-        raise InputError("--write-method: is for --warehouse bigquery:PROJECT.DATASET")
-    write_method = arguments.write_method or (STREAMING_INSERTS if streaming else FILE_LOADS)
-    if streaming and write_method == FILE_LOADS:
-        raise InputError("--write-method: file_loads is for batch, got a subscription")
-    for name in ("timestamp_attribute", "dead_letter_topic"):
-        if getattr(arguments, name) and not streaming:
-            raise InputError(f"--{name.replace('_', '-')}: is for --events pubsub:…")
-    if streaming:
-        run_streaming(arguments, write_method, pipeline_options)
+    destination = parse_warehouse(arguments.warehouse, pipeline_options)
+    write_method = check_flags(arguments, destination)
+    if arguments.events.startswith(SUBSCRIPTION_PREFIX):
+        run_streaming(arguments, destination, write_method, pipeline_options)
         return
+    check_folder("--events", arguments.events, pipeline_options)
+    options.local_by_default(pipeline_options)
     counts: IngestCounts | None
-    if into_bigquery:
-        counts = load_into_bigquery(
-            arguments.events, _dataset(arguments), write_method, options.local_by_default(pipeline_options)
-        )
+    if isinstance(destination, Path):
+        counts = ingest(Path(arguments.events), destination, pipeline_options)
     else:
-        counts = ingest(Path(arguments.events), Path(arguments.warehouse), options.local_by_default(pipeline_options))
+        counts = load_into_bigquery(
+            arguments.events, destination, write_method, pipeline_options, arguments.expiry_days
+        )
     if counts is None:
         print("submitted")
         return
@@ -339,7 +346,28 @@ def run(argv: Sequence[str] | None) -> None:
         print(f"{len(foreign)} files not named as a segment were left alone, {foreign[0]} the first", file=sys.stderr)
 
 
-def run_streaming(arguments: Any, write_method: str, pipeline_options: PipelineOptions) -> None:
+def check_flags(arguments: Any, destination: "Path | Dataset") -> str:
+    """The write method: the one that was chosen or the default. Raises InputError for flags that do not go together."""
+    streaming = arguments.events.startswith(SUBSCRIPTION_PREFIX)
+    if isinstance(destination, Path):
+        for name in ("write_method", "expiry_days"):
+            if getattr(arguments, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')}: is for --warehouse bigquery:PROJECT.DATASET")
+        if not (streaming or path_is_local(arguments.events)):
+            raise InputError(f"--events: into a folder only a folder is ingested, got {arguments.events!r}")
+    if streaming:
+        if arguments.write_method == FILE_LOADS:
+            raise InputError("--write-method: file_loads is for batch, got a subscription")
+        return arguments.write_method or STREAMING_INSERTS
+    for name in ("timestamp_attribute", "dead_letter_topic"):
+        if getattr(arguments, name):
+            raise InputError(f"--{name.replace('_', '-')}: is for --events pubsub:…")
+    return arguments.write_method or FILE_LOADS
+
+
+def run_streaming(
+    arguments: Any, destination: "Path | Dataset", write_method: str, pipeline_options: PipelineOptions
+) -> None:
     """Starts the streaming job; returns when the runner does (Dataflow: once it has been submitted)."""
     from beam_jobs import pubsub
 
@@ -347,11 +375,14 @@ def run_streaming(arguments: Any, write_method: str, pipeline_options: PipelineO
     pubsub.check_subscription(subscription)
     if arguments.dead_letter_topic:
         pubsub.check_topic(arguments.dead_letter_topic)
-    pipeline_options.view_as(StandardOptions).streaming = True
-    options.local_by_default(pipeline_options, options.LOCAL_STREAMING_RUNNER)
-    destination = _dataset(arguments) if arguments.warehouse.startswith("bigquery:") else Path(arguments.warehouse)
     if isinstance(destination, Path):
         warehouse.create(destination)
+    else:
+        from beam_jobs import bigquery
+
+        bigquery.ensure_tables(destination, arguments.expiry_days)
+    pipeline_options.view_as(StandardOptions).streaming = True
+    options.local_by_default(pipeline_options, options.LOCAL_STREAMING_RUNNER)
     pipeline = beam.Pipeline(options=pipeline_options)
     build_streaming_pipeline(
         pipeline,
@@ -364,14 +395,6 @@ def run_streaming(arguments: Any, write_method: str, pipeline_options: PipelineO
     result = pipeline.run()
     if not options.is_dataflow(pipeline_options):
         result.wait_until_finish()
-
-
-def _dataset(arguments: Any) -> "Dataset":
-    from beam_jobs import bigquery
-
-    dataset = bigquery.parse_dataset(arguments.warehouse)
-    bigquery.ensure_tables(dataset, arguments.expiry_days)
-    return dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:

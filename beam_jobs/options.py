@@ -130,7 +130,7 @@ def _moment(text: str) -> datetime:
 
 
 # A moment in ISO 8601 with its time zone, as UTC.
-MOMENT = Kind(_moment, r"^\d{4}-\d{2}-\d{2}T[0-9:.]+(Z|[+-]\d{2}:\d{2})$")
+MOMENT = Kind(_moment, r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})$")
 
 
 def whole(low: int) -> Kind:
@@ -145,7 +145,7 @@ def whole(low: int) -> Kind:
             raise argparse.ArgumentTypeError(f"a whole number from {low} expected, got {text!r:.60}")
         return value
 
-    return Kind(parse, r"^\d+$")
+    return Kind(parse, r"^\d+$" if low == 0 else r"^0*[1-9]\d*$")
 
 
 def number(low: float, high: float = float("inf"), *, above: bool = False) -> Kind:
@@ -165,7 +165,8 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ki
             raise argparse.ArgumentTypeError(f"a number {limits} expected, got {text!r:.60}")
         return value
 
-    return Kind(parse, r"^-?\d+(\.\d+)?([eE][+-]?\d+)?$")
+    sign = "-?" if low < 0 else ""
+    return Kind(parse, rf"^{sign}(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
 def _yes_or_no(text: str) -> bool:
@@ -178,10 +179,12 @@ YES_OR_NO = Kind(_yes_or_no, "^(true|false)$")
 
 
 def run_main(prog: str, run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None) -> int:
-    """Runs a job; a wrong input becomes one line on stderr and 2."""
+    """Runs a job; a wrong input becomes one line on stderr and 2, ctrl-C (how a job ends that goes on for ever) 130."""
     try:
         run(argv)
     except InputError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0

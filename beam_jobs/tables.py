@@ -28,6 +28,14 @@ class TableRows(NamedTuple):
     rows: pa.RecordBatch
 
 
+class ObservationDim(NamedTuple):
+    """How many decisions (each counted once) have observations of `length`, and one of them."""
+
+    length: int
+    decisions: int
+    example: str
+
+
 def arrow_schema(table: Table) -> pa.Schema:
     """The Arrow schema of `table`, in the order of the record's fields."""
     return record_schema(table.record)

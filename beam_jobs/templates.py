@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from beam_jobs import generated
+from beam_jobs.bigquery import DATASET
+from beam_jobs.places import BIGQUERY_PREFIX, SUBSCRIPTION_PREFIX
+from beam_jobs.pubsub import SUBSCRIPTION, TOPIC
 
 JOBS = ("generate_movielens", "ingest_events", "export_trajectories", "replay_dead_letters")
 # Flags of Beam's that a job is run with, beyond what the launcher adds itself.
@@ -26,17 +29,38 @@ BEAM_PARAMETERS = [
 PARAMETER_TYPES = {
     ("ingest_events", "dead_letter_topic"): "PUBSUB_TOPIC",
 }
+_BUCKET_FOLDER = "gs://[^/]+/.+"
+_WAREHOUSE = f"^{BIGQUERY_PREFIX}{DATASET}$"
+# Of the places that a flag takes, those that a job on Dataflow can use.
+PATTERNS = {
+    ("generate_movielens", "ratings"): f"^({_BUCKET_FOLDER}|tfds:.+|sample)$",
+    ("generate_movielens", "events"): f"^{_BUCKET_FOLDER}$",
+    ("generate_movielens", "catalogue"): f"^{_BUCKET_FOLDER}$",
+    ("ingest_events", "events"): f"^({SUBSCRIPTION_PREFIX}{SUBSCRIPTION}|{_BUCKET_FOLDER})$",
+    ("ingest_events", "warehouse"): _WAREHOUSE,
+    ("ingest_events", "dead_letter_topic"): f"^{TOPIC}$",
+    ("export_trajectories", "warehouse"): _WAREHOUSE,
+    ("export_trajectories", "windows"): f"^{_BUCKET_FOLDER}$",
+    ("replay_dead_letters", "warehouse"): _WAREHOUSE,
+}
+# A template starts one job, and ends.
+NOT_IN_A_TEMPLATE = {("export_trajectories", "follow")}
 STREAMING = {"ingest_events"}
 
 
 def metadata(job: str) -> dict[str, Any]:
-    """`TemplateMetadata` of a job, as JSON: one parameter for each of its flags, of the same name."""
+    """`TemplateMetadata` of a job, as JSON: one parameter for each of its flags that makes sense there, of the same name."""
     module = importlib.import_module(f"beam_jobs.{job}")
     parser = module.parser()
     found: dict[str, Any] = {
         "name": job,
         "description": " ".join(parser.description.split("\n\n")[0].split()),
-        "parameters": [_parameter(job, flag) for flag in parser._actions if flag.dest != "help"] + BEAM_PARAMETERS,
+        "parameters": [
+            _parameter(job, flag)
+            for flag in parser._actions
+            if flag.dest != "help" and (job, flag.dest) not in NOT_IN_A_TEMPLATE
+        ]
+        + BEAM_PARAMETERS,
     }
     if job in STREAMING:
         found |= {
@@ -57,7 +81,7 @@ def _parameter(job: str, flag: argparse.Action) -> dict[str, Any]:
         "isOptional": not flag.required,
         "paramType": PARAMETER_TYPES.get((job, flag.dest), "TEXT"),
     }
-    pattern = getattr(flag.type, "pattern", None)
+    pattern = PATTERNS.get((job, flag.dest)) or getattr(flag.type, "pattern", None)
     if flag.choices:
         pattern = f"^({'|'.join(flag.choices)})$"
         parameter |= {"paramType": "ENUM", "enumOptions": [{"value": choice} for choice in flag.choices]}

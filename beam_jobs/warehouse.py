@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_jobs.files import publish
-from beam_jobs.tables import arrow_schema
+from beam_jobs.tables import ObservationDim, arrow_schema
 from contracts.errors import InputError
 from contracts.records import utc_microseconds
 from contracts.schemas import DECISIONS, TABLES, Table, columns
@@ -41,18 +41,13 @@ class Deduplicated(NamedTuple):
     duplicates: int  # rows removed
 
 
-class ObservationDim(NamedTuple):
-    """How many decisions (each counted once) have observations of `length`, and one of them."""
-
-    length: int
-    decisions: int
-    example: str
-
-
 def create(warehouse: Path) -> None:
-    """Makes the folders of the tables, if need be."""
-    for name in (*(table.name for table in TABLES), INGESTED_NAME):
-        (warehouse / name).mkdir(parents=True, exist_ok=True)
+    """Makes the folders of the tables, if need be. Raises InputError when they cannot be."""
+    try:
+        for name in (*(table.name for table in TABLES), INGESTED_NAME):
+            (warehouse / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--warehouse: {str(warehouse)!r} cannot be created: {error.strerror}") from None
 
 
 @contextmanager

@@ -25,7 +25,10 @@ INT32_MAX = 2**31 - 1
 
 UUID7_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 
-DecisionId = Annotated[str, Meta(pattern=UUID7_PATTERN, description="UUIDv7, lower case. The join key.")]
+# With its length: the pattern alone would let a newline after it through.
+DecisionId = Annotated[
+    str, Meta(pattern=UUID7_PATTERN, min_length=36, max_length=36, description="UUIDv7, lower case. The join key.")
+]
 Timestamp = Annotated[datetime, Meta(tz=True, description="UTC, microseconds.")]
 PolicyVersion = Annotated[str, Meta(min_length=1, max_length=128, description="Identity of the logging policy.")]
 UserId = Annotated[str, Meta(max_length=128, description="Pseudonymous.")]
@@ -116,24 +119,30 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def describe_error(error: Exception, payload: bytes) -> str:
-    """`error`, one of UNREADABLE, as one line: field, fact, value.
+    """`error`, one of UNREADABLE, as one line of some hundred characters at most: field, fact, value.
 
     "propensity: Expected `float` <= 1.0, got 1.5 (decision_id=…)".
     """
-    match = re.fullmatch(r"(.*) - at `\$\.?(.*)`", str(error))
+    match = re.fullmatch(r"(.*) - at `\$\.?(.*)`", str(error), re.DOTALL)
     try:
         received: Any = msgspec.json.decode(payload)
     except UNREADABLE:
-        return str(error)  # not JSON at all: there is no value to point at
+        return one_line(str(error))  # not JSON at all: there is no value to point at
     identity = received.get("decision_id") if isinstance(received, dict) else None
     suffix = f" (decision_id={identity!s:.64})" if identity else ""
     if not match:
-        return str(error) if suffix and suffix[1:-1] in str(error) else f"{error}{suffix}"
+        suffix = "" if suffix[1:-1] in str(error) else suffix
+        return one_line(f"{error!s:.300}{suffix}")
     fact, path = match.groups()
     value: Any = received
     for part in re.findall(r"[^.\[\]]+", path):
         try:
             value = value[int(part)] if isinstance(value, list) else value[part]
         except (LookupError, TypeError, ValueError):
-            return f"{path}: {fact}{suffix}"
-    return f"{path or 'event'}: {fact}, got {value!r:.80}{suffix}"
+            return one_line(f"{path}: {fact:.300}{suffix}")
+    return one_line(f"{path or 'event'}: {fact:.300}, got {value!r:.80}{suffix}")
+
+
+def one_line(text: str, length: int = 500) -> str:
+    """The beginning of `text`, and a space for each character that would break the line or cannot be printed."""
+    return "".join(character if character.isprintable() else " " for character in text[:length])

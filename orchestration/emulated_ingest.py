@@ -4,13 +4,14 @@
         --pubsub HOST:PORT --bigquery-rest http://HOST:PORT --bigquery-grpc HOST:PORT --status FILE
 
 Messages are acknowledged once they are stored. How many have been is written to `--status`, again and again. Ends on
-SIGTERM.
+SIGTERM, and with the error when the job fails.
 """
 
 import argparse
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,19 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         parser.add_argument(f"--{name}", required=True, help=text)
     arguments = parser.parse_args(argv)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     endpoint = emulators.BigQueryEndpoint(arguments.bigquery_rest, arguments.bigquery_grpc)
     try:
         with emulators.redirect(arguments.pubsub, endpoint), emulators.ReliableReader() as reader:
-            _run(arguments, reader, stop)
+            _run(arguments, reader)
     except InputError as error:
         sys.stderr.write(f"emulated_ingest: error: {error}\n")
         return 2
     return 0
 
 
-def _run(arguments: argparse.Namespace, reader: emulators.ReliableReader, stop: threading.Event) -> None:
+def _run(arguments: argparse.Namespace, reader: emulators.ReliableReader) -> None:
     subscription, dataset = pubsub.parse_subscription(arguments.events), bigquery.parse_dataset(arguments.warehouse)
     pubsub.check_subscription(subscription)
     bigquery.ensure_tables(dataset, expiry_days=None)
@@ -63,10 +63,14 @@ def _run(arguments: argparse.Namespace, reader: emulators.ReliableReader, stop: 
     outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, dataset)
     reader.acknowledge_stored(outputs)
     result = pipeline.run()
-    status = Path(arguments.status)
-    while not stop.wait(STATUS_SECONDS):
+    threading.Thread(target=_write_status, args=(Path(arguments.status), reader), daemon=True).start()
+    result.wait_until_finish()  # until SIGTERM: the subscription has no end
+
+
+def _write_status(status: Path, reader: emulators.ReliableReader) -> None:
+    while True:
         replace_file(status, str(reader.stored).encode())
-    result.cancel()
+        time.sleep(STATUS_SECONDS)
 
 
 if __name__ == "__main__":

@@ -352,6 +352,17 @@ def _write_client(host: str) -> Any:
     return BigQueryWriteClient(transport=BigQueryWriteGrpcTransport(channel=grpc.insecure_channel(host, unlimited)))
 
 
+def _subscriber() -> Any:
+    """The client makes a channel to an emulator that takes 4 MB at a time; one to Pub/Sub itself takes all."""
+    import grpc
+    from google.cloud import pubsub_v1
+    from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
+
+    host = os.environ["PUBSUB_EMULATOR_HOST"]
+    unlimited = [("grpc.max_receive_message_length", -1)]
+    return pubsub_v1.SubscriberClient(transport=SubscriberGrpcTransport(channel=grpc.insecure_channel(host, unlimited)))
+
+
 class ReliableReader:
     """In place of how Beam's local runner reads Pub/Sub: pulls until there is nothing more or enough for a bundle, and
     leaves messages unacknowledged until `acknowledge` has seen all that came of them in the tables.
@@ -402,10 +413,9 @@ class ReliableReader:
         from apache_beam.io.gcp.pubsub import PubsubMessage
         from apache_beam.utils.timestamp import Timestamp
         from google.api_core import exceptions
-        from google.cloud import pubsub_v1
 
         if self._client is None:
-            self._client, self._subscription = pubsub_v1.SubscriberClient(), evaluator._sub_name
+            self._client, self._subscription = _subscriber(), evaluator._sub_name
         received: list[Any] = []
         while len(received) < self._messages_a_read:
             try:

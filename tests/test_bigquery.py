@@ -23,6 +23,7 @@ from beam_jobs.options import LOCAL_RUNNER
 from beam_jobs.payloads import MAX_EVENT_BYTES, IngestCounts, ParseEventsFn, PayloadBatch
 from beam_jobs.replay_dead_letters import ReplayCounts
 from beam_jobs.tables import TableRows, record_batch
+from contracts.errors import InputError
 from contracts.event_segments import segment_name
 from contracts.records import Decision, encoder, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES
@@ -250,6 +251,19 @@ def test_a_quiet_window_of_bigquery(dataset: Dataset, tmp_path: Path) -> None:
     assert (manifest.counts.decisions, manifest.files) == (0, [])
 
 
+def test_observations_of_several_lengths_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    """As the embedded warehouse refuses them: before anything is written."""
+    decisions = [event for event in map(event_decoder.decode, events(3)) if isinstance(event, Decision)]
+    decisions.append(msgspec.structs.replace(decisions[0], decision_id=decisions[0].decision_id[:-1] + "f"))
+    decisions[-1] = msgspec.structs.replace(decisions[-1], observation=[1.0])
+    client = bigquery.client(PROJECT)
+    client.insert_rows_json(dataset.table(DECISIONS), bigquery.json_rows(record_batch(DECISIONS, decisions)))
+    client.close()
+    with pytest.raises(InputError, match=rf"same length, got 10 \(.*\), 1 \(decision_id={decisions[-1].decision_id}\)"):
+        export(dataset, tmp_path, WINDOW, SETTINGS)
+    assert not (tmp_path / WINDOW.folder).exists()
+
+
 class RefusingClient:
     """As BigQuery answers when it refuses some rows: the emulator takes everything."""
 
@@ -368,9 +382,11 @@ def test_the_largest_payload_fits_into_a_request(monkeypatch: pytest.MonkeyPatch
     """As a dead letter, in base 64, with the longest of messages: BigQuery refuses a larger request, and so would again."""
     client = RefusingClient(refused_action=-1)
     monkeypatch.setattr(bigquery, "client", lambda project: client)
-    received = PayloadBatch("one", [b"\\" * MAX_EVENT_BYTES, b"?" * (MAX_EVENT_BYTES + 1)], ["a", "b"], [START, START])
+    quoted = b'{"kind":"' + b"A" * (MAX_EVENT_BYTES - 11) + b'"}'  # an error that quotes what it is about
+    payloads = [b"\\" * MAX_EVENT_BYTES, b"?" * (MAX_EVENT_BYTES + 1), quoted]
+    received = PayloadBatch("one", payloads, ["a", "b", "c"], [START] * 3)
     [rows] = [output.value for output in ParseEventsFn().process(received)]
-    assert rows.rows.num_rows == 2
+    assert rows.rows.num_rows == 3
     sizes: list[int] = []
     insert = client.insert_rows_json
 
@@ -383,7 +399,31 @@ def test_the_largest_payload_fits_into_a_request(monkeypatch: pytest.MonkeyPatch
     store.setup()
     list(store.process(rows))
     assert max(sizes) < 10_000_000
-    assert sum(map(len, client.inserted.values())) == 2
+    assert sum(map(len, client.inserted.values())) == 3
+
+
+def test_the_largest_payloads_fit_into_appended_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also side by side among small ones: BigQuery takes 10 MB at a time."""
+    client = RefusingWriteClient(refused_action=-1)
+    monkeypatch.setattr(bigquery, "write_client", lambda: client)
+    payloads = [b"?"] * 1_000 + [b"\\" * MAX_EVENT_BYTES] * 2 + [b"?"] * 1_000
+    received = PayloadBatch("one", payloads, [f"s:{place}" for place in range(2_002)], [START] * 2_002)
+    [rows] = [output.value for output in ParseEventsFn().process(received)]
+    sizes: list[int] = []
+    append = client.append_rows
+
+    def measured(requests: Iterator[types.AppendRowsRequest], timeout: float) -> list[types.AppendRowsResponse]:
+        [request] = requests
+        sizes.append(types.AppendRowsRequest.pb(request).ByteSize())
+        return append(iter([request]), timeout)
+
+    monkeypatch.setattr(client, "append_rows", measured)
+    store = bigquery.AppendRowsFn(Dataset(PROJECT, "d"), DEAD_LETTERS)
+    store.setup()
+    list(store.process(rows))
+    assert max(sizes) < 10_000_000
+    [stored] = client.inserted.values()
+    assert [row["source"] for row in stored] == received.sources
 
 
 def test_a_moment_that_bigquery_has_no_partition_for_stops_nothing(

@@ -242,7 +242,10 @@ def test_the_three_jobs_on_a_bucket(
     client.close()
     cloud = ["--no_auth", f"--project={PROJECT}"]
     start = "--start=2026-01-01T00:00:00Z"
-    size = ["--num-decisions=60", "--num-actions=5", "--rank=3", "--decisions-per-shard=20"]
+    rows = [f"{user}\t{movie}\t{1 + (user * movie) % 5}\t1" for user in range(30) for movie in range(20)]
+    publish("gs://bucket/ml-100k/u.data", ["\n".join(rows).encode()])
+    size = ["--ratings=gs://bucket/ml-100k", "--num-decisions=60", "--num-actions=5", "--rank=3"]
+    size.append("--decisions-per-shard=20")
     events = ["--events=gs://bucket/run/events", "--catalogue=gs://bucket/run/catalogue.json"]
     assert generate_movielens.main([*size, start, *events, *cloud]) == 0
     assert (dataflow.bucket / "run" / "catalogue.json").is_file()

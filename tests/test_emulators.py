@@ -5,6 +5,7 @@ import inspect
 import itertools
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from contracts.records import RewardEvent, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES
 from contracts.windows import TrainingWindow
 from orchestration import emulators
+from orchestration.processes import Child
 from tests.simulated import events, rows
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -200,6 +202,36 @@ def test_nothing_is_acknowledged_before_it_is_stored(queue: Queue, tmp_path: Pat
     assert found == {"decisions": 300, "rewards": len(payloads) - 300, "dead_letters": 0}
 
 
+def test_large_messages_side_by_side(queue: Queue, tmp_path: Path) -> None:
+    payloads = [b"?" * 4_000_000, b"!" * 4_000_000, *events(10)]
+    publish(queue.topic, payloads)
+    warehouse.create(tmp_path)
+    stream(queue, tmp_path, lambda reader: reader.stored >= len(payloads))
+    letters = warehouse.read_all(
+        tmp_path, DEAD_LETTERS, datetime(2020, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC)
+    )
+    assert sorted(payload[:1] for payload in letters["payload"].to_pylist()) == [b"!", b"?"]
+
+
+def test_a_job_that_fails_ends_and_says_so(
+    queue: Queue, dataset: Dataset, pubsub_host: str, bigquery_endpoint: emulators.BigQueryEndpoint, tmp_path: Path
+) -> None:
+    """Whoever started it sees that; otherwise it would wait for events that nobody stores any more."""
+    command = [sys.executable, "-m", "orchestration.emulated_ingest", "--events", f"pubsub:{queue.subscription}"]
+    command += ["--warehouse", f"bigquery:{dataset.project}.{dataset.name}", "--status", str(tmp_path / "status")]
+    command += ["--pubsub", pubsub_host, "--bigquery-rest", bigquery_endpoint.rest]
+    command += ["--bigquery-grpc", bigquery_endpoint.grpc]
+    with Child("ingest", command, tmp_path / "log") as child:
+        wait_until(lambda: (tmp_path / "status").is_file())
+        client = bigquery.client(PROJECT)
+        client.delete_table(dataset.table(REWARDS))
+        client.close()
+        publish(queue.topic, events(10))
+        wait_until(lambda: child.exit_code() is not None)
+        with pytest.raises(InputError, match=r"ingest ended with exit code 1: .*StoreEvents/Write_rewards"):
+            child.check()
+
+
 def test_the_job_as_it_runs_in_production_on_the_local_runner(queue: Queue, dataset: Dataset) -> None:
     """Beam's own reader, messages one by one, event times from an attribute."""
     from google.cloud import pubsub_v1
@@ -291,7 +323,7 @@ def test_no_permission_is_one_line(
     flags = ["--events", f"pubsub:{queue.subscription}", "--warehouse", "bigquery:local-test.d"]
     assert ingest_events.main(flags) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("ingest_events: error: --warehouse: no permission for local-test.d.decisions: Access Denied")
+    assert line.startswith("ingest_events: error: --warehouse: no permission for data set local-test.d: Access Denied")
 
 
 def test_beam_still_is_what_the_reader_replaces() -> None:

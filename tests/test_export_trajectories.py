@@ -294,6 +294,15 @@ def test_settings_that_make_no_sense(change: dict[str, object], message: str) ->
     [
         (["--end", "2026-01-01T00:00:00Z"], "--start, --end: training window must end after its start, got"),
         (["--end", "2025-01-01T00:00:00Z"], "--start, --end: training window must end after its start, got"),
+        (["--end", "2999-01-01T00:00:00Z"], r"the window \[2026-01-01T00:00:00\+00:00, .* closes at 2999-01-01T00:02"),
+        (["--start", "0001-01-01T00:00:00Z", "--end", "2026-01-01T00:00:00Z"], "must lie in the years 1 to 9999"),
+        (["--window-seconds", "5", "--reward-window-seconds", "1e300"], "must lie in the years 1 to 9999"),
+        (["--window-seconds", "5", "--follow", "--end", "2026-01-01T00:00:01Z"], "--end: the first window ends at"),
+        (
+            ["--window-seconds", "5", "--follow", "--template_location", "gs://bucket/job"],
+            "--follow: is not for a template",
+        ),
+        (["--end", "2026-01-01T00:00:05Z", "--windows", "FILE"], "--windows: .* cannot be written to: File exists"),
         (["--end", "2026-01-02"], "argument --end: a moment with its time zone expected"),
         (["--end", "2026-01-02T00:00:00Z", "--warehouse", "WINDOWS"], "is not a warehouse"),
         (["--end", "2026-01-02T00:00:00Z", "--default-reward", "1e300"], "argument --default-reward: a number from"),
@@ -303,8 +312,10 @@ def test_settings_that_make_no_sense(change: dict[str, object], message: str) ->
 def test_wrong_input_is_one_line(
     folder: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "file").touch()
     given = ["--warehouse", str(folder), "--windows", str(tmp_path), "--start", "2026-01-01T00:00:00Z", *flags]
-    assert export_trajectories.main([str(tmp_path) if flag == "WINDOWS" else flag for flag in given]) == 2
+    places = {"WINDOWS": str(tmp_path), "FILE": str(tmp_path / "file")}
+    assert export_trajectories.main([places.get(flag, flag) for flag in given]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("export_trajectories: error: ")
     assert re.search(message, line)

@@ -266,6 +266,18 @@ def a_file(tmp_path: Path) -> Iterator[str]:
         (["--events", ".", "--warehouse", "FILE"], "--warehouse: .* cannot be created: Not a directory"),
         (["--events", "."], "the following arguments are required: --warehouse"),
         (["--events", ".", "--warehouse", "w", "extra"], "unrecognized argument: extra"),
+        (["--events", ".", "--warehouse", "gs://bucket/w"], "--warehouse: a folder of this machine or bigquery:"),
+        (["--events", ".", "--warehouse", "w", "--runner=DataflowRunner"], "--warehouse: Dataflow has no folder of"),
+        (
+            ["--events", ".", "--warehouse", "bigquery:my-project.d", "--runner=DataflowRunner"],
+            "--events: Dataflow has no folder of this machine, got '.'",
+        ),
+        (["--events", "gs://bucket/e", "--warehouse", "w"], "--events: into a folder only a folder is ingested"),
+        (["--events", ".", "--warehouse", "w", "--expiry-days", "3"], "--expiry-days: is for --warehouse bigquery:"),
+        (
+            ["--events", "pubsub:projects/my-project/subscriptions/sub", "--warehouse", "w", "--runner=DataflowRunner"],
+            "--warehouse: Dataflow has no folder of this machine, got 'w'",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(

@@ -86,6 +86,30 @@ def test_what_is_not_an_event_is_refused(payload):
     assert "\n" not in describe_error(caught.value, payload)
 
 
+@pytest.mark.parametrize(
+    ("payload", "begin"),
+    [
+        (b'{"kind":"' + b"A" * 1_000_000 + b'"}', "kind: Invalid value 'AAAA"),
+        (b'{"kind":"a\\nb\\u0000c"}', "kind: Invalid value 'a b c', got "),
+        (b'{"kind":"reward","decision_id":"a\\nb\\u2028c"}', "decision_id: Expected `str` of length >= 36, got "),
+        (b'{"kind":"decision","decision_id":"' + b"A" * 1_000_000 + b'"}', "decision_id: Expected `str` of length <="),
+    ],
+)
+def test_whatever_was_sent_its_description_is_one_short_line(payload, begin):
+    with pytest.raises(msgspec.ValidationError) as caught:
+        event_decoder.decode(payload)
+    line = describe_error(caught.value, payload)
+    assert line.startswith(begin)
+    assert line.isprintable()
+    assert len(line) <= 500
+
+
+def test_an_id_with_a_newline_after_it_is_no_id():
+    payload = msgspec.json.encode(DECISION | {"decision_id": DECISION["decision_id"] + "\n"})
+    with pytest.raises(msgspec.ValidationError, match="length <= 36"):
+        event_decoder.decode(payload)
+
+
 def test_a_missing_field_is_named():
     payload = msgspec.json.encode({name: value for name, value in DECISION.items() if name != "action"})
     with pytest.raises(msgspec.ValidationError) as caught:

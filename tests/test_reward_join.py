@@ -162,6 +162,12 @@ def joined(
             [],
             {"repeated_rewards": 1},
         ),
+        (
+            "the id of an earlier decision: another one of that id is none",
+            [decision(1, -1), decision(1, 3, action=2), reward(1, 0.5), reward(1, 4, 7), decision(2, 5)],
+            [(2, -1, None)],
+            {"decisions": 1, "defaulted": 1, "late_rewards": 1, "duplicate_decisions": 1},
+        ),
         ("late of an earlier decision", [decision(1, -5), reward(1, 0.5)], [], {"late_rewards": 1}),
         (
             "ordered by time, then id",

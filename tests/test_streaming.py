@@ -177,6 +177,16 @@ def test_what_cannot_be_read_does_not_stop_the_stream(tmp_path: Path) -> None:
     assert (message.data, message.attributes["stage"]) == (b"?", "parse")
 
 
+def test_an_attribute_of_a_dead_letter_fits_into_a_message(tmp_path: Path) -> None:
+    """Pub/Sub refuses a message with an attribute of more than 1,024 bytes: the job would try it again for ever."""
+    hostile = '{"kind":"' + "é☃" * 100_000 + '"}'
+    stream(tmp_path, [[(1.0, hostile.encode())]])
+    letters = warehouse.read_all(tmp_path, DEAD_LETTERS, at(0), at(1000))
+    [message] = dead_letter_messages_of(letters, hostile.encode())
+    assert all(0 < len(value.encode()) <= 1024 for value in message.attributes.values())
+    assert message.attributes["error_message"].startswith("kind: Invalid value 'é☃")
+
+
 def dead_letter_messages_of(letters: Any, payload: bytes) -> list[PubsubMessage]:
     from beam_jobs.tables import TableRows
 

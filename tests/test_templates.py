@@ -1,7 +1,9 @@
 """The flex templates: their metadata is the jobs' flags, and their entry points run as the launcher runs them."""
 
+import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +43,9 @@ def test_dataflow_takes_the_metadata(job: str) -> None:
     flags = {flag.dest: flag for flag in JOBS[job].parser()._actions if flag.dest != "help"}
     parameters = {parameter.name: parameter for parameter in parsed.parameters}
     assert parameters.keys() - flags.keys() == {"sdk_container_image"}
-    for name, flag in flags.items():
+    # A template starts one job: following is not for it, and the job says so.
+    assert flags.keys() - parameters.keys() == ({"follow"} if job == "export_trajectories" else set())
+    for name, flag in ((name, flag) for name, flag in flags.items() if name in parameters):
         assert parameters[name].is_optional == (not flag.required)
         assert len(parameters[name].help_text) > 10
     assert all(len(pattern) > 2 for parameter in parsed.parameters for pattern in parameter.regexes)
@@ -57,20 +61,90 @@ def test_help_says_which_commands_run_the_job(job: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("parameter", "good", "bad"),
+    ("job", "parameter", "good", "bad"),
     [
-        ("num_decisions", ["1", "2000"], ["-1", "1.5", "many"]),
-        ("reward_noise", ["0", "0.5", "1e-3"], ["half", ""]),
-        ("start", ["2026-01-01T00:00:00Z", "2026-01-01T02:00:00.5+02:00"], ["2026-01-01", "2026-01-01T00:00:00"]),
+        ("generate_movielens", "num_decisions", ["1", "2000"], ["0", "-1", "1.5", "many"]),
+        ("generate_movielens", "seed", ["0", "7"], ["-1", ""]),
+        ("generate_movielens", "reward_noise", ["0", "0.5", ".5", "1e-3"], ["-1", "half", "", "."]),
+        ("export_trajectories", "default_reward", ["-1", "0.5"], ["--1", "nan"]),
+        (
+            "export_trajectories",
+            "start",
+            ["2026-01-01T00:00:00Z", "2026-01-01T02:00:00.5+02:00", "2026-01-01T02:00Z"],
+            ["2026-01-01", "2026-01-01T00:00:00", "2026-01-01T::Z"],
+        ),
+        ("export_trajectories", "missing_reward", ["drop"], ["dropped"]),
     ],
 )
-def test_patterns_let_through_what_the_flag_takes(parameter: str, good: list[str], bad: list[str]) -> None:
-    import re
+def test_patterns_let_through_what_the_flag_takes(job: str, parameter: str, good: list[str], bad: list[str]) -> None:
+    pattern = patterns(job)[parameter]
+    [flag] = [flag for flag in JOBS[job].parser()._actions if flag.dest == parameter]
+    kind = flag.type
+    assert callable(kind)
+    for text in good:
+        assert re.fullmatch(pattern, text), text
+        kind(text)
+    for text in bad:
+        assert not re.fullmatch(pattern, text), text
+        if not flag.choices:
+            with pytest.raises(argparse.ArgumentTypeError):
+                kind(text)
 
-    [found] = [p for p in templates.metadata("generate_movielens")["parameters"] if p["name"] == parameter]
-    [pattern] = found["regexes"]
-    assert all(re.fullmatch(pattern, text) for text in good)
-    assert not any(re.fullmatch(pattern, text) for text in bad)
+
+@pytest.mark.parametrize(
+    ("job", "parameter", "good", "bad"),
+    [
+        (
+            "generate_movielens",
+            "ratings",
+            ["gs://bucket/ml-100k", "tfds:movielens/100k-ratings"],
+            ["ml-100k", "gs://b"],
+        ),
+        ("generate_movielens", "events", ["gs://bucket/events"], ["events", "gs://"]),
+        (
+            "ingest_events",
+            "events",
+            ["gs://bucket/events", "pubsub:projects/my-project/subscriptions/bandit-ingest"],
+            ["events", "projects/my-project/subscriptions/bandit-ingest", "pubsub:projects/p/subscriptions/-"],
+        ),
+        (
+            "ingest_events",
+            "warehouse",
+            ["bigquery:my-project.bandit", "bigquery:example.com:my-project.bandit"],
+            ["warehouse", "my-project.bandit", "bigquery:my-project", "bigquery:my-project.a-b"],
+        ),
+        ("ingest_events", "dead_letter_topic", ["projects/my-project/topics/letters"], ["letters"]),
+        ("export_trajectories", "windows", ["gs://bucket/windows"], ["windows", "s3://bucket/windows"]),
+    ],
+)
+def test_places_are_those_that_dataflow_can_use(job: str, parameter: str, good: list[str], bad: list[str]) -> None:
+    assert all(re.fullmatch(patterns(job)[parameter], text) for text in good)
+    assert not any(re.fullmatch(patterns(job)[parameter], text) for text in bad)
+
+
+def patterns(job: str) -> dict[str, str]:
+    return {p["name"]: p["regexes"][0] for p in templates.metadata(job)["parameters"] if "regexes" in p}
+
+
+def test_the_run_lines_of_the_readme_are_taken() -> None:
+    """Each parameter that they give is one of the template's and matches its pattern; none that is needed is missing."""
+    text = (ROOT / "templates" / "README.md").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.startswith("gcloud dataflow flex-template run ")]
+    seen = set()
+    for line in lines:
+        variables = {"PROJECT": "my-project", "REGION": "europe-west1", "BUCKET": "gs://my-project-bandit", "TAG": "1"}
+        for name, value in {**variables, "IMAGES": "europe-west1-docker.pkg.dev/my-project/bandit"}.items():
+            line = line.replace(f"${name}", value)
+        found = re.search(r"--template-file-gcs-location=gs://\S+/templates/(\w+)\.json .*--parameters=(\S+)", line)
+        assert found, line
+        job, given = found[1], dict(parameter.split("=", 1) for parameter in found[2].split(","))
+        seen.add(job)
+        metadata = {parameter["name"]: parameter for parameter in templates.metadata(job)["parameters"]}
+        assert given.keys() <= metadata.keys()
+        assert {name for name, parameter in metadata.items() if not parameter["isOptional"]} <= given.keys()
+        for name, value in given.items():
+            assert all(re.fullmatch(pattern, value) for pattern in metadata[name].get("regexes", [])), (name, value)
+    assert seen == set(templates.JOBS)
 
 
 def test_gcloud_makes_the_spec() -> None:
@@ -132,3 +206,6 @@ def test_the_image_has_what_the_templates_run() -> None:
         f"apache-beam=={apache_beam.__version__}" in locked or f"apache-beam[gcp]=={apache_beam.__version__}" in locked
     )
     assert {path.stem for path in (ROOT / "templates").glob("*.py")} == set(templates.JOBS)
+    copied = re.findall(r"^COPY ([^-]\S*) ", dockerfile, re.MULTILINE)
+    assert len(copied) == 5
+    assert all(list(ROOT.glob(source)) for source in copied)
