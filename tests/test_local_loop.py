@@ -1,5 +1,6 @@
 """The closed loop with its real processes, small: what it promises is checked on what it leaves behind."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,8 @@ import pytest
 from beam_jobs import warehouse
 from contracts import policies, schemas
 from contracts.errors import InputError
-from orchestration import emulators, plan, report, steps
+from contracts.windows import MANIFEST_NAME, decode_manifest, encode_manifest
+from orchestration import accounting, cli, emulators, plan, report, steps
 from orchestration.run_folder import RunFolder
 from orchestration.simulator import load_movielens, new_movies
 from orchestration.truth import SentReward, ServedDecision, SessionStart, TruthReader
@@ -164,7 +166,7 @@ def tampered(finished, tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "copy")
 
 
-def totals_of(folder: RunFolder) -> report.Totals:
+def totals_of(folder: RunFolder) -> accounting.Totals:
     return report.build(folder, load_movielens(folder.settings())).totals
 
 
@@ -175,6 +177,75 @@ def test_the_report_notices_lost_decisions(tampered):
     totals = totals_of(tampered)
     assert 0.8 * gone < totals.lost_decisions <= gone  # some were redelivered, and so stand elsewhere too
     assert totals.lost == totals.lost_decisions == totals.decisions_served - totals.decisions_stored
+
+
+def rewrite_records(folder: RunFolder, split: str, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    """Changes the records of the last window that was trained on, as an export with a bug would have written them."""
+    card = serving.read_card(folder.policies / str(read_report(folder.root)["champion"]))
+    path = folder.windows / max(part.window for part in card.trained_on).folder / MANIFEST_NAME
+    manifest = decode_manifest(path.read_bytes(), "manifest")
+    old = max((file for file in manifest.files if file.split == split), key=lambda file: file.records)
+    data, records = (path.parent / old.name).read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little") + 16  # TFRecord: length, its checksum, record, its checksum
+        records.append(data[:length])
+        data = data[length:]
+    records = change(records)
+    data = b"".join(records)
+    (path.parent / old.name).write_bytes(data)
+    new = msgspec.structs.replace(old, records=len(records), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    files = [new if file is old else file for file in manifest.files]
+    path.write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
+
+
+@pytest.mark.parametrize("split", ["train", "holdback"])
+def test_the_report_notices_records_that_the_export_left_out(tampered, split):
+    rewrite_records(tampered, split, lambda records: records[3:])
+    totals = totals_of(tampered)
+    assert (totals.lost_between_tables_and_windows, totals.lost, totals.duplicated) == (3, 3, 0)
+
+
+@pytest.mark.parametrize("split", ["train", "holdback"])
+def test_the_report_notices_records_that_the_export_wrote_twice(tampered, split):
+    rewrite_records(tampered, split, lambda records: records + records[:2])
+    totals = totals_of(tampered)
+    assert (totals.duplicated, totals.lost, totals.misattributed_rewards) == (2, 0, 0)
+
+
+def test_the_report_notices_a_window_never_trained_on(tampered):
+    champion = plan.champion(tampered.policies)
+    assert champion is not None
+    path = tampered.policies / champion.version / policies.CARD_NAME
+    card = policies.decode_card(path.read_bytes(), "card")
+    first, *others = sorted(card.trained_on, key=lambda part: (part.window, part.split))
+    path.write_bytes(policies.encode_json(msgspec.structs.replace(card, trained_on=others)))
+    totals = totals_of(tampered)
+    assert totals.lost_between_windows_and_training == totals.lost == first.records > 0
+
+
+def test_rewards_that_are_not_in_the_tables_are_lost_and_nothing_else(tampered):
+    victim = max(tampered.warehouse.glob("rewards/day=*/*predictor*.parquet"), key=lambda path: path.stat().st_size)
+    victim.unlink()
+    totals = totals_of(tampered)
+    assert totals.lost == totals.lost_rewards > 0
+    assert (totals.duplicated, totals.misattributed_rewards) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda run: next(run.windows.glob("*/manifest.json")).unlink(), "no manifest, but the run noted it"),
+        (lambda run: (run.root / "journal.jsonl").write_text("{}\n"), "journal.jsonl, line 1: Object missing"),
+        (lambda run: (run.truth / "viewers-0000.jsonl").write_text("{}\n"), "viewers-0000.jsonl: not what viewers"),
+        (lambda run: (run.policies / "champion.json").write_text("{"), "champion.json: not a champion pointer"),
+    ],
+)
+def test_a_run_with_a_part_gone_wrong_is_one_line(tampered, capsys, harm, message):
+    harm(tampered)
+    assert cli.main(["report", "--out", str(tampered.root)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_the_report_notices_a_reward_of_somebody_else(tampered):
