@@ -48,6 +48,8 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
     Raises InputError for settings that cannot be used, or when one of the processes fails.
     """
     agents.complete(settings.algorithm, _hyperparameters(settings))
+    if not settings.exploration:
+        settings = msgspec.structs.replace(settings, exploration=agents.EXPLORATION[settings.algorithm])
     explorers.check(_exploration(settings))
     folder = RunFolder(Path(settings.out))
     if resume:

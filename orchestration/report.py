@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_jobs import warehouse
+from beam_jobs.generate_movielens import GeneratorSettings
 from beam_jobs.movielens import MovieLens
 from beam_jobs.reward_join import in_holdback
 from contracts import schemas
@@ -21,7 +22,7 @@ from orchestration import accounting, plan, report_page, steps
 from orchestration.accounting import Happened, Stored, Totals, inside
 from orchestration.run_folder import JournalEntry, RunFolder
 from orchestration.settings import LoopSettings
-from orchestration.simulator import new_movies
+from orchestration.simulator import ANSWER_SECONDS, SHARE_LATE, new_movies
 from orchestration.truth import ServedDecision, SessionStart, TruthReader, decided_milliseconds, windows_passed
 from predictor import policy as serving
 from trainer import dataset
@@ -131,7 +132,8 @@ class Progress:
     def true_value(self, card: PolicyCard) -> float | None:
         """The expected reward of the policy on the decisions on which the gate judges it; None when there are none.
 
-        Where tastes drift, with those in the middle of the window.
+        It is of what the estimate is of: where tastes drift, those in the middle of the window; where silence takes the
+        default reward, with the share of decisions that get it.
         """
         self._read()
         held_back = steps.held_back(self._folder.windows, card).observation
@@ -144,7 +146,19 @@ class Progress:
         middle = (window.start + (window.end - window.start) / 2).timestamp()
         passed = windows_passed(self._sessions, np.array([middle]), self._settings.window_seconds)
         expected = self._movielens.expected_of_all_actions(users, self._settings.drift * passed)
-        return float((probabilities * expected).sum(axis=1).mean())
+        value = float((probabilities * expected).sum(axis=1).mean())
+        if self._settings.missing_reward == "drop":
+            return value
+        answered = self._share_answered_in_time()
+        return answered * value + (1 - answered) * self._settings.default_reward
+
+    def _share_answered_in_time(self) -> float:
+        settings = self._settings
+        serving_began = bool(self._sessions)
+        soonest, latest = ANSWER_SECONDS if serving_began else (0.0, GeneratorSettings.reward_delay_seconds)
+        late = settings.fault_rate * SHARE_LATE if serving_began else 0.0
+        soon = min(max((settings.reward_window_seconds - soonest) / (latest - soonest), 0.0), 1.0)
+        return (1 - settings.no_reward_probability) * (1 - late) * soon
 
     def line(self, entry: JournalEntry) -> str:
         """How the window went, in one line."""

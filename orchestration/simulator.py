@@ -58,6 +58,7 @@ BATCH_DECISIONS = 20
 TICK_SECONDS = 0.05
 ANSWER_SECONDS = (0.05, 1.0)  # from the movie to the reward
 LATE_SECONDS = (0.5, 1.5)  # after the end of the reward window
+SHARE_LATE = 1 / 3  # of the faulty decisions; as many are answered twice, and as many have an orphan beside them
 FAULTY_WRITER = "bad-transport"
 REQUEST_TIMEOUT_SECONDS = 30.0
 
@@ -216,7 +217,7 @@ class Simulator:
         delays = rng.uniform(*ANSWER_SECONDS, count)
         late = self._settings.reward_window_seconds + rng.uniform(*LATE_SECONDS, count)
         kinds: list[Fault | Literal["orphan"]] = ["", "twice", "late", "orphan"]
-        chosen = rng.choice(len(kinds), count, p=[1 - rate, rate / 3, rate / 3, rate / 3]).tolist()
+        chosen = rng.choice(len(kinds), count, p=[1 - rate, rate / 3, rate * SHARE_LATE, rate / 3]).tolist()
         strangers = rng.bytes(8 * count).hex()
         for row, decision_id in enumerate(decision_ids):
             fault = kinds[chosen[row]]

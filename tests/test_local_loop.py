@@ -151,6 +151,23 @@ def test_it_leaves_no_process_behind(finished):
     assert processes_of(finished[0]) == []
 
 
+def test_the_truth_is_of_what_the_estimate_is_of(finished):
+    """Where silence takes the default reward, so does the truth that the estimate is held against."""
+    folder = RunFolder(finished[0])
+    settings, movielens = folder.settings(), load_movielens(folder.settings())
+    card = serving.read_card(folder.policies / read_report(folder.root)["champion"])
+
+    def true_value(**changed: Any) -> float:
+        progress = report.Progress(folder, movielens, msgspec.structs.replace(settings, **changed))
+        value = progress.true_value(card)
+        assert value is not None
+        return value
+
+    answered = (1 - settings.no_reward_probability) * (1 - settings.fault_rate / 3)  # each within the reward window
+    taking_default = true_value(missing_reward="default", default_reward=-1.0)
+    assert taking_default == pytest.approx(answered * true_value() - (1 - answered))
+
+
 def test_reports_can_be_made_again_from_the_data(finished):
     out, _ = finished
     before = (out / "report.json").read_bytes()
