@@ -38,7 +38,7 @@ import msgspec
 
 from contracts.errors import InputError
 from orchestration import plan
-from orchestration.settings import LoopSettings, add_flags, from_flags
+from orchestration.settings import FlagParser, LoopSettings, add_flags, from_flags
 
 if TYPE_CHECKING:
     from contracts.policies import Champion
@@ -61,7 +61,11 @@ that they were counted from. Ctrl-C ends the run and its processes; --resume goe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Exit code 0 when done, 2 after wrong input, 130 after ctrl-C."""
-    arguments = build_parser().parse_args(argv)
+    try:
+        arguments = build_parser().parse_args(argv)
+    except InputError as error:
+        sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+        return 2
     interrupted = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -91,12 +95,12 @@ def _how_to_go_on(arguments: argparse.Namespace) -> str:
     settings = from_flags(arguments)
     if settings.backend != "local" or not (Path(settings.out) / "journal.jsonl").is_file():
         return ""
-    return f" It can go on: make loop LOOP_ARGS={shlex.quote(f'--resume --out {shlex.quote(settings.out)}')}"
+    return f' It can go on: make loop LOOP_ARGS="--resume --out {shlex.quote(settings.out)}"'
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog=f"python -m {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -136,7 +140,7 @@ def _add_environment(parser: argparse.ArgumentParser, where: argparse._MutuallyE
     parser.add_argument("--project", default="", help="in place of the configuration's")
 
 
-def _add_pipeline_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_pipeline_commands(commands: "argparse._SubParsersAction[FlagParser]") -> None:
     run_local = commands.add_parser("run-local", description="run a pipeline here, with KFP's local runner")
     _add_pipeline(run_local)
     run_local.set_defaults(command=_run_local)
@@ -361,7 +365,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _native_messages_withheld() -> Iterator[None]:
-    """Keeps what native code writes to standard error from the terminal, unless an exception leaves the block.
+    """Keeps what native code writes to standard error from the terminal, unless an error leaves the block.
 
     TensorFlow 2.21 tells of oneDNN, CUDA and the CPU as it is loaded, whatever TF_CPP_MIN_LOG_LEVEL says.
     """
@@ -370,7 +374,7 @@ def _native_messages_withheld() -> Iterator[None]:
         os.dup2(withheld.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:  # not an interruption: what was said before has no part in it
             withheld.seek(0)
             os.write(terminal, withheld.read())
             raise

@@ -167,7 +167,7 @@ class Progress:
         inside = [(reward, oracle) for moment, reward, oracle in self._served if begin <= moment < end]
         self._served = [decision for decision in self._served if decision[0] >= end]
         name = "bootstrap" if entry.number == 0 else f"window {entry.number:>2}/{self._settings.windows}"
-        parts = [f"{name + (' (interrupted)' if entry.interrupted else ''):<12}"]
+        parts = [f"{'interrupted' if entry.interrupted else name:<12}"]
         if inside:
             rewards, oracle = np.array(inside).T
             parts.append(
