@@ -24,10 +24,11 @@ from beam_jobs import warehouse
 from contracts import policies, schemas
 from contracts.errors import InputError
 from contracts.windows import MANIFEST_NAME, decode_manifest, encode_manifest
-from orchestration import accounting, cli, emulators, plan, report, steps
+from orchestration import accounting, cli, emulators, local_loop, plan, report, steps
 from orchestration.run_folder import RunFolder
+from orchestration.settings import LoopSettings
 from orchestration.simulator import load_movielens, new_movies
-from orchestration.truth import SentReward, ServedDecision, SessionStart, TruthReader
+from orchestration.truth import SentReward, ServedDecision, SessionStart, TruthLog, TruthReader
 from predictor import policy as serving
 
 pytestmark = [pytest.mark.loop, pytest.mark.timeout(900)]
@@ -484,6 +485,19 @@ def test_a_run_that_served_no_window_has_a_report(tampered):
     made = report.write(tampered, load_movielens(tampered.settings()))
     assert made.windows == []
     assert "the last window" in tampered.report_html.read_text()
+
+
+def test_viewers_are_given_the_time_that_loading_the_ratings_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_loop, "START_TIMEOUT_SECONDS", 0.0)
+    folder, settings = RunFolder(tmp_path), LoopSettings(num_actions=2, rank=1)
+    log = TruthLog(folder.truth / "viewers-0000.jsonl")
+    log.append([SessionStart(100.0, 1)])
+    log.close()
+    movielens = load_movielens(settings)
+    patient = local_loop.LocalLoop(settings, folder, movielens, loading_seconds=60.0)
+    assert patient._first_window_starts(0.0) == datetime.fromtimestamp(100, UTC)
+    with pytest.raises(InputError, match="no viewers came within 0 s"):
+        local_loop.LocalLoop(settings, folder, movielens, loading_seconds=0.0)._first_window_starts(0.0)
 
 
 def test_a_killed_run_leaves_no_children_and_goes_on(tmp_path):
