@@ -6,7 +6,7 @@ records in the files of the training windows, and the lineage of the champion.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -247,7 +247,6 @@ def _hold_against_windows(
     own = _own_records(happened, stored, movielens, settings)
     arrived = set(stored.reward_id.tolist())
     takes_default = settings.missing_reward == "default"
-    known = {row.tobytes() for row in movielens.observations}
     lineage = Counter((part.window.start, part.split) for part in card.trained_on)
     newest = max(part.window.start for part in card.trained_on)
     windows = dataset.ready_windows(folder.windows)
@@ -282,15 +281,8 @@ def _hold_against_windows(
             if decision_id in own and (takes_default if own[decision_id][2] is None else decision_id in arrived)
         )
         not_exported += max((wanted - in_window).total(), int(here.sum()) - window.manifest.counts.decisions)
-    happened_often = Counter(own.values())
-    duplicated = misattributed = 0
-    for record, count in (exported | trained).items():  # of each the larger count
-        if record[0] not in known:
-            continue
-        if not happened_often[record]:
-            misattributed += count
-        else:
-            duplicated += max(0, count - happened_often[record])
+    known = {row.tobytes() for row in movielens.observations}
+    duplicated, misattributed = _too_often(exported | trained, Counter(own.values()), known)  # of each the larger count
     return _Windows(
         exported=exported.total(),
         trained=trained.total(),
@@ -301,6 +293,19 @@ def _hold_against_windows(
         duplicated=duplicated,
         misattributed=misattributed,
     )
+
+
+def _too_often(found: Counter[Record], happened: Counter[Record], known: Set[bytes]) -> tuple[int, int]:
+    """How many records are there more often than they happened, and how many never happened; `known` observations only."""
+    duplicated = misattributed = 0
+    for record, count in found.items():
+        if record[0] not in known:
+            continue
+        if happened[record]:
+            duplicated += max(0, count - happened[record])
+        else:
+            misattributed += count
+    return duplicated, misattributed
 
 
 def _own_records(happened: Happened, stored: Stored, movielens: MovieLens, settings: LoopSettings) -> dict[str, Record]:
