@@ -288,6 +288,10 @@ def run(argv: Sequence[str] | None) -> None:
     generate(viewers, settings, arguments.events, pipeline_options)
     if arguments.catalogue:
         publish(arguments.catalogue, [msgspec.json.encode(viewers.catalogue)])
+    if options.is_dataflow(pipeline_options):
+        print("submitted")
+        return
+    print(f"{arguments.events}: {settings.num_decisions} decisions, segments written: {settings.num_shards}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,6 +30,7 @@ from contracts.policies import Movie
 # Six decimals: short to write as JSON, far below any noise, and the last bits in which one machine's linear algebra
 # differs from another's do not show.
 OBSERVATION_DECIMALS = 6
+MAX_REWARD_NOISE = 1e37  # rewards are stored as float32; 34 standard deviations fit
 
 
 class Reference(NamedTuple):
@@ -71,8 +72,8 @@ class MovieLens:
                 f"--rank must be from 1 to {largest_rank} (less than {num_users} users and {num_movies} movies),"
                 f" got {rank}"
             )
-        if not 0 <= reward_noise < np.inf:
-            raise InputError(f"--reward-noise must be 0 or more, got {reward_noise}")
+        if not 0 <= reward_noise <= MAX_REWARD_NOISE:
+            raise InputError(f"--reward-noise must be from 0 to {MAX_REWARD_NOISE:g}, got {reward_noise}")
         user_factors, movie_factors = _factorise(ratings, rank, seed)
         popularity = np.bincount(ratings.movie, minlength=num_movies)
         actions = np.argsort(-popularity, kind="stable")[:num_actions]  # ties by id: movies ascend by it

@@ -9,7 +9,7 @@
 
 A folder may be on this machine or in a bucket (`gs://BUCKET/FOLDER`).
 
-Ids may be integers of any size with any gaps; they are mapped to indexes in ascending order.
+Ids may be integers of any size (up to 128 digits) with any gaps; they are mapped to indexes in ascending order.
 """
 
 import csv
@@ -26,6 +26,7 @@ import numpy as np
 from contracts.errors import InputError
 
 MIN_RATING, MAX_RATING = 0.5, 5.0
+MAX_ID_LENGTH = 128  # what a decision takes for a user's
 
 # The 19 flags that end a line of `u.item`, in the order that the data set's README gives.
 _GENRES_100K = (
@@ -104,10 +105,15 @@ def _from_bucket(source: str) -> Ratings:
 
 def _from_folder(folder: Path, source: str) -> Ratings:
     ratings_100k, titles_100k, ratings_csv, titles_csv = (folder / name for name in _FILES)
-    if ratings_100k.is_file():
-        return _assemble(_rows_100k(ratings_100k), _movies_100k(titles_100k) if titles_100k.is_file() else {}, source)
-    if ratings_csv.is_file():
-        return _assemble(_rows_csv(ratings_csv), _movies_csv(titles_csv) if titles_csv.is_file() else {}, source)
+    try:
+        if ratings_100k.is_file():
+            return _assemble(
+                _rows_100k(ratings_100k), _movies_100k(titles_100k) if titles_100k.is_file() else {}, source
+            )
+        if ratings_csv.is_file():
+            return _assemble(_rows_csv(ratings_csv), _movies_csv(titles_csv) if titles_csv.is_file() else {}, source)
+    except OSError as error:
+        raise InputError(f"--ratings: {error.filename} cannot be read: {error.strerror}") from None
     raise InputError(f"--ratings: {source!r} has neither u.data (MovieLens 100K form) nor ratings.csv (CSV form)")
 
 
@@ -135,8 +141,8 @@ def _rows_csv(path: Path) -> Iterator[_Row]:
 def _row(fields: list[str], path: Path, line: int, columns: tuple[int, ...] = (1, 2, 3, 4)) -> _Row:
     user_id, movie_id, rating, timestamp = fields
     return _Row(
-        _parse(int, user_id, "user id", path, line, columns[0]),
-        _parse(int, movie_id, "movie id", path, line, columns[1]),
+        _parse(_identity, user_id, "user id", path, line, columns[0]),
+        _parse(_identity, movie_id, "movie id", path, line, columns[1]),
         _parse(_stars, rating, "rating", path, line, columns[2]),
         _parse(_seconds, timestamp, "timestamp", path, line, columns[3]),
     )
@@ -144,13 +150,24 @@ def _row(fields: list[str], path: Path, line: int, columns: tuple[int, ...] = (1
 
 def _parse(convert: Callable[[str], T], text: str, what: str, path: Path, line: int, column: int) -> T:
     try:
+        if "_" in text:  # Python would take 1_000 for 1000
+            raise ValueError(text)
         return convert(text)
     except ValueError:
         wanted = {
             "rating": f"a rating from {MIN_RATING} to {MAX_RATING}",
             "timestamp": "a whole-number timestamp of 64 bits",
         }.get(what, f"a whole-number {what}")
+        if len(text) > MAX_ID_LENGTH:
+            wanted += f" of at most {MAX_ID_LENGTH} characters"
         raise InputError(f"{path}, line {line}, column {column}: {wanted} expected, got {text!r:.60}") from None
+
+
+def _identity(text: str) -> int:
+    identity = int(text)
+    if len(str(identity)) > MAX_ID_LENGTH:
+        raise ValueError(text)
+    return identity
 
 
 def _seconds(text: str) -> int:
@@ -183,10 +200,21 @@ def _csv_records(path: Path, names: tuple[str, ...]) -> Iterator[tuple[int, tupl
                         f"{path}, line {reader.line_num}: {len(header)} columns expected, got {len(fields)}"
                     )
                 yield reader.line_num, columns, [fields[place] for place in places]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}, {_first_not_utf8(path)}: not UTF-8") from None
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _first_not_utf8(path: Path) -> str:
+    """Line and column, which a decoder that reads in chunks does not know."""
+    with path.open("rb") as file:
+        for line, data in enumerate(file, start=1):
+            try:
+                data.decode()
+            except UnicodeDecodeError as error:
+                return f"line {line}, column {data.count(b',', 0, error.start) + 1}"
+    return "at its end"
 
 
 def _movies_100k(path: Path) -> dict[int, RatedMovie]:
@@ -198,7 +226,7 @@ def _movies_100k(path: Path) -> dict[int, RatedMovie]:
                 raise InputError(
                     f"{path}, line {line}: {5 + len(_GENRES_100K)} columns separated by | expected, got {len(fields)}"
                 )
-            movie_id = _parse(int, fields[0], "movie id", path, line, 1)
+            movie_id = _parse(_identity, fields[0], "movie id", path, line, 1)
             flags = zip(_GENRES_100K, fields[5:], strict=True)
             movies[movie_id] = _movie(movie_id, fields[1], tuple(name for name, flag in flags if flag == "1"))
     return movies
@@ -207,7 +235,7 @@ def _movies_100k(path: Path) -> dict[int, RatedMovie]:
 def _movies_csv(path: Path) -> dict[int, RatedMovie]:
     movies = {}
     for line, columns, (text, title, genres) in _csv_records(path, _MOVIE_COLUMNS):
-        movie_id = _parse(int, text, "movie id", path, line, columns[0])
+        movie_id = _parse(_identity, text, "movie id", path, line, columns[0])
         movies[movie_id] = _movie(movie_id, title, _split_genres(genres))
     return movies
 

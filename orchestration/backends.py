@@ -18,7 +18,7 @@ import msgspec
 from beam_jobs import ingest_events, warehouse
 from contracts import schemas
 from contracts.errors import InputError
-from contracts.event_segments import open_segments, opened_at, sealed_segments
+from contracts.event_segments import open_segments, opened_at, seal_abandoned, sealed_segments
 from orchestration.configuration import EMULATED_WAREHOUSE
 from orchestration.processes import Child
 from orchestration.run_folder import RunFolder
@@ -73,7 +73,8 @@ class EmbeddedBackend:
         """The log is where ingestion looks."""
 
     def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
-        """Waits until the segments are sealed, then ingests them."""
+        """Waits until the segments are sealed, then ingests them; what a killed predictor left is sealed first."""
+        seal_abandoned(self._folder.events)
         _wait(lambda: not _written_before(moment, open_segments(self._folder.events)), "sealed", check)
         ingest_events.ingest(self._folder.events, self._folder.warehouse)
 

@@ -1,19 +1,19 @@
 """The command line of the whole: `python -m orchestration.cli <command> --help`.
 
-loop     run the closed loop on this machine and write its report
-report   write the report of a run again, from its data
-status   what a policy store serves, and what it served before
-rollback make the champion before this one serve again
+loop       run the closed loop on this machine and write its report
+report     write the report of a run again, from its data
+status     what a policy store serves, and what it served before
+rollback   make the champion before this one serve again
+promote    make a policy the champion by hand
 
 Pipelines, on this machine or on Vertex AI:
 
-run-local run a pipeline here, with KFP's local runner
-check    check the configurations against the pipelines, and compile each
-compile  write a pipeline's YAML
-history  what each run of a pipeline did, and which policy served when
-submit   run a pipeline on Vertex AI
-schedule create, pause, resume, delete or list the schedules on Vertex AI
-promote  make a policy the champion by hand
+run-local  run a pipeline here, with KFP's local runner
+check      check the configurations against the pipelines, and compile each
+compile    write a pipeline's YAML
+history    what each run of a pipeline did, and which policy served when
+submit     run a pipeline on Vertex AI
+schedule   create, pause, resume, delete or list the schedules on Vertex AI
 
 status, rollback and promote take a policy store (--policies) or an environment on Vertex AI (--config); history, a root
 folder (--root) or such an environment.
@@ -22,6 +22,7 @@ folder (--root) or such an environment.
 import argparse
 import os
 import resource
+import shlex
 import signal
 import sys
 import tempfile
@@ -37,18 +38,34 @@ import msgspec
 
 from contracts.errors import InputError
 from orchestration import plan
-from orchestration.settings import LoopSettings, add_flags, from_flags
+from orchestration.settings import FlagParser, LoopSettings, add_flags, from_flags
 
 if TYPE_CHECKING:
     from contracts.policies import Champion
     from orchestration.vertex import Promotion, Vertex
 
 PROGRAM = "orchestration.cli"
+_LOOP = """Runs the closed loop on this machine: real ratings, a real predictor, simulated viewers.
+
+    generate -> train -> serve -> (simulate -> ingest -> export -> train -> evaluate -> roll out) for each window
+
+A line is printed for each window. --out gets report.html, a page to look at, report.json, the same in numbers, and all
+that they were counted from. Ctrl-C ends the run and its processes; --resume goes on with it.
+
+    python -m orchestration.cli loop
+    python -m orchestration.cli loop --ratings ~/ml-100k --num-actions 500 --windows 20 --out runs/500
+    python -m orchestration.cli loop --algorithm lin_ts --no-reward-probability 0.3 --fault-rate 0.1 --out runs/rough
+    python -m orchestration.cli loop --resume --out runs/rough --windows 30
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Exit code 0 when done, 1 when a pipeline failed, 2 after wrong input, 130 after ctrl-C."""
-    arguments = build_parser().parse_args(argv)
+    try:
+        arguments = build_parser().parse_args(argv)
+    except InputError as error:
+        sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+        return 2
     interrupted = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -78,36 +95,32 @@ def _how_to_go_on(arguments: argparse.Namespace) -> str:
     settings = from_flags(arguments)
     if settings.backend != "local" or not (Path(settings.out) / "journal.jsonl").is_file():
         return ""
-    return f' It can go on: make loop LOOP_ARGS="--resume --out {settings.out}"'
+    return f' It can go on: make loop LOOP_ARGS="--resume --out {shlex.quote(settings.out)}"'
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog=f"python -m {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    loop = commands.add_parser(
-        "loop",
-        help="run the closed loop on this machine",
-        description="Runs the closed loop on this machine: real ratings, a real predictor, simulated viewers.",
-    )
+    loop = commands.add_parser("loop", description=_LOOP, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(loop, LoopSettings)
     loop.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, which was interrupted, with its settings"
     )
     loop.set_defaults(command=_loop)
-    report = commands.add_parser("report", help="write the report of a run again, from its data")
+    report = commands.add_parser("report", description="write the report of a run again, from its data")
     report.add_argument("--out", default="runs/loop", help="folder of the run (default: runs/loop)")
     report.set_defaults(command=_report)
-    status = commands.add_parser("status", help="what a policy store serves, and what it served before")
+    status = commands.add_parser("status", description="what a policy store serves, and what it served before")
     _add_store_or_config(status)
     status.set_defaults(command=_status)
-    rollback = commands.add_parser("rollback", help="make the champion before this one serve again")
+    rollback = commands.add_parser("rollback", description="make the champion before this one serve again")
     _add_store_or_config(rollback)
     rollback.add_argument("--reason", required=True, help="why, for the history")
     rollback.set_defaults(command=_rollback)
-    promote = commands.add_parser("promote", help="make a policy the champion by hand")
+    promote = commands.add_parser("promote", description="make a policy the champion by hand")
     promote.add_argument("version", help="of the policy")
     _add_store_or_config(promote)
     promote.add_argument("--reason", required=True, help="why, for the history")
@@ -127,28 +140,32 @@ def _add_environment(parser: argparse.ArgumentParser, where: argparse._MutuallyE
     parser.add_argument("--project", default="", help="in place of the configuration's")
 
 
-def _add_pipeline_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    run_local = commands.add_parser("run-local", help="run a pipeline here, with KFP's local runner")
+def _add_pipeline_commands(commands: "argparse._SubParsersAction[FlagParser]") -> None:
+    run_local = commands.add_parser("run-local", description="run a pipeline here, with KFP's local runner")
     _add_pipeline(run_local)
     run_local.set_defaults(command=_run_local)
-    check = commands.add_parser("check", help="check the configurations against the pipelines, and compile each")
+    check = commands.add_parser("check", description="check the configurations against the pipelines, and compile each")
     check.add_argument("--config", action="append", help="a configuration, or a TOML file (default: all there are)")
     check.set_defaults(command=_check)
-    compile_ = commands.add_parser("compile", help="write a pipeline's YAML")
+    compile_ = commands.add_parser("compile", description="write a pipeline's YAML")
     _add_pipeline(compile_)
     compile_.add_argument("--out", type=Path, required=True, help="the file to write")
     compile_.set_defaults(command=_compile)
-    submit = commands.add_parser("submit", help="run a pipeline on Vertex AI")
+    submit = commands.add_parser("submit", description="run a pipeline on Vertex AI")
     _add_pipeline(submit)
     submit.add_argument(
         "--job-id", help="of the run; one that is there already is not started again (default: by time)"
     )
     submit.set_defaults(command=_submit)
-    schedule = commands.add_parser("schedule", help="create, pause, resume, delete or list the schedules on Vertex AI")
+    schedule = commands.add_parser(
+        "schedule", description="create, pause, resume, delete or list the schedules on Vertex AI"
+    )
     schedule.add_argument("action", choices=("create", "pause", "resume", "delete", "list"))
     _add_pipeline(schedule, optional=True)
     schedule.set_defaults(command=_schedule)
-    history = commands.add_parser("history", help="what each run of a pipeline did, and which policy served when")
+    history = commands.add_parser(
+        "history", description="what each run of a pipeline did, and which policy served when"
+    )
     where = history.add_mutually_exclusive_group(required=True)
     where.add_argument("--root", type=Path, help="the root folder of the environment")
     _add_environment(history, where)
@@ -350,7 +367,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _native_messages_withheld() -> Iterator[None]:
-    """Keeps what native code writes to standard error from the terminal, unless an exception leaves the block.
+    """Keeps what native code writes to standard error from the terminal, unless an error leaves the block.
 
     TensorFlow 2.21 tells of oneDNN, CUDA and the CPU as it is loaded, whatever TF_CPP_MIN_LOG_LEVEL says.
     """
@@ -359,7 +376,7 @@ def _native_messages_withheld() -> Iterator[None]:
         os.dup2(withheld.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:  # not an interruption: what was said before has no part in it
             withheld.seek(0)
             os.write(terminal, withheld.read())
             raise

@@ -48,6 +48,8 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
     Raises InputError for settings that cannot be used, or when one of the processes fails.
     """
     agents.complete(settings.algorithm, _hyperparameters(settings))
+    if not settings.exploration:
+        settings = msgspec.structs.replace(settings, exploration=agents.EXPLORATION[settings.algorithm])
     explorers.check(_exploration(settings))
     folder = RunFolder(Path(settings.out))
     if resume:
@@ -60,7 +62,9 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
     if settings.port:
         check_port(settings.port)
     say(f"Ratings: {settings.ratings}")
+    begin = time.monotonic()
     movielens = load_movielens(settings)
+    loading_seconds = time.monotonic() - begin
     reference = movielens.reference
     say(
         f"{movielens.num_users:,} viewers, {movielens.num_actions} movies. Expected reward a decision: oracle "
@@ -72,7 +76,7 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
             folder.write_settings(settings)  # perhaps of another number of windows
         else:
             folder.create(settings, movielens.catalogue)
-        LocalLoop(settings, folder, movielens).run()
+        LocalLoop(settings, folder, movielens, loading_seconds).run()
         report.write(folder, movielens)
     return folder.report_html
 
@@ -93,8 +97,10 @@ def say(line: str) -> None:
 class LocalLoop:
     """One run of the loop in `folder`."""
 
-    def __init__(self, settings: LoopSettings, folder: RunFolder, movielens: MovieLens) -> None:
+    def __init__(self, settings: LoopSettings, folder: RunFolder, movielens: MovieLens, loading_seconds: float) -> None:
         self._settings = settings
+        # The viewers load the same ratings again, beside the predictor: 25 million take minutes.
+        self._viewers_timeout_seconds = START_TIMEOUT_SECONDS + 5 * loading_seconds
         self._folder = folder
         self._movielens = movielens
         self._export_settings = export_trajectories.ExportSettings(
@@ -211,14 +217,14 @@ class LocalLoop:
     def _first_window_starts(self, launched: float) -> datetime:
         """When the viewers' process, launched at that moment, has begun: it says so when it is ready."""
         truth = TruthReader(self._folder.truth)
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        deadline = time.monotonic() + self._viewers_timeout_seconds
         while time.monotonic() < deadline:
             for entry in truth.read():
                 if isinstance(entry, SessionStart) and entry.start >= launched:
                     return datetime.fromtimestamp(entry.start, UTC)
             self._check_children()
             time.sleep(0.05)
-        raise InputError(f"no viewers came within {START_TIMEOUT_SECONDS:g} s")
+        raise InputError(f"no viewers came within {self._viewers_timeout_seconds:.0f} s")
 
     def _update(self, closed: list[tuple[int, TrainingWindow]], interrupted: bool, endpoint: str | None) -> None:
         """Deals with windows that have closed: ingest, export, train, evaluate, and roll out or not."""

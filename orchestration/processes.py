@@ -45,6 +45,9 @@ class Child:
     def check(self) -> None:
         """Raises InputError with the last line of its log when the process has ended with an error."""
         code = self.exit_code()
+        if code and not 0 < code <= 128:
+            # Below 0: of the guard itself; above 128: how the guard, as a shell would, passes on the command's.
+            raise InputError(f"{self.name} was ended by {_signal_name(-code if code < 0 else code - 128)}")
         if code:
             lines = self.log.read_text(errors="replace").strip().splitlines()
             raise InputError(f"{self.name} ended with exit code {code}: {lines[-1] if lines else 'no output'}")
@@ -75,6 +78,12 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 def free_port() -> int:

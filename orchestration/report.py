@@ -1,42 +1,29 @@
 """What a run of the loop shows: `report.json`, counted from the data, and `report.html` for people.
 
-Every figure in `totals` compares two things that were written independently: what the viewers say happened
-(`orchestration.truth`; for the bootstrap, what the generator put into the event log) and what is in the warehouse, in the
-training windows and in the lineage of the champion.
+`totals` are made by `orchestration.accounting`.
 """
 
-from collections import Counter
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from datetime import datetime
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from beam_jobs import warehouse
+from beam_jobs.generate_movielens import GeneratorSettings
 from beam_jobs.movielens import MovieLens
 from beam_jobs.reward_join import in_holdback
 from contracts import schemas
 from contracts.errors import InputError
-from contracts.event_segments import sealed_segments
 from contracts.policies import PolicyCard
-from contracts.records import Decision, event_decoder, utc_microseconds
-from contracts.windows import Manifest, TrainingWindow
-from orchestration import plan, report_page, steps
+from contracts.records import utc_microseconds
+from contracts.windows import Manifest
+from orchestration import accounting, plan, report_page, steps
+from orchestration.accounting import Happened, Stored, Totals, inside
 from orchestration.run_folder import JournalEntry, RunFolder
 from orchestration.settings import LoopSettings
-from orchestration.simulator import new_movies
-from orchestration.truth import (
-    InjectedFaults,
-    OfferedReward,
-    RequestFailure,
-    SentReward,
-    ServedDecision,
-    SessionStart,
-    TruthReader,
-    decided_milliseconds,
-    windows_passed,
-)
+from orchestration.simulator import ANSWER_SECONDS, SHARE_LATE, new_movies
+from orchestration.truth import ServedDecision, SessionStart, TruthReader, decided_milliseconds, windows_passed
 from predictor import policy as serving
 from trainer import dataset
 
@@ -104,36 +91,6 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
     freshness_seconds: Seconds  # from a reward's being sent to a policy trained on it serving
 
 
-class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums over the run, bootstrap included.
-
-    `lost = lost_decisions + lost_rewards + lost_between_tables_and_windows`. A trained interaction is misattributed when
-    its reward is not one that was sent for its observation and action; duplicated when it was trained more often than
-    it happened. Interactions of others than the viewers count as trained, but cannot be judged.
-    """
-
-    decisions_served: int
-    decisions_stored: int
-    decisions_of_others: int  # of the stored ones: nobody of the simulated viewers asked, so their worth is unknown
-    decisions_outside_windows: int  # of the stored ones: after the last window; a resumed run trains on them
-    rewards_sent: int
-    rewards_stored: int
-    interactions_exported: int
-    interactions_trained: int
-    interactions_held_back: int  # of the last window, for the gate; the next update would train on them
-    lost: int
-    lost_decisions: int
-    lost_rewards: int
-    lost_between_tables_and_windows: int
-    duplicated: int
-    misattributed_rewards: int
-    failed_requests: int
-    events_read: int  # lines of the log that were ingested
-    dead_letters: int
-    faults_injected: dict[str, int]
-    faults_found: dict[str, int]
-
-
 class ReferenceReport(msgspec.Struct, frozen=True):
     """Expected reward a decision when serving begins, over all users uniformly."""
 
@@ -175,7 +132,8 @@ class Progress:
     def true_value(self, card: PolicyCard) -> float | None:
         """The expected reward of the policy on the decisions on which the gate judges it; None when there are none.
 
-        Where tastes drift, with those in the middle of the window.
+        It is of what the estimate is of: where tastes drift, those in the middle of the window; where silence takes the
+        default reward, with the share of decisions that get it.
         """
         self._read()
         held_back = steps.held_back(self._folder.windows, card).observation
@@ -188,7 +146,19 @@ class Progress:
         middle = (window.start + (window.end - window.start) / 2).timestamp()
         passed = windows_passed(self._sessions, np.array([middle]), self._settings.window_seconds)
         expected = self._movielens.expected_of_all_actions(users, self._settings.drift * passed)
-        return float((probabilities * expected).sum(axis=1).mean())
+        value = float((probabilities * expected).sum(axis=1).mean())
+        if self._settings.missing_reward == "drop":
+            return value
+        answered = self._share_answered_in_time()
+        return answered * value + (1 - answered) * self._settings.default_reward
+
+    def _share_answered_in_time(self) -> float:
+        settings = self._settings
+        serving_began = bool(self._sessions)
+        soonest, latest = ANSWER_SECONDS if serving_began else (0.0, GeneratorSettings.reward_delay_seconds)
+        late = settings.fault_rate * SHARE_LATE if serving_began else 0.0
+        soon = min(max((settings.reward_window_seconds - soonest) / (latest - soonest), 0.0), 1.0)
+        return (1 - settings.no_reward_probability) * (1 - late) * soon
 
     def line(self, entry: JournalEntry) -> str:
         """How the window went, in one line."""
@@ -197,7 +167,7 @@ class Progress:
         inside = [(reward, oracle) for moment, reward, oracle in self._served if begin <= moment < end]
         self._served = [decision for decision in self._served if decision[0] >= end]
         name = "bootstrap" if entry.number == 0 else f"window {entry.number:>2}/{self._settings.windows}"
-        parts = [f"{name + (' (interrupted)' if entry.interrupted else ''):<12}"]
+        parts = [f"{'interrupted' if entry.interrupted else name:<12}"]
         if inside:
             rewards, oracle = np.array(inside).T
             parts.append(
@@ -239,8 +209,11 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
     settings = folder.settings()
     journal = folder.journal()
     manifests = {window.start: window.manifest for window in dataset.ready_windows(folder.windows)}
-    happened = _what_happened(folder, movielens)
-    stored = _Stored.read(folder, movielens, happened.sessions)
+    for entry in journal:
+        if entry.window.start not in manifests:
+            raise InputError(f"{folder.windows / entry.window.folder}: no manifest, but the run noted it as trained on")
+    happened = Happened.read(folder, movielens)
+    stored = Stored.read(folder, movielens, happened.sessions)
     champion = plan.champion(folder.policies)
     if champion is None or not journal:
         raise InputError(f"{folder.root} holds no finished training window to report on")
@@ -258,117 +231,30 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
         )
         for position, entry in enumerate(journal)
     ]
-    observations = [row.tobytes() for row in movielens.observations]
     reference = movielens.reference
     return Report(
         settings=settings,
         reference=ReferenceReport(reference.oracle, reference.best_fixed_action, reference.uniform),
         bootstrap=windows[0],
         windows=windows[1:],
-        totals=_totals(folder, happened, stored, list(manifests.values()), card, observations),
+        totals=accounting.totals(folder, happened, stored, card, movielens),
         champion=champion.version,
         freshness_seconds=_percentiles(np.concatenate([*freshness[1:], np.zeros(0)])),
     )
 
 
-class _Happened(NamedTuple):
-    """What the viewers and the generator say."""
-
-    sessions: list[SessionStart]
-    decisions: dict[str, tuple[bytes, int]]  # decision_id: observation (float32), action
-    rewards: list[SentReward]
-    offered: dict[str, OfferedReward]  # decision_id: what a viewer that was killed may or may not have sent
-    faults: list[InjectedFaults]
-    failures: list[RequestFailure]
-
-
-def _what_happened(folder: RunFolder, movielens: MovieLens) -> _Happened:
-    decisions: dict[str, tuple[bytes, int]] = {}
-    happened = _Happened([], decisions, [], {}, [], [])
-    for segment in sealed_segments(folder.simulated):
-        for line in segment.read_bytes().splitlines():
-            event = event_decoder.decode(line)
-            if isinstance(event, Decision):
-                observation = np.asarray(event.observation, np.float32).tobytes()
-                decisions[event.decision_id] = (observation, event.action)
-            else:
-                moment = utc_microseconds(event.occurred_at)
-                happened.rewards.append(SentReward(event.decision_id, event.reward, moment, moment / 1e6, ""))
-    observations = [row.tobytes() for row in movielens.observations]
-    for entry in TruthReader(folder.truth).read():
-        match entry:
-            case SessionStart():
-                happened.sessions.append(entry)
-            case ServedDecision():
-                decisions[entry.decision_id] = (observations[entry.user], entry.action)
-            case OfferedReward():
-                happened.offered[entry.decision_id] = entry
-            case SentReward():
-                happened.rewards.append(entry)
-                happened.offered.pop(entry.decision_id, None)
-            case InjectedFaults():
-                happened.faults.append(entry)
-            case RequestFailure():
-                happened.failures.append(entry)
-    return happened
-
-
-class _Stored(NamedTuple):
-    """The warehouse, read through its deduplicating reader."""
-
-    decision_id: np.ndarray  # [N] str
-    decided_at: np.ndarray  # [N] int64, microseconds
-    policy_version: np.ndarray  # [N] str
-    user: np.ndarray  # [N] int64, index of the viewer; -1: somebody else asked, of whom no truth is known
-    action: np.ndarray  # [N]
-    angle: np.ndarray  # [N], how far tastes had turned
-    duplicate_decisions: int
-    reward_id: np.ndarray  # [M] str
-    occurred_at: np.ndarray  # [M] int64, microseconds
-    reward: np.ndarray  # [M]
-    duplicate_rewards: int
-    failed_at: np.ndarray  # [L] int64, microseconds
-
-    @classmethod
-    def read(cls, folder: RunFolder, movielens: MovieLens, sessions: list[SessionStart]) -> "_Stored":
-        always = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
-        columns = ["decision_id", "decided_at", "policy_version", "user_id", "action"]
-        decisions, duplicate_decisions = warehouse.read(folder.warehouse, schemas.DECISIONS, *always, columns)
-        rewards, duplicate_rewards = warehouse.read(folder.warehouse, schemas.REWARDS, *always)
-        dead_letters, _ = warehouse.read(folder.warehouse, schemas.DEAD_LETTERS, *always, ["failed_at"])
-        index = {str(user_id): row for row, user_id in enumerate(movielens.user_ids)}
-        ids = decisions["decision_id"].to_pylist()
-        # As the viewers do: by the milliseconds of the id.
-        moments = np.array([decided_milliseconds(decision_id) / 1e3 for decision_id in ids])
-        settings = folder.settings()
-        return cls(
-            decision_id=np.array(ids, object),
-            decided_at=_microseconds(decisions["decided_at"]),
-            policy_version=np.array(decisions["policy_version"].to_pylist(), object),
-            user=np.array([index.get(user_id, -1) for user_id in decisions["user_id"].to_pylist()], np.int64),
-            action=decisions["action"].to_numpy(),
-            angle=settings.drift * windows_passed(sessions, moments, settings.window_seconds),
-            duplicate_decisions=duplicate_decisions,
-            reward_id=np.array(rewards["decision_id"].to_pylist(), object),
-            occurred_at=_microseconds(rewards["occurred_at"]),
-            reward=rewards["reward"].to_numpy(),
-            duplicate_rewards=duplicate_rewards,
-            failed_at=_microseconds(dead_letters["failed_at"]),
-        )
-
-
 def _window_report(
     entry: JournalEntry,
     manifest: Manifest,
-    stored: _Stored,
+    stored: Stored,
     freshness: np.ndarray,
     movielens: MovieLens,
     new: list[int],
 ) -> WindowReport:
     counts, gate = manifest.counts, entry.gate
-    inside = _inside(stored.decided_at, entry.window) & (stored.user >= 0)
-    decided_by, actions = stored.policy_version[inside], stored.action[inside]
-    of_all = movielens.expected_of_all_actions(stored.user[inside], stored.angle[inside])
+    here = inside(stored.decided_at, entry.window) & (stored.user >= 0)
+    decided_by, actions = stored.policy_version[here], stored.action[here]
+    of_all = movielens.expected_of_all_actions(stored.user[here], stored.angle[here])
     expected, of_all = of_all[np.arange(len(actions)), actions], of_all[:, movielens.on_offer]
     oracle = of_all.max(axis=1)
     versions = {
@@ -401,7 +287,7 @@ def _window_report(
         late_rewards=counts.late_rewards,
         orphan_rewards=counts.orphan_rewards,
         duplicates=counts.duplicate_decisions + counts.duplicate_rewards + counts.repeated_rewards,
-        dead_letters=int(_inside(stored.failed_at, entry.window).sum()),
+        dead_letters=int(inside(stored.failed_at, entry.window).sum()),
         mean_expected_reward=_mean(expected),
         oracle_reward=_mean(oracle),
         best_fixed_reward=float(of_all.mean(axis=0).max()) if len(of_all) else 0.0,
@@ -427,8 +313,8 @@ def _window_report(
 def _freshness(
     settings: LoopSettings,
     folder: RunFolder,
-    happened: _Happened,
-    stored: _Stored,
+    happened: Happened,
+    stored: Stored,
     journal: list[JournalEntry],
     card: PolicyCard,
 ) -> list[np.ndarray]:
@@ -436,7 +322,7 @@ def _freshness(
 
     A reward counts when its decision's split of its window is in the lineage of the policies that served.
     """
-    decided = dict(zip(stored.decision_id.tolist(), stored.decided_at.tolist(), strict=True))
+    decided = stored.moments
     serving_since: dict[tuple[datetime, str], float] = {}
     for entry in journal:
         if entry.serving_at is not None:
@@ -452,134 +338,13 @@ def _freshness(
         if moment is None or reward.occurred_at - moment > reward_window:
             continue
         position = int(np.searchsorted(bounds, moment, side="right")) - 1
-        if position < 0 or not _inside(np.array([moment]), journal[position].window)[0]:
+        if position < 0 or not inside(np.array([moment]), journal[position].window)[0]:
             continue
         split = "holdback" if is_held_back else "train"
         since = serving_since.get((journal[position].window.start, split))
         if since is not None:
             lags[position].append(since - reward.sent_at)
     return [np.array(seconds) for seconds in lags]
-
-
-def _totals(
-    folder: RunFolder,
-    happened: _Happened,
-    stored: _Stored,
-    manifests: list[Manifest],
-    card: PolicyCard,
-    observations: list[bytes],  # of each viewer
-) -> Totals:
-    stored_ids = set(stored.decision_id.tolist())
-    stored_rewards = set(
-        zip(stored.reward_id.tolist(), stored.occurred_at.tolist(), stored.reward.tolist(), strict=True)
-    )
-    sent = {(reward.decision_id, reward.occurred_at, reward.reward): reward for reward in happened.rewards}
-    covered = np.zeros(len(stored.decided_at), bool)
-    for manifest in manifests:
-        covered |= _inside(stored.decided_at, manifest.window)
-    lost_decisions = len(happened.decisions.keys() - stored_ids)
-    lost_rewards = len(sent.keys() - stored_rewards)
-    exported = sum(manifest.counts.decisions for manifest in manifests)
-    not_exported = max(0, int(covered.sum()) - exported)
-    trained, duplicated, misattributed = _check_trained(folder, happened, stored, card, observations)
-    records = sum(manifest.records("train", "holdback") for manifest in manifests)
-
-    injected = {
-        name: sum(getattr(fault, name) for fault in happened.faults) for name in InjectedFaults.__struct_fields__
-    }
-    injected["rewards_sent_twice"] = sum(reward.fault == "twice" for reward in happened.rewards)
-    injected["late_rewards"] = sum(reward.fault == "late" for reward in happened.rewards)
-    known = dict(zip(stored.decision_id.tolist(), stored.decided_at.tolist(), strict=True))
-    rewards = zip(stored.reward_id.tolist(), stored.occurred_at.tolist(), strict=True)
-    waits = [moment - known[decision_id] for decision_id, moment in rewards if decision_id in known]
-    settings = folder.settings()
-    found = {
-        "orphan_rewards": len(stored.reward_id) - len(waits),
-        "late_rewards": sum(wait > settings.reward_window_seconds * 1e6 for wait in waits),
-        "duplicate_decisions": stored.duplicate_decisions,
-        "duplicate_rewards": stored.duplicate_rewards,
-        "malformed": len(stored.failed_at),
-    }
-    rows = len(stored_ids) + len(stored.reward_id) + stored.duplicate_decisions + stored.duplicate_rewards
-    return Totals(
-        decisions_served=len(happened.decisions),
-        decisions_stored=len(stored_ids),
-        decisions_of_others=int((stored.user < 0).sum()),
-        decisions_outside_windows=int((~covered).sum()),
-        rewards_sent=len(sent),
-        rewards_stored=len(stored.reward_id),
-        interactions_exported=records,
-        interactions_trained=trained,
-        interactions_held_back=records - trained,
-        lost=lost_decisions + lost_rewards + not_exported,
-        lost_decisions=lost_decisions,
-        lost_rewards=lost_rewards,
-        lost_between_tables_and_windows=not_exported,
-        duplicated=duplicated,
-        misattributed_rewards=misattributed,
-        failed_requests=len(happened.failures),
-        events_read=rows + len(stored.failed_at),
-        dead_letters=len(stored.failed_at),
-        faults_injected=injected,
-        faults_found=found,
-    )
-
-
-def _check_trained(
-    folder: RunFolder, happened: _Happened, stored: _Stored, card: PolicyCard, observations: list[bytes]
-) -> tuple[int, int, int]:
-    """Reads every record that the champion's lineage was trained on, and holds it against what happened.
-
-    Returns:
-      interactions trained, those trained more often than they happened, and those with a reward that is not their own.
-    """
-    settings = folder.settings()
-    decided = dict(zip(stored.decision_id.tolist(), stored.decided_at.tolist(), strict=True))
-    own: Counter[tuple[bytes, int, float]] = Counter()
-    answered = set()
-    decisions = dict(happened.decisions)
-    for decision_id, user, action in zip(
-        stored.decision_id.tolist(), stored.user.tolist(), stored.action.tolist(), strict=True
-    ):
-        if user >= 0:  # a viewer that was killed may not have noted its last ones
-            decisions.setdefault(decision_id, (observations[user], action))
-    rewards: list[SentReward | OfferedReward] = [*happened.rewards, *happened.offered.values()]
-    for reward in rewards:
-        served = decisions.get(reward.decision_id)
-        in_time = reward.occurred_at - decided.get(reward.decision_id, 0) <= settings.reward_window_seconds * 1e6
-        if served is not None and in_time and reward.decision_id not in answered:
-            answered.add(reward.decision_id)
-            own[(*served, float(np.float32(reward.reward)))] += 1
-    unanswered = Counter(served for decision_id, served in decisions.items() if decision_id not in answered)
-    known = set(observations)
-    trained = duplicated = misattributed = 0
-    seen: Counter[Any] = Counter()
-    windows = {window.start: window for window in dataset.ready_windows(folder.windows)}
-    for part in card.trained_on:
-        for batch in dataset.read(windows[part.window.start], part.split, card.num_actions):
-            for observation, action, reward, defaulted in zip(
-                batch.observation, batch.action.tolist(), batch.reward.tolist(), batch.defaulted.tolist(), strict=True
-            ):
-                trained += 1
-                if observation.tobytes() not in known:
-                    continue
-                key = (observation.tobytes(), action, reward)
-                happened_often = unanswered[key[:2]] if defaulted else own[key]
-                seen[key] += 1
-                if not happened_often:
-                    misattributed += 1
-                elif seen[key] > happened_often:
-                    duplicated += 1
-    return trained, duplicated, misattributed
-
-
-def _inside(moments: np.ndarray, window: TrainingWindow) -> np.ndarray:
-    return (moments >= utc_microseconds(window.start)) & (moments < utc_microseconds(window.end))
-
-
-def _microseconds(column: Any) -> np.ndarray:
-    moments: np.ndarray = column.cast("int64").to_numpy()
-    return moments
 
 
 def _mean(values: np.ndarray) -> float:

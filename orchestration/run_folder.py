@@ -124,12 +124,20 @@ class RunFolder(Places):
             self.settings()
 
     def journal(self) -> list[JournalEntry]:
-        """What was done so far. A torn last line is passed over: that window is dealt with again."""
+        """What was done so far. A torn last line is passed over: that window is dealt with again.
+
+        Raises InputError that names a line which is not an entry.
+        """
         if not self._journal.is_file():
             return []
         data = self._journal.read_bytes()
-        lines = data[: data.rfind(b"\n") + 1].splitlines()
-        return [msgspec.json.decode(line, type=JournalEntry) for line in lines]
+        entries = []
+        for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+            try:
+                entries.append(msgspec.json.decode(line, type=JournalEntry))
+            except msgspec.DecodeError as error:
+                raise InputError(f"{self._journal}, line {number}: {error}") from None
+        return entries
 
     def append(self, entry: JournalEntry) -> None:
         """Notes that a window was dealt with."""

@@ -7,7 +7,7 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,7 @@ from contracts.errors import InputError
 
 T = TypeVar("T", bound=msgspec.Struct)
 DAY_SECONDS = 86_400.0
+_METAVARS = {"seconds": "SECONDS", "ratings": "SOURCE", "out": "FOLDER", "str": "NAME", "int": "N", "float": "X"}
 FLOAT32_MAX = 3.4028234663852886e38  # rewards are stored as float32
 
 
@@ -71,7 +72,12 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     fault_rate: Annotated[
         float, _described("share of events that come twice, late, malformed or for a decision nobody made", ge=0, lt=1)
     ] = 0.01
-    algorithm: Annotated[str, _described("what is trained")] = "lin_ucb"
+    algorithm: Annotated[
+        str,
+        _described(
+            "what is trained: lin_ucb, lin_ts or greedy; neural_epsilon_greedy, neural_boltzmann or neural_linucb"
+        ),
+    ] = "lin_ucb"
     alpha: Annotated[float, _described("width of the confidence bound, in standard deviations", ge=0)] = 0.2
     tikhonov: Annotated[float, _described("ridge penalty of the linear models", gt=0)] = 0.3
     arm_features: Annotated[
@@ -83,7 +89,13 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     half_life: Annotated[
         float, _described("windows after which evidence counts half, for tastes that change; 0: never", ge=0)
     ] = 0.0
-    exploration: Annotated[str, _described("how served actions are drawn")] = "ucb"
+    exploration: Annotated[
+        str,
+        _described(
+            "how served actions are drawn: ucb, thompson, epsilon_greedy, softmax, inverse_gap, greedy or uniform",
+            extra={"default": "as the algorithm means it, ucb for lin_ucb"},
+        ),
+    ] = ""
     epsilon: Annotated[float, _described("share of decisions drawn uniformly", ge=0, le=1)] = 0.02
     holdback_share: Annotated[
         float, _described("share of a window that judges the new policy before the next one trains on it", gt=0, lt=1)
@@ -97,18 +109,30 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     out: Annotated[str, _described("folder of the run; an earlier run there is replaced", min_length=1)] = "runs/loop"
 
 
+class FlagParser(argparse.ArgumentParser):
+    """A command line on which a mistake is one line, as all wrong input is, and no flag can be shortened."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError in place of printing the usage."""
+        raise InputError(f"{message} (--help lists what there is)")
+
+
 def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct]) -> None:
     """One flag for each field of `settings`, spelt with hyphens, with its help and default."""
     for field in msgspec.structs.fields(settings):
         kind, meta = get_args(field.type)[:2]
         choices = get_args(kind) if get_origin(kind) is Literal else None
+        default = (meta.extra or {}).get("default", field.default)
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=field.name,
-            metavar=None if choices else field.name.split("_")[-1].upper(),
+            metavar=None if choices else _METAVARS.get(field.name.split("_")[-1]) or _METAVARS[kind.__name__],
             choices=choices,
             default=argparse.SUPPRESS,  # so that what was not given can be told from what was
-            help=f"{meta.description} (default: {field.default})",
+            help=f"{meta.description} (default: {default})",
         )
 
 

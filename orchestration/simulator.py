@@ -38,7 +38,7 @@ from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, sealed_segments, segment_name
 from contracts.records import utc_microseconds
 from orchestration.plan import parse_moment
-from orchestration.settings import LoopSettings, add_flags, from_flags
+from orchestration.settings import FlagParser, LoopSettings, add_flags, from_flags
 from orchestration.truth import (
     Entry,
     Fault,
@@ -58,6 +58,7 @@ BATCH_DECISIONS = 20
 TICK_SECONDS = 0.05
 ANSWER_SECONDS = (0.05, 1.0)  # from the movie to the reward
 LATE_SECONDS = (0.5, 1.5)  # after the end of the reward window
+SHARE_LATE = 1 / 3  # of the faulty decisions; as many are answered twice, and as many have an orphan beside them
 FAULTY_WRITER = "bad-transport"
 REQUEST_TIMEOUT_SECONDS = 30.0
 
@@ -134,6 +135,8 @@ class Simulator:
         self._events = events
         self._truth = truth
         self._session = session
+        self.served = 0  # decisions
+        self.last_failure = ""
         self._started: list[SessionStart] = []
         self._planned: list[PlannedReward] = []  # a heap
         self._sequence = itertools.count()
@@ -186,8 +189,10 @@ class Simulator:
             )
             response.raise_for_status()
         except httpx.HTTPError as error:
-            self._truth.append([RequestFailure(f"{type(error).__name__}: {error}", size)])
+            self.last_failure = f"{type(error).__name__}: {error}"
+            self._truth.append([RequestFailure(self.last_failure, size)])
             return
+        self.served += size
         predictions: list[dict[str, Any]] = msgspec.json.decode(response.content)["predictions"]
         actions = np.array([prediction["action"] for prediction in predictions])
         moments = np.array([decided_milliseconds(prediction["decision_id"]) / 1e3 for prediction in predictions])
@@ -216,7 +221,7 @@ class Simulator:
         delays = rng.uniform(*ANSWER_SECONDS, count)
         late = self._settings.reward_window_seconds + rng.uniform(*LATE_SECONDS, count)
         kinds: list[Fault | Literal["orphan"]] = ["", "twice", "late", "orphan"]
-        chosen = rng.choice(len(kinds), count, p=[1 - rate, rate / 3, rate / 3, rate / 3]).tolist()
+        chosen = rng.choice(len(kinds), count, p=[1 - rate, rate / 3, rate * SHARE_LATE, rate / 3]).tolist()
         strangers = rng.bytes(8 * count).hex()
         for row, decision_id in enumerate(decision_ids):
             fault = kinds[chosen[row]]
@@ -329,7 +334,7 @@ def _lines(segment: Path) -> list[bytes]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="python -m orchestration.simulator",
         description=(__doc__ or "").split("\n", 1)[0],
         epilog="Every setting of the loop is taken, so that both see the same viewers; those it has no use for are ignored.",
@@ -347,9 +352,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; 0 when every window was served, 2 after wrong input."""
-    arguments = build_parser().parse_args(argv)
+    """Runs the command line; 0 when the windows are over, 2 after wrong input or when nothing was served."""
     try:
+        arguments = build_parser().parse_args(argv)
+        if not arguments.endpoint.startswith(("http://", "https://")):
+            raise InputError(f"--endpoint must be as http://host:port, got {arguments.endpoint!r}")
         settings = from_flags(arguments)
         start = parse_moment(arguments.start, "--start").timestamp() if arguments.start else None
         movielens = load_movielens(settings)
@@ -358,6 +365,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = start or math.ceil(time.time())
         asyncio.run(simulator.run(start, settings.windows, arguments.first_window))
         truth.close()
+        if not simulator.served:
+            raise InputError(f"{arguments.endpoint} answered no request: {simulator.last_failure}")
     except InputError as error:
         sys.stderr.write(f"simulator: error: {error}\n")
         return 2

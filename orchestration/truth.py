@@ -11,6 +11,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from contracts.errors import InputError
+
 Fault = Literal["", "twice", "late"]
 
 
@@ -125,7 +127,7 @@ class TruthReader:
         self._offsets: dict[Path, int] = {}
 
     def read(self) -> list[Entry]:
-        """New entries, in the order of files and lines."""
+        """New entries, in the order of files and lines. Raises InputError that names a file with a line that is none."""
         entries: list[Entry] = []
         for path in sorted(self._folder.glob("*.jsonl")):
             with path.open("rb") as file:
@@ -133,5 +135,8 @@ class TruthReader:
                 data = file.read()
             complete = data.rfind(b"\n") + 1
             self._offsets[path] = self._offsets.get(path, 0) + complete
-            entries.extend(_decoder.decode(line) for line in data[:complete].splitlines())
+            try:
+                entries.extend(_decoder.decode(line) for line in data[:complete].splitlines())
+            except msgspec.DecodeError as error:
+                raise InputError(f"{path}: not what viewers write down: {error}") from None
         return entries

@@ -46,6 +46,11 @@ def test_rollback_goes_back_in_one_step_and_is_remembered(store, capsys):
         ["rollback", "--policies", "{}/none", "--reason", "x"],
         ["report", "--out", "{}"],
         ["loop", "--resume", "--out", "{}"],
+        ["loop", "--windows"],
+        ["loop", "--window", "3"],
+        ["loop", "--missing-reward", "maybe"],
+        ["loup"],
+        [],
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, capsys, arguments):
@@ -65,3 +70,7 @@ def test_what_native_code_says_is_shown_only_when_loading_fails(capfd):
         os.write(2, b"cannot open shared object\n")
         raise ImportError
     assert capfd.readouterr().err == "cannot open shared object\n"
+    with pytest.raises(KeyboardInterrupt), cli._native_messages_withheld():
+        os.write(2, b"chatter\n")
+        raise KeyboardInterrupt
+    assert capfd.readouterr().err == ""

@@ -98,6 +98,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     flags = ["--num-decisions", "20", "--num_actions", "5", "--rank", "2", "--start", "2026-01-01T02:00:00+02:00"]
     flags += ["--events", str(tmp_path / "events"), "--catalogue", str(tmp_path / "to" / "catalogue.json")]
     assert generate_movielens.main(flags) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'events'}: 20 decisions, segments written: 1\n"
     assert [path.name for path in sealed_segments(tmp_path / "events")] == [
         "20260101T000000.000000Z-generate_movielens-000000.jsonl"
     ]

@@ -1,5 +1,6 @@
 """The closed loop with its real processes, small: what it promises is checked on what it leaves behind."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,10 +23,12 @@ import pytest
 from beam_jobs import warehouse
 from contracts import policies, schemas
 from contracts.errors import InputError
-from orchestration import emulators, plan, report, steps
+from contracts.windows import MANIFEST_NAME, decode_manifest, encode_manifest
+from orchestration import accounting, cli, emulators, local_loop, plan, report, steps
 from orchestration.run_folder import RunFolder
+from orchestration.settings import LoopSettings
 from orchestration.simulator import load_movielens, new_movies
-from orchestration.truth import SentReward, ServedDecision, SessionStart, TruthReader
+from orchestration.truth import SentReward, ServedDecision, SessionStart, TruthLog, TruthReader
 from predictor import policy as serving
 
 pytestmark = [pytest.mark.loop, pytest.mark.timeout(900)]
@@ -149,6 +152,23 @@ def test_it_leaves_no_process_behind(finished):
     assert processes_of(finished[0]) == []
 
 
+def test_the_truth_is_of_what_the_estimate_is_of(finished):
+    """Where silence takes the default reward, so does the truth that the estimate is held against."""
+    folder = RunFolder(finished[0])
+    settings, movielens = folder.settings(), load_movielens(folder.settings())
+    card = serving.read_card(folder.policies / read_report(folder.root)["champion"])
+
+    def true_value(**changed: Any) -> float:
+        progress = report.Progress(folder, movielens, msgspec.structs.replace(settings, **changed))
+        value = progress.true_value(card)
+        assert value is not None
+        return value
+
+    answered = (1 - settings.no_reward_probability) * (1 - settings.fault_rate / 3)  # each within the reward window
+    taking_default = true_value(missing_reward="default", default_reward=-1.0)
+    assert taking_default == pytest.approx(answered * true_value() - (1 - answered))
+
+
 def test_reports_can_be_made_again_from_the_data(finished):
     out, _ = finished
     before = (out / "report.json").read_bytes()
@@ -164,7 +184,7 @@ def tampered(finished, tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "copy")
 
 
-def totals_of(folder: RunFolder) -> report.Totals:
+def totals_of(folder: RunFolder) -> accounting.Totals:
     return report.build(folder, load_movielens(folder.settings())).totals
 
 
@@ -175,6 +195,75 @@ def test_the_report_notices_lost_decisions(tampered):
     totals = totals_of(tampered)
     assert 0.8 * gone < totals.lost_decisions <= gone  # some were redelivered, and so stand elsewhere too
     assert totals.lost == totals.lost_decisions == totals.decisions_served - totals.decisions_stored
+
+
+def rewrite_records(folder: RunFolder, split: str, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    """Changes the records of the last window that was trained on, as an export with a bug would have written them."""
+    card = serving.read_card(folder.policies / str(read_report(folder.root)["champion"]))
+    path = folder.windows / max(part.window for part in card.trained_on).folder / MANIFEST_NAME
+    manifest = decode_manifest(path.read_bytes(), "manifest")
+    old = max((file for file in manifest.files if file.split == split), key=lambda file: file.records)
+    data, records = (path.parent / old.name).read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little") + 16  # TFRecord: length, its checksum, record, its checksum
+        records.append(data[:length])
+        data = data[length:]
+    records = change(records)
+    data = b"".join(records)
+    (path.parent / old.name).write_bytes(data)
+    new = msgspec.structs.replace(old, records=len(records), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    files = [new if file is old else file for file in manifest.files]
+    path.write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
+
+
+@pytest.mark.parametrize("split", ["train", "holdback"])
+def test_the_report_notices_records_that_the_export_left_out(tampered, split):
+    rewrite_records(tampered, split, lambda records: records[3:])
+    totals = totals_of(tampered)
+    assert (totals.lost_between_tables_and_windows, totals.lost, totals.duplicated) == (3, 3, 0)
+
+
+@pytest.mark.parametrize("split", ["train", "holdback"])
+def test_the_report_notices_records_that_the_export_wrote_twice(tampered, split):
+    rewrite_records(tampered, split, lambda records: records + records[:2])
+    totals = totals_of(tampered)
+    assert (totals.duplicated, totals.lost, totals.misattributed_rewards) == (2, 0, 0)
+
+
+def test_the_report_notices_a_window_never_trained_on(tampered):
+    champion = plan.champion(tampered.policies)
+    assert champion is not None
+    path = tampered.policies / champion.version / policies.CARD_NAME
+    card = policies.decode_card(path.read_bytes(), "card")
+    first, *others = sorted(card.trained_on, key=lambda part: (part.window, part.split))
+    path.write_bytes(policies.encode_json(msgspec.structs.replace(card, trained_on=others)))
+    totals = totals_of(tampered)
+    assert totals.lost_between_windows_and_training == totals.lost == first.records > 0
+
+
+def test_rewards_that_are_not_in_the_tables_are_lost_and_nothing_else(tampered):
+    victim = max(tampered.warehouse.glob("rewards/day=*/*predictor*.parquet"), key=lambda path: path.stat().st_size)
+    victim.unlink()
+    totals = totals_of(tampered)
+    assert totals.lost == totals.lost_rewards > 0
+    assert (totals.duplicated, totals.misattributed_rewards) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda run: next(run.windows.glob("*/manifest.json")).unlink(), "no manifest, but the run noted it"),
+        (lambda run: (run.root / "journal.jsonl").write_text("{}\n"), "journal.jsonl, line 1: Object missing"),
+        (lambda run: (run.truth / "viewers-0000.jsonl").write_text("{}\n"), "viewers-0000.jsonl: not what viewers"),
+        (lambda run: (run.policies / "champion.json").write_text("{"), "champion.json: not a champion pointer"),
+    ],
+)
+def test_a_run_with_a_part_gone_wrong_is_one_line(tampered, capsys, harm, message):
+    harm(tampered)
+    assert cli.main(["report", "--out", str(tampered.root)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_the_report_notices_a_reward_of_somebody_else(tampered):
@@ -396,6 +485,19 @@ def test_a_run_that_served_no_window_has_a_report(tampered):
     made = report.write(tampered, load_movielens(tampered.settings()))
     assert made.windows == []
     assert "the last window" in tampered.report_html.read_text()
+
+
+def test_viewers_are_given_the_time_that_loading_the_ratings_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_loop, "START_TIMEOUT_SECONDS", 0.0)
+    folder, settings = RunFolder(tmp_path), LoopSettings(num_actions=2, rank=1)
+    log = TruthLog(folder.truth / "viewers-0000.jsonl")
+    log.append([SessionStart(100.0, 1)])
+    log.close()
+    movielens = load_movielens(settings)
+    patient = local_loop.LocalLoop(settings, folder, movielens, loading_seconds=60.0)
+    assert patient._first_window_starts(0.0) == datetime.fromtimestamp(100, UTC)
+    with pytest.raises(InputError, match="no viewers came within 0 s"):
+        local_loop.LocalLoop(settings, folder, movielens, loading_seconds=0.0)._first_window_starts(0.0)
 
 
 def test_a_killed_run_leaves_no_children_and_goes_on(tmp_path):

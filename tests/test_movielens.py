@@ -125,8 +125,9 @@ def test_noise_has_the_stated_deviation_and_comes_from_the_generator() -> None:
         ({"num_actions": 0}, "--num-actions must be from 1 to 8 .*, got 0"),
         ({"rank": 8}, r"--rank must be from 1 to 7 \(less than 12 users and 8 movies\), got 8"),
         ({"rank": 0}, "--rank must be from 1 to 7 .*, got 0"),
-        ({"reward_noise": -0.1}, "--reward-noise must be 0 or more, got -0.1"),
-        ({"reward_noise": float("nan")}, "--reward-noise must be 0 or more, got nan"),
+        ({"reward_noise": -0.1}, "--reward-noise must be from 0 to 1e.37, got -0.1"),
+        ({"reward_noise": float("nan")}, "--reward-noise must be from 0 to 1e.37, got nan"),
+        ({"reward_noise": 1e39}, "--reward-noise must be from 0 to 1e.37, got 1e.39"),
     ],
 )
 def test_refused(change: dict[str, float], message: str) -> None:

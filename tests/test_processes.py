@@ -65,7 +65,7 @@ def test_a_killed_guard_leaves_nothing_running(tmp_path):
         pid = wait_for_pid(tmp_path / "log")
         os.kill(os.getpgid(pid), signal.SIGKILL)
         assert child.wait(30) == -signal.SIGKILL
-        with pytest.raises(InputError, match="sleeper ended with exit code -9"):
+        with pytest.raises(InputError, match="sleeper was ended by SIGKILL"):
             child.check()
     wait_until_gone(pid)
 
@@ -76,6 +76,14 @@ def test_a_process_that_failed_is_reported_with_its_last_line(tmp_path):
     with pytest.raises(InputError, match=r"broken ended with exit code 1: no such policy"):
         child.check()
     child.stop()
+
+
+def test_a_process_that_was_killed_is_reported_with_the_signal(tmp_path):
+    with Child("sleeper", SLEEPER, tmp_path / "log") as child:
+        os.kill(wait_for_pid(tmp_path / "log"), signal.SIGKILL)
+        assert child.wait(30) is not None
+        with pytest.raises(InputError, match="sleeper was ended by SIGKILL"):
+            child.check()
 
 
 def test_a_port_in_use_is_refused():

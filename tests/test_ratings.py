@@ -66,6 +66,9 @@ def test_of_a_movie_rated_twice_the_latest_counts(tmp_path: Path) -> None:
     [
         ({"u_data": "1\t2\t3\t4\n1\t2\t3\n"}, "u.data, line 2: 4 tab-separated columns .* got 3"),
         ({"u_data": "1\t2\t3\t4\n\n"}, "u.data, line 2: 4 tab-separated columns .* got 1"),
+        ({"u_data": "1_0\t2\t3\t4\n"}, "u.data, line 1, column 1: a whole-number user id expected, got '1_0'"),
+        ({"u_data": "1\t2\t0_1\t4\n"}, "u.data, line 1, column 3: a rating .* got '0_1'"),
+        ({"u_data": "1" * 129 + "\t2\t3\t4\n"}, "line 1, column 1: a whole-number user id of at most 128 characters"),
         ({"u_data": "1\tx\t3\t4\n"}, "u.data, line 1, column 2: a whole-number movie id expected, got 'x'"),
         (
             {"u_data": "1\t2\t3\t4\n1\t2\t6\t4\n"},
@@ -103,8 +106,9 @@ def test_csv_column_numbers_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / "ratings.csv").write_bytes(b"userId,movieId,rating,timestamp\n1,2,\xff,4\n")
-    with pytest.raises(InputError, match=r"ratings\.csv: not UTF-8"):
+    rows = b"userId,movieId,rating,timestamp\n" + b"1,2,3,4\n" * 5_000 + b"1,2,3,\xff\n"  # more than is decoded at once
+    (tmp_path / "ratings.csv").write_bytes(rows)
+    with pytest.raises(InputError, match=r"ratings\.csv, line 5002, column 4: not UTF-8"):
         load_ratings(str(tmp_path))
 
 

@@ -1,10 +1,14 @@
 import argparse
+import re
+from typing import get_args
 
 import msgspec
 import pytest
 
 from contracts.errors import InputError
 from orchestration.settings import LoopSettings, add_flags, changed, from_flags
+from predictor import exploration
+from trainer import agents
 
 
 def parse(*flags: str) -> LoopSettings:
@@ -62,6 +66,12 @@ def test_every_setting_has_a_help_text():
     add_flags(parser, LoopSettings)
     text = parser.format_help()
     assert all(f"--{name.replace('_', '-')}" in text for name in LoopSettings.__struct_fields__)
+
+
+def test_every_algorithm_and_strategy_is_named_in_the_help():
+    helps = {field.name: get_args(field.type)[1].description for field in msgspec.structs.fields(LoopSettings)}
+    assert set(re.findall(r"[a-z]+(?:_[a-z]+)*", helps["algorithm"])) >= set(agents.DEFAULTS)
+    assert set(re.findall(r"[a-z]+(?:_[a-z]+)*", helps["exploration"])) >= set(exploration.STRATEGIES)
 
 
 def test_changes_are_named():
