@@ -25,6 +25,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -37,8 +38,8 @@ from starlette.exceptions import HTTPException
 from contracts.errors import InputError
 from contracts.policies import Movie
 from contracts.records import UNREADABLE, Decision, RewardEvent, describe_error, encoder
+from predictor import connections, openapi
 from predictor import metrics as metrics_text
-from predictor import openapi
 from predictor.batcher import Batcher
 from predictor.event_log import EventLog
 from predictor.guard import Guard, JsonFormatter
@@ -83,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int
     max_instances: int
     max_in_flight: int
+    max_connections: int
     body_seconds: float
     buffer_bytes: int
     drain_seconds: float
@@ -148,7 +150,7 @@ def build_app(
                 raise HTTPException(429, "the event log is full, try again later", {"retry-after": "1"})
             await asyncio.sleep(0.005)
 
-    app = FastAPI(title="Movie recommendation policy", lifespan=lifespan)
+    app = FastAPI(title="Movie recommendation policy", lifespan=lifespan, redirect_slashes=False)
 
     @app.exception_handler(HTTPException)
     async def refuse(_: Request, error: HTTPException) -> Response:
@@ -326,7 +328,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def http_server(app: Guard) -> uvicorn.Server:
+def http_server(app: Guard, metrics: Metrics, limits: connections.Limits) -> uvicorn.Server:
     """The HTTP server in front of `app`, and the process made ready to serve: to be called when all is imported."""
     # What is loaded by now stays, and what a request makes goes with it without a search for cycles.
     gc.freeze()
@@ -335,7 +337,7 @@ def http_server(app: Guard) -> uvicorn.Server:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=partial(connections.Connection, limits=limits, metrics=metrics),  # type: ignore[arg-type]  # called only
             ws="none",
             lifespan="on",
             access_log=False,
@@ -372,7 +374,7 @@ def serve(settings: Settings) -> None:
         settings.max_in_flight,
         settings.api_key,
     )
-    server = http_server(app)
+    server = http_server(app, metrics, connections.limit(settings.body_seconds, settings.max_connections))
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -426,7 +428,8 @@ def _parse(argv: list[str], environment: Mapping[str, str]) -> tuple[Settings, a
     add("--max-body-bytes", type=int, default=1_500_000, help="larger requests are refused (%(default)s)")
     add("--max-instances", type=int, default=1024, help="requests for more are refused (%(default)s)")
     add("--max-in-flight", type=int, default=128, help="more requests at a time are refused (%(default)s)")
-    add("--body-seconds", type=float, default=10.0, help="slower requests are refused (%(default)s)")
+    add("--max-connections", type=int, default=2048, help="more connections are refused (%(default)s)")
+    add("--body-seconds", type=float, default=10.0, help="slower headers and bodies are refused (%(default)s)")
     add("--buffer-bytes", type=int, default=64 * 2**20, help="events that may wait for a slow disk (%(default)s)")
     add(
         "--on-overload",
