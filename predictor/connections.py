@@ -53,9 +53,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(**of_uvicorn)
         self._limits = limits
         self._metrics = metrics
-        self._heads = 0  # complete so far
-        self._head_bytes = 0  # of the one that is coming
-        self._message_complete = True  # so what comes next is a head
+        self._head_bytes = 0  # of the head that is coming
+        self._read: object = None  # the last request that has come whole: while it is `cycle`, a head is next
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -74,7 +73,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Reads on; refuses what is no HTTP, and a head too long."""
         self._unset_keepalive_if_required()
-        heads, head_due = self._heads, self._message_complete
+        before, head_due = self.cycle, self._read is self.cycle
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -82,7 +81,7 @@ class Connection(HttpToolsProtocol):
             return
         except httptools.HttpParserUpgrade:
             pass  # to another protocol: there is none, and the request was answered in this one
-        if self._heads != heads:
+        if self.cycle is not before:
             self._head_bytes = 0
             self._disarm()
         elif head_due:
@@ -91,26 +90,20 @@ class Connection(HttpToolsProtocol):
             if self._head_bytes > _HEAD_BYTES:
                 reason = f"headers: must be at most {_HEAD_BYTES} bytes"
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
-        elif self._message_complete:
+        elif self._read is self.cycle:
             self._disarm()
 
-    def on_headers_complete(self) -> None:
-        """A request begins."""
-        if len(self.pipeline) >= _PIPELINED:
-            raise ValueError(f"more than {_PIPELINED} wait on this connection")
-        self._heads += 1
-        self._message_complete = False
-        super().on_headers_complete()
-
     def on_message_complete(self) -> None:
-        """All of it has come: what comes next is a head."""
-        self._message_complete = True
+        """A request has come whole."""
+        self._read = self.cycle
         super().on_message_complete()
+        if len(self.pipeline) > _PIPELINED:
+            raise ValueError(f"more than {_PIPELINED} wait on this connection")
 
     def on_response_complete(self) -> None:
         """It is answered, perhaps before its end."""
         super().on_response_complete()
-        if not self._message_complete:
+        if self._read is not self.cycle:
             self._arm()
 
     def pause_writing(self) -> None:
