@@ -173,6 +173,8 @@ class EventLog:
             except OSError:
                 # No half event, and none twice when it is tried again.
                 self._segment.seek(self._segment.truncate(self._segment_size))
+                if self._segment_size:
+                    self._seal()  # to be read, published and removed, which may be what makes room
                 raise
             self._segment_size += len(data)
 
