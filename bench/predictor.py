@@ -1,8 +1,9 @@
 """Serving, bodies of 8 distinct observations, 100 actions, rank 20: requests a second with every decision logged.
 
 The reference, our server with the embedded event log, the same publishing to Pub/Sub's emulator, and the same server with
-an empty handler take turns. The load tool is bench.load, in this process. Beside the throughput: latency at half load,
-memory over 100,000 requests, and whether each answered decision is in the log, once.
+an empty handler take turns. The load tool is bench.load, in this process. The emulator stands for a service on machines
+of its own, so it runs when nobody else wants a core; what publishing takes of the server's machine is ours. Beside the
+throughput: latency at half load, memory over 100,000 requests, and whether each answered decision is in the log, once.
 """
 
 import contextlib
@@ -45,6 +46,7 @@ def run() -> dict[str, Any]:
         _write_policy(folder / "v1")
         _module("bench.reference_predictor", "save", folder / "reference")
         address = running.enter_context(emulators.pubsub_emulator(folder))
+        _yield_the_cores()
         emulator = os.environ | {"PUBSUB_EMULATOR_HOST": address}
         theirs, ours = (running.enter_context(_topic(address, name)) for name in ("reference", "ours"))
         ports = [free_port() for _ in range(4)]
@@ -107,12 +109,20 @@ def run() -> dict[str, Any]:
         result["ours_publishing"] = float(np.median([throughput(published, SECONDS) for _ in range(RUNS)]))
         half = load.at_rate(published, requests, 64, result["ours_publishing"] / 2, SECONDS)
         assert not half.failures
-        result |= {"publishing_half_load_p99_ms": half.milliseconds(0.99)}
+        for name, quantile in (("p50", 0.5), ("p99", 0.99)):
+            result[f"publishing_half_load_{name}_ms"] = half.milliseconds(quantile)
         answered = [one for report in (*reports[published], half) for one in report.decision_ids]
         _stop(publishing)
         delivered = [event_decoder.decode(m).decision_id.encode() for m in ours.pull(len(answered))]
         result |= {f"publishing_{k}": v for k, v in _account(answered, delivered).items()}
     return result
+
+
+def _yield_the_cores() -> None:
+    """Leaves the processes that were started so far what the others do not want."""
+    for process in psutil.Process().children(recursive=True):
+        for thread in process.threads():
+            os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _write_policy(folder: Path) -> None:

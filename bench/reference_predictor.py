@@ -72,6 +72,7 @@ def empty(port: int) -> None:
     """The same server as ours, Guard and all, with a handler that takes the body and answers as many bytes as ours."""
     from fastapi import FastAPI, Request, Response
 
+    from predictor import connections
     from predictor.app import http_server, listen
     from predictor.guard import Guard
     from predictor.metrics import Metrics
@@ -84,8 +85,9 @@ def empty(port: int) -> None:
         await request.body()
         return Response(answer, 200, None, "application/json")
 
-    guarded = Guard(app, Metrics(), frozenset({"/predict"}), 128, None)
-    http_server(guarded).run(sockets=[listen("127.0.0.1", port)])
+    metrics = Metrics()
+    guarded = Guard(app, metrics, frozenset({"/predict"}), 128, None)
+    http_server(guarded, metrics, connections.limit(10.0, 2048)).run(sockets=[listen("127.0.0.1", port)])
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 import uvicorn
@@ -37,8 +37,8 @@ from starlette.exceptions import HTTPException
 from contracts.errors import InputError
 from contracts.policies import Movie
 from contracts.records import UNREADABLE, Decision, RewardEvent, describe_error, encoder
+from predictor import connections, openapi
 from predictor import metrics as metrics_text
-from predictor import openapi
 from predictor.batcher import Batcher
 from predictor.event_log import EventLog
 from predictor.guard import Guard, JsonFormatter
@@ -54,6 +54,7 @@ from predictor.messages import (
 from predictor.metrics import Metrics
 from predictor.publisher import PublisherProcess
 from predictor.serving import Champion
+from predictor.settings import Settings, parse
 
 PROG = "python -m predictor.app"
 
@@ -65,29 +66,6 @@ _READ_TO_THE_END = 10
 # BigQuery's day partitions take rows of about ten years back and one ahead; a moment far off is a mistake anyway.
 _OLDEST, _NEWEST = timedelta(days=-5 * 365), timedelta(days=1)
 _DECISION_BYTES = 400  # about what an instance leads to, beside its own text; for the event log's room
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How to serve; parsed once, in `main`."""
-
-    policy: str
-    events: Path
-    baseline: Path | None
-    topic: str | None
-    port: int
-    host: str
-    health_route: str
-    predict_route: str
-    segment_seconds: float
-    poll_seconds: float
-    max_body_bytes: int
-    max_instances: int
-    max_in_flight: int
-    body_seconds: float
-    buffer_bytes: int
-    drain_seconds: float
-    on_overload: Literal["drop", "block"]
-    api_key: str | None
 
 
 _predict_decoder = msgspec.json.Decoder(PredictRequest)
@@ -148,7 +126,7 @@ def build_app(
                 raise HTTPException(429, "the event log is full, try again later", {"retry-after": "1"})
             await asyncio.sleep(0.005)
 
-    app = FastAPI(title="Movie recommendation policy", lifespan=lifespan)
+    app = FastAPI(title="Movie recommendation policy", lifespan=lifespan, redirect_slashes=False)
 
     @app.exception_handler(HTTPException)
     async def refuse(_: Request, error: HTTPException) -> Response:
@@ -326,7 +304,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def http_server(app: Guard) -> uvicorn.Server:
+def http_server(app: Guard, metrics: Metrics, limits: connections.Limits) -> uvicorn.Server:
     """The HTTP server in front of `app`, and the process made ready to serve: to be called when all is imported."""
     # What is loaded by now stays, and what a request makes goes with it without a search for cycles.
     gc.freeze()
@@ -335,7 +313,7 @@ def http_server(app: Guard) -> uvicorn.Server:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=partial(connections.Connection, limits=limits, metrics=metrics),  # type: ignore[arg-type]  # called only
             ws="none",
             lifespan="on",
             access_log=False,
@@ -372,7 +350,7 @@ def serve(settings: Settings) -> None:
         settings.max_in_flight,
         settings.api_key,
     )
-    server = http_server(app)
+    server = http_server(app, metrics, connections.limit(settings.body_seconds, settings.max_connections))
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -389,91 +367,6 @@ def serve(settings: Settings) -> None:
         raise failures[0]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, like all else that a person gets wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
-def _parse(argv: list[str], environment: Mapping[str, str]) -> tuple[Settings, argparse.Namespace]:
-    """The settings, and how to log."""
-    parser = _Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    policy, port = environment.get("AIP_STORAGE_URI"), environment.get("AIP_HTTP_PORT")
-    health, predict = environment.get("AIP_HEALTH_ROUTE", "/health"), environment.get("AIP_PREDICT_ROUTE", "/predict")
-    # Inside a container nobody could reach the loopback address.
-    host = "0.0.0.0" if port else "127.0.0.1"
-    add(
-        "--policy",
-        default=policy,
-        help="a policy folder, or a policy store whose champion.json is followed; also gs://bucket/folder",
-    )
-    add("--events", type=Path, help="the folder of the event log; made if not there")
-    add("--topic", help="publish the events to this topic, projects/PROJECT/topics/TOPIC, and empty the folder so")
-    add("--baseline", type=Path, help="folder of the policy that serves when another fails (uniform over the arms)")
-    add("--host", default=host, help="address to listen on (%(default)s)")
-    add("--port", default=port or "8080", help="port to listen on; 0 takes a free one (%(default)s)")
-    add("--health-route", default=health, help="%(default)s")
-    add("--predict-route", default=predict, help="%(default)s")
-    add("--segment-seconds", type=float, default=0.5, help="seal a segment of the event log this often (%(default)s)")
-    add(
-        "--poll-seconds",
-        type=float,
-        default=0.1,
-        help="look for a new champion this often (%(default)s; 0.5 at least on gs://)",
-    )
-    add("--max-body-bytes", type=int, default=1_500_000, help="larger requests are refused (%(default)s)")
-    add("--max-instances", type=int, default=1024, help="requests for more are refused (%(default)s)")
-    add("--max-in-flight", type=int, default=128, help="more requests at a time are refused (%(default)s)")
-    add("--body-seconds", type=float, default=10.0, help="slower requests are refused (%(default)s)")
-    add("--buffer-bytes", type=int, default=64 * 2**20, help="events that may wait for a slow disk (%(default)s)")
-    add(
-        "--on-overload",
-        choices=("drop", "block"),
-        default="drop",
-        help="decisions that find the event log full are "
-        "answered and not logged, but counted; or they wait, then are refused (%(default)s). Rewards are refused.",
-    )
-    add("--drain-seconds", type=float, default=10.0, help="time to publish what is left when stopping (%(default)s)")
-    add("--api-key-file", type=Path, help="ask for the key in this file, in the header x-api-key")
-    add(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="warning",
-        help="info shows each refused request (%(default)s)",
-    )
-    add("--log-format", choices=("text", "json"), default="json" if port else "text", help="%(default)s")
-    given = parser.parse_args(argv)
-    for name in ("policy", "events"):
-        if not getattr(given, name):
-            raise InputError(f"--{name} is missing")
-    try:
-        given.port = int(given.port)
-    except ValueError:
-        raise InputError(f"--port: must be a number, got {given.port!r}") from None
-    if not 0 <= given.port <= 65535:
-        raise InputError(f"--port: must be 0 to 65535, got {given.port}")
-    for name, value in vars(given).items():
-        if isinstance(value, int | float) and name != "port" and not 0 < value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
-    for name in ("health_route", "predict_route"):
-        if not getattr(given, name).startswith("/"):
-            raise InputError(f"--{name.replace('_', '-')}: must start with /, got {getattr(given, name)!r}")
-    given.api_key = _read_key(given.api_key_file) if given.api_key_file else None
-    return Settings(**{name: getattr(given, name) for name in Settings.__struct_fields__}), given
-
-
-def _read_key(path: Path) -> str:
-    try:
-        key = path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"--api-key-file: cannot read {path}") from None
-    if not key:
-        raise InputError(f"--api-key-file: {path} is empty")
-    return key
-
-
 def _log_as(given: argparse.Namespace) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(
@@ -487,7 +380,7 @@ def _log_as(given: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     try:
-        settings, given = _parse(sys.argv[1:] if argv is None else argv, os.environ)
+        settings, given = parse(sys.argv[1:] if argv is None else argv, os.environ, PROG, __doc__)
         _log_as(given)
         serve(settings)
     except InputError as error:

@@ -136,14 +136,15 @@ class EventLog:
 
     def _run(self) -> None:
         while True:
-            self._something_to_do.wait(self._until_seal())
-            closing = self._closing.is_set()
-            if not closing and self._something_to_do.is_set():
+            if self._something_to_do.wait(self._until_seal()):
                 self._closing.wait(self._flush_seconds)  # gather, so that writes are few and large
-            self._something_to_do.clear()
+            closing = self._closing.is_set()
             with self._lock:
                 batch, self._buffer = self._buffer, []
                 count, self._waiting_events = self._waiting_events, 0
+                if not batch:
+                    # Not earlier: to wake this thread costs the caller more than all else that `append` does.
+                    self._something_to_do.clear()
             if batch:
                 data = b"".join(batch)
                 self._write(data)
@@ -172,6 +173,8 @@ class EventLog:
             except OSError:
                 # No half event, and none twice when it is tried again.
                 self._segment.seek(self._segment.truncate(self._segment_size))
+                if self._segment_size:
+                    self._seal()  # to be read, published and removed, which may be what makes room
                 raise
             self._segment_size += len(data)
 
@@ -194,18 +197,38 @@ class EventLog:
         self._segments_opened += 1
         writer = f"{self._writer}-{self._segments_opened:06d}"
         name = event_segments.segment_name(datetime.now(UTC), writer)
-        path = self._folder / f"{name}{event_segments.OPEN_SUFFIX}"
-        self._segment_path = path
-        segment = path.open("xb", buffering=0)
-        fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not path.exists():  # taken for abandoned and sealed in the moment before the lock
-            raise FileNotFoundError(errno.ENOENT, "sealed by another process", str(path))
+        self._folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
+        # Under a name that is no segment's until it is locked: nobody takes it for abandoned.
+        draft = self._folder / f".{name}.draft"
+        segment = draft.open("x+b", buffering=0)
+        fcntl.flock(segment, fcntl.LOCK_EX)
+        self._segment_path = draft.rename(self._folder / f"{name}{event_segments.OPEN_SUFFIX}")
         self._segment, self._segment_size = segment, 0
         self._seal_at = time.monotonic() + self._segment_seconds
 
     def _seal(self) -> None:
         assert self._segment is not None
+        if not self._segment_path.exists():
+            self._recover()
         os.fsync(self._segment.fileno())
         event_segments.seal(self._segment_path)  # under the lock, so that nobody else takes it for abandoned
         self._segment.close()
         self._segment = None
+
+    def _recover(self) -> None:
+        """Writes the segment again when its folder was deleted: the file that is still open has what was in it."""
+        lost, size = self._segment, self._segment_size
+        assert lost is not None
+        _log.error("event log: %s was deleted; its events are written again", self._segment_path)
+        self._open()
+        assert self._segment is not None
+        try:
+            self._segment_size = os.sendfile(self._segment.fileno(), lost.fileno(), 0, size)
+            if self._segment_size < size:
+                raise OSError(errno.ENOSPC, "not all was written")
+        except OSError:
+            self._segment.close()
+            self._segment_path.unlink(missing_ok=True)
+            self._segment, self._segment_size = lost, size
+            raise
+        lost.close()

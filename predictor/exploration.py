@@ -157,7 +157,8 @@ def _thompson(mean: np.ndarray, std: np.ndarray, mask: np.ndarray) -> np.ndarray
 
     P(k) is the integral of F d(log Phi_k), where F, the product of all arms' CDFs, is that of the maximum. On each of
     192 cells F is taken as its logarithmic mean, so that the P(k) of a cell add up to the mass of the maximum in it,
-    and all of them to 1. The cells lie where the maximum does, found on a coarse grid first. The draw comes from these
+    and all of them to 1. The cells lie where the maximum does, found on a coarse grid first: half of them evenly, half by its
+    mass, as many narrow arms among wide ones may be the largest within a sliver. The draw comes from these
     numbers, so they are exact as propensities; from ideal Thompson sampling they differ by less than 0.001 in an arm's
     probability as long as the arms' std are within a factor of 30 (0.0002 within a factor of 3). An arm with less than
     1e-7 of a chance may get 0.
@@ -174,7 +175,7 @@ def _thompson(mean: np.ndarray, std: np.ndarray, mask: np.ndarray) -> np.ndarray
         log_max = _log_cdf((edges - centres) / widths).sum(axis=0)
         first = max(int(np.searchsorted(log_max, math.log(_THOMPSON_REST))) - 1, 0)
         last = min(int(np.searchsorted(log_max, -_THOMPSON_REST)), _THOMPSON_SEARCH)
-        edges = np.linspace(float(edges[first]), float(edges[last]), _THOMPSON_CELLS + 1)
+        edges = _where_it_lies(edges[first : last + 1], np.exp(log_max[first : last + 1]))
         # An arm whose reach ends before the maximum's begins cannot be it.
         contends = (centres + _THOMPSON_REACH * widths > edges[0])[:, 0]
         log_cdf = _log_cdf((edges - centres[contends]) / widths[contends])  # [n, cells + 1]
@@ -187,6 +188,14 @@ def _thompson(mean: np.ndarray, std: np.ndarray, mask: np.ndarray) -> np.ndarray
         weights = np.diff(log_cdf, axis=1) @ mean_max
         result[row, arms[contends]] = weights / weights.sum()
     return result
+
+
+def _where_it_lies(edges: np.ndarray, distribution: np.ndarray) -> np.ndarray:
+    """The edges of the fine cells: half of them evenly, half by the mass that a coarse grid finds between its edges."""
+    mass = np.diff(distribution)
+    density = mass / mass.sum() + 1 / len(mass)
+    cumulative = np.concatenate([[0.0], density.cumsum()])
+    return np.interp(np.linspace(0.0, cumulative[-1], _THOMPSON_CELLS + 1), cumulative, edges)
 
 
 def _log_cdf(z: np.ndarray) -> np.ndarray:

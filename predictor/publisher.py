@@ -12,6 +12,7 @@ counters are in `publisher.json` in the folder. With PUBSUB_EMULATOR_HOST it tal
 """
 
 import argparse
+import contextlib
 import fcntl
 import logging
 import os
@@ -96,8 +97,10 @@ class Publisher:
         if now or time.monotonic() >= self._status_at:
             self._status_at = time.monotonic() + _STATUS_SECONDS
             draft = self._folder / f".{STATUS_NAME}"
-            draft.write_bytes(msgspec.json.encode(self.status))
-            draft.replace(self._folder / STATUS_NAME)
+            # A folder that is deleted is made again by whoever writes events.
+            with contextlib.suppress(FileNotFoundError):
+                draft.write_bytes(msgspec.json.encode(self.status))
+                draft.replace(self._folder / STATUS_NAME)
 
     def _publish(self, segment: Path) -> None:
         in_flight: deque[tuple[list[bytes], Any]] = deque()

@@ -120,20 +120,17 @@ def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) 
         else:
             shares = _shares(line_up, decision_ids)
         for policy, rows in shares:
-            offered = [candidates[i] for i in rows]
-            ids = [decision_ids[i] for i in rows]
-            try:
-                actions, propensities = choose(policy, observations[rows], offered, ids)
-            except Exception as error:  # noqa: BLE001 - whatever a policy does, its instances are answered
-                _log.exception("policy %s does not decide; the baseline does", policy.card.version)
-                decided.failures.append(f"{policy.card.version}: {error}")
-                policy = line_up.baseline
-                actions, propensities = choose(policy, observations[rows], offered, ids)
-            version = policy.card.version
-            for i, decision_id, action, propensity in zip(rows, ids, actions, propensities, strict=True):
+            if len(shares) == 1:
+                chosen = _choose_or_fall_back(policy, observations, candidates, decision_ids, line_up, decided)
+            else:
+                offered = [candidates[i] for i in rows]
+                ids = [decision_ids[i] for i in rows]
+                chosen = _choose_or_fall_back(policy, observations[rows], offered, ids, line_up, decided)
+            version, actions, propensities = chosen
+            for i, action, propensity in zip(rows, actions, propensities, strict=True):
                 instance = instances[i]
                 decision = Decision(
-                    decision_id=decision_id,
+                    decision_id=decision_ids[i],
                     decided_at=decided_at,
                     policy_version=version,
                     user_id=instance.user_id,
@@ -146,6 +143,24 @@ def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) 
         if line_up.shadow is not None:
             _score_in_shadow(line_up.shadow, observations, [slate[-1] for slate in decided.slates], decided)
     return decided
+
+
+def _choose_or_fall_back(
+    policy: Policy,
+    observations: np.ndarray,
+    candidates: Sequence[Sequence[int]],
+    decision_ids: list[str],
+    line_up: LineUp,
+    decided: Decided,
+) -> tuple[str, list[int], list[float]]:
+    """The version that chose, what, and how probable that was."""
+    try:
+        return policy.card.version, *choose(policy, observations, candidates, decision_ids)
+    except Exception as error:  # noqa: BLE001 - whatever a policy does, its instances are answered
+        _log.exception("policy %s does not decide; the baseline does", policy.card.version)
+        decided.failures.append(f"{policy.card.version}: {error}")
+    baseline = line_up.baseline
+    return baseline.card.version, *choose(baseline, observations, candidates, decision_ids)
 
 
 def choose(

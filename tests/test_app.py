@@ -174,6 +174,10 @@ def test_wrong_rewards(server, reward, message):
 def test_unknown_routes_and_methods(server):
     assert server.get("/nothing") == (404, {"error": "Not Found"})
     assert server.get("/predict") == (405, {"error": "Method Not Allowed"})
+    assert server.post("/predict/", {"instances": [RIGHT]}) == (
+        404,
+        {"error": "Not Found"},
+    )  # no redirect to a host header
 
 
 def test_a_slow_body_is_refused(server):
@@ -240,6 +244,16 @@ def test_wrong_starts_end_in_one_line(store, tmp_path):
             ({"--events": half / "policy.json"}, f"events: cannot make the folder {half}/policy.json: File exists"),
             ({"--segment-seconds": 0}, "--segment-seconds: must be above 0, got 0.0"),
             ({"--sement-seconds": 1}, "unrecognized arguments: --sement-seconds 1"),
+            (
+                {"--predict-route": "predict"},
+                "--predict-route: must be a path of letters, digits and ._~:/-, from /, got",
+            ),
+            (
+                {"--predict-route": "/{any}"},
+                "--predict-route: must be a path of letters, digits and ._~:/-, from /, got",
+            ),
+            ({"--predict-route": "/rewards"}, "--predict-route: must not be one of /rewards, /metrics, /docs,"),
+            ({"--predict-route": "/health"}, "--predict-route: must differ from the health route, got '/health'"),
         ]:
             result = run(*(part for pair in (right | changed).items() for part in pair))
             assert (result.returncode, result.stdout) == (2, "")

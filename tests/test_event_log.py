@@ -1,4 +1,5 @@
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,9 +102,9 @@ def test_many_callers(tmp_path):
 
 def test_a_disk_that_refuses_is_tried_again_and_nothing_is_written_twice(tmp_path):
     folder = tmp_path / "events"
-    log = EventLog(folder, "w", segment_seconds=0.05)
+    log = EventLog(folder, "w", segment_seconds=60)
     log.append(b"1\n", 1)
-    wait_until(lambda: lines(folder) == [b"1"])
+    wait_until(lambda: log.counters().delivered == 1)
     # A file-size limit makes a write stop half way, as a full disk does.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -111,12 +112,54 @@ def test_a_disk_that_refuses_is_tried_again_and_nothing_is_written_twice(tmp_pat
     try:
         log.append(b"".join(b"%09d\n" % i for i in range(200)), 200)
         wait_until(lambda: log.counters().retried >= 2)
+        assert lines(folder) == [b"1"]  # sealed before its time: to remove it may be what makes room
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     counters = log.close()
     assert (counters.delivered, counters.dropped) == (201, 0)
     assert lines(folder) == [b"1", *(b"%09d" % i for i in range(200))]
+
+
+def test_a_folder_that_is_deleted_is_made_again_and_nothing_is_lost(tmp_path):
+    folder = tmp_path / "events"
+    log = EventLog(folder, "w", segment_seconds=60)
+    log.append(b"1\n", 1)
+    wait_until(lambda: log.counters().pending == 0)
+    shutil.rmtree(folder)  # with the segment that is open
+    log.append(b"2\n", 1)
+    assert log.close() == Counters(logged=2, delivered=2, dropped=0, pending=0, retried=0)
+    assert lines(folder) == [b"1", b"2"]
+    log = EventLog(folder, "w2", segment_seconds=0.05)
+    log.append(b"3\n", 1)
+    wait_until(lambda: lines(folder)[-1:] == [b"3"])
+    shutil.rmtree(folder)  # between two segments
+    log.append(b"4\n", 1)
+    wait_until(lambda: lines(folder) == [b"4"])
+    log.close()
+
+
+def test_a_new_segment_is_never_taken_for_abandoned(tmp_path):
+    """Somebody looks for abandoned ones all the time, as a publisher does."""
+    stop = threading.Event()
+
+    def look():
+        while not stop.is_set():
+            assert event_segments.seal_abandoned(tmp_path) == []
+
+    looking = [threading.Thread(target=look) for _ in range(2)]
+    for thread in looking:
+        thread.start()
+    log = EventLog(tmp_path, "w", segment_seconds=1e-4, flush_seconds=1e-4)
+    for i in range(300):
+        log.append(b"%d\n" % i, 1)
+        wait_until(lambda: log.counters().pending == 0)
+    assert log.close().retried == 0
+    stop.set()
+    for thread in looking:
+        thread.join()
+    assert lines(tmp_path) == [b"%d" % i for i in range(300)]
+    assert all(segment.stat().st_size for segment in event_segments.sealed_segments(tmp_path))
 
 
 def test_folder_that_cannot_be_made(tmp_path):

@@ -111,20 +111,27 @@ def test_thompson_agrees_with_sampling():
         assert (np.abs(sampled - stated) <= 5 * error + 1e-4).all()
 
 
+def exact_thompson(mean, std):
+    """The same integral on a plain fine grid, with the normal CDF by scipy."""
+    z = np.linspace((mean - 9 * std).max(), (mean + 9 * std).max(), 40_001)
+    standard = (z - mean[:, None]) / std[:, None]
+    others = np.exp(stats.norm.logcdf(standard).sum(axis=0) - stats.norm.logcdf(standard))
+    exact = np.trapezoid(stats.norm.pdf(standard) / std[:, None] * others, z, axis=1)
+    assert exact.sum() == pytest.approx(1, abs=1e-6)
+    return exact
+
+
 @pytest.mark.parametrize(("spread", "error"), [(3, 2e-4), (30, 1e-3)])
 def test_thompson_is_as_exact_as_it_says(spread, error):
-    """Against the same integral on a plain fine grid, with the normal CDF by scipy."""
     random = np.random.default_rng(9)
     for k in (2, 10, 40):
-        mean = random.normal(size=k)
-        std = 0.7 * np.exp(random.uniform(-0.5, 0.5, k) * np.log(spread))
-        z = np.linspace((mean - 9 * std).min(), (mean + 9 * std).max(), 40_001)
-        standard = (z - mean[:, None]) / std[:, None]
-        others = np.exp(stats.norm.logcdf(standard).sum(axis=0) - stats.norm.logcdf(standard))
-        exact = np.trapezoid(stats.norm.pdf(standard) / std[:, None] * others, z, axis=1)
-        stated = exploration.probabilities(Exploration(strategy="thompson", alpha=1.0), mean[None], std[None])[0]
-        assert exact.sum() == pytest.approx(1, abs=1e-6)
-        assert np.abs(stated - exact).max() < error
+        mean, exponents = random.normal(size=k), random.uniform(-0.5, 0.5, k)
+        # The hardest: one wide arm whose reach is far, and many narrow ones that are the largest within a sliver.
+        one_wide = np.where(np.arange(k) == 0, 1.0, 1 / spread)
+        for centres, std in ((mean, 0.7 * spread**exponents), (np.zeros(k), one_wide)):
+            exploration_settings = Exploration(strategy="thompson", alpha=1.0)
+            stated = exploration.probabilities(exploration_settings, centres[None], std[None])[0]
+            assert np.abs(stated - exact_thompson(centres, std)).max() < error
 
 
 def test_draw_is_decided_by_id_and_version():
