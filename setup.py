@@ -18,6 +18,7 @@ BEAM = [
 TRAINER = [
     "numpy>=2,<3",
     "optuna>=4",
+    "scipy>=1.15",
     "tensorboard",
     "tensorflow==2.21.0",
     "tensorflow-probability==0.22.1",

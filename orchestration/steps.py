@@ -5,7 +5,7 @@ A policy store is a folder of policies. `champion.json` names the one that serve
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -62,40 +62,50 @@ def evaluate(store: Path, windows: Path, candidate: str, champion: str | None) -
     decisions = held_back(windows, new.card)
     if (fault := _insane(new, decisions.observation)) is not None:
         return GateResult(verdict="worse", promoted=False, reason=f"sanity check failed: {fault}", evaluation=None)
-    rows = np.arange(len(decisions.action))
-    if not len(rows):
+    if not len(decisions.action):
         return _result("undecided", "no decisions were held back", new.card, old)
-    rewards, propensities = decisions.reward.astype(np.float64), decisions.propensity.astype(np.float64)
-    new_probabilities = new.probabilities(decisions.observation)
-    # Either reward model is fair: neither was fitted to these decisions. The champion's gives the candidate no say in it.
-    mean, std = (old or new).scores(decisions.observation)
+    return _judge_first(new, decisions) if old is None else _compare(new, old, decisions)
+
+
+def _judge_first(policy: serving.Policy, decisions: "TrajectoryBatch") -> GateResult:
+    """The first policy has none to be compared with, and no model but its own, which thinks too well of what it chooses.
+
+    The log corrects that (doubly robust) where enough of it did what the policy would do. Where it did not, the estimate
+    is the model's, and the interval is widened by what the model does not know.
+    """
+    rows = np.arange(len(decisions.action))
+    probabilities = policy.probabilities(decisions.observation)
+    mean, std = policy.scores(decisions.observation)
+    estimates = off_policy.estimate(
+        decisions.reward,
+        decisions.propensity,
+        probabilities[rows, decisions.action],
+        q_logged=mean[rows, decisions.action],
+        q_target=(probabilities * mean).sum(axis=1),
+    )
+    reason = "there was no champion yet"
+    if (doubt := _doubt("policy", estimates.weights)) is None:
+        return _result("undecided", reason, policy.card, None, _evaluation("dr", estimates))
+    unknown = STANDARD_ERRORS * float((probabilities * std).sum(axis=1).mean())
+    return _result("undecided", f"{reason}, {doubt}", policy.card, None, _evaluation("switch_dr", estimates, unknown))
+
+
+def _compare(new: serving.Policy, old: serving.Policy, decisions: "TrajectoryBatch") -> GateResult:
+    """Candidate and champion on the same decisions, by the champion's model: the candidate has no say in it."""
+    rows = np.arange(len(decisions.action))
+    new_probabilities, old_probabilities = (policy.probabilities(decisions.observation) for policy in (new, old))
+    mean, std = old.scores(decisions.observation)
     q_logged, q_candidate = mean[rows, decisions.action], (new_probabilities * mean).sum(axis=1)
     estimates = off_policy.estimate(
-        rewards,
-        propensities,
+        decisions.reward,
+        decisions.propensity,
         new_probabilities[rows, decisions.action],
         q_logged=q_logged,
         q_target=q_candidate,
     )
-    # The first policy is judged with its own model, which thinks too well of what it chooses: the log must correct that,
-    # and a first log is uniform enough to. Later, one rare decision with a weight of thousands would drown the others.
-    name, estimate = ("dr", estimates.dr) if old is None else ("switch_dr", estimates.switch_dr)
-    assert estimate is not None  # there is a reward model
-    evaluation = Evaluation(
-        estimator=name,
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        effective_sample_size=estimates.effective_sample_size,
-        decisions=len(rows),
-    )
-    if old is None:
-        return _result("undecided", "there was no champion yet", new.card, None, evaluation)
-
-    old_probabilities = old.probabilities(decisions.observation)
     gain = off_policy.gain(
-        rewards,
-        propensities,
+        decisions.reward,
+        decisions.propensity,
         new_probabilities[rows, decisions.action],
         old_probabilities[rows, decisions.action],
         q_logged=q_logged,
@@ -105,7 +115,7 @@ def evaluate(store: Path, windows: Path, candidate: str, champion: str | None) -
     untried = new_probabilities * (old_probabilities < 1 / len(rows))  # expected less than once in such a log
     unknown = STANDARD_ERRORS * float((untried * std).sum(axis=1).mean())
     value, low, high = gain.gain.value, gain.gain.low - unknown, gain.gain.high + unknown
-    doubt = _doubt(gain)
+    doubt = _doubt("candidate", gain.candidate) or _doubt("champion", gain.champion)
     verdict: Verdict = "undecided"
     if high < 0 and gain.champion.effective_sample_size >= MIN_EFFECTIVE_SAMPLE_SIZE:
         verdict = "worse"
@@ -116,7 +126,7 @@ def evaluate(store: Path, windows: Path, candidate: str, champion: str | None) -
         reason += f", {share:.0%} of its choices untried by the champion"
     if verdict == "undecided" and doubt is not None:
         reason += f", {doubt}"
-    evaluation = msgspec.structs.replace(evaluation, low=evaluation.low - unknown, high=evaluation.high + unknown)
+    evaluation = _evaluation("switch_dr", estimates, unknown)
     return _result(verdict, reason, new.card, old, evaluation, off_policy.Interval(value, low, high))
 
 
@@ -218,17 +228,33 @@ def _insane(policy: serving.Policy, observations: np.ndarray) -> str | None:
     return None
 
 
-def _doubt(gain: off_policy.Gain) -> str | None:
-    """Why the interval should not be believed, if there is a reason."""
-    for role, weights in (("candidate", gain.candidate), ("champion", gain.champion)):
-        if weights.effective_sample_size < MIN_EFFECTIVE_SAMPLE_SIZE:
-            return (
-                f"the {role}'s effective sample size is {weights.effective_sample_size:.1f} (largest weight"
-                f" {weights.largest_weight:.1f})"
-            )
-        if abs(weights.mean_weight - 1) > MAX_MEAN_WEIGHT_ERROR:
-            return f"the {role}'s mean weight is {weights.mean_weight:.2f}, not near 1 (largest {weights.largest_weight:.0f})"
+def _doubt(role: str, weights: off_policy.Weights) -> str | None:
+    """Why an interval from these weights should not be believed, if there is a reason."""
+    if weights.effective_sample_size < MIN_EFFECTIVE_SAMPLE_SIZE:
+        return (
+            f"the {role}'s effective sample size is {weights.effective_sample_size:.1f} (largest weight"
+            f" {weights.largest_weight:.1f})"
+        )
+    if abs(weights.mean_weight - 1) > MAX_MEAN_WEIGHT_ERROR:
+        return (
+            f"the {role}'s mean weight is {weights.mean_weight:.2f}, not near 1 (largest {weights.largest_weight:.0f})"
+        )
     return None
+
+
+def _evaluation(
+    estimator: Literal["dr", "switch_dr"], estimates: off_policy.Estimates, unknown: float = 0.0
+) -> Evaluation:
+    """The estimate for the policy's card; `unknown` (reward a decision) widens its interval on either side."""
+    interval = getattr(estimates, estimator)
+    return Evaluation(
+        estimator=estimator,
+        value=interval.value,
+        low=interval.low - unknown,
+        high=interval.high + unknown,
+        effective_sample_size=estimates.effective_sample_size,
+        decisions=estimates.decisions,
+    )
 
 
 def held_back(windows: Path, card: PolicyCard) -> "TrajectoryBatch":

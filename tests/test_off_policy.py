@@ -135,14 +135,6 @@ def test_the_interval_is_wider_where_a_few_large_weights_make_most_of_it():
     assert sum(low <= world.truth <= high for _, low, high in estimates) >= 0.88 * repetitions
 
 
-@pytest.mark.parametrize(("probability", "degrees"), [(0.975, 4), (0.975, 30), (0.9, 3), (0.995, 8)])
-def test_students_quantile(probability, degrees):
-    from scipy import stats
-
-    expected = stats.t.ppf(probability, degrees)
-    assert off_policy._student_quantile(probability, degrees) == pytest.approx(expected, rel=0.01)
-
-
 def test_lists_and_other_numbers_are_taken_and_the_unit_does_not_matter(world):
     log = world.log(300, 0)
     found = off_policy.estimate(**log)

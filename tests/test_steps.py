@@ -15,6 +15,7 @@ from contracts.errors import InputError
 from contracts.policies import Exploration, Movie, PolicyCard
 from contracts.trajectories import TrajectoryBatch
 from orchestration import canary, plan, steps
+from predictor import policy as serving
 from trainer import dataset, export, task
 
 D, K = 4, 5
@@ -94,6 +95,28 @@ def test_the_first_policy_is_promoted(shop):
     assert result.evaluation is not None
     assert result.evaluation.low < result.evaluation.value < result.evaluation.high
     assert result.evaluation.decisions == 400
+    assert result.evaluation.estimator == "dr"
+
+
+def test_the_first_policys_interval_holds_the_truth_though_the_log_hardly_did_what_it_would_do(tmp_path):
+    """None of the logged decisions is like the policy's: what is left is its own model, which was fitted to few."""
+    repetitions, covered = 20, 0
+    for seed in range(repetitions):
+        shop = Shop(tmp_path / f"{seed}" / "store", tmp_path / f"{seed}" / "windows")
+        rng = np.random.default_rng(seed)
+        held_back = logged(rng, 300)
+        held_back = held_back._replace(action=(held_back.observation @ THETA.T).argmin(axis=1).astype(np.int32))
+        shop.window(0, logged(rng, 15), held_back)
+        card = shop.train(None)
+        result = steps.evaluate(shop.store, shop.windows, card.version, None)
+        assert result.promoted
+        assert re.match(r"first policy: there was no champion yet, the policy's (effective|mean)", result.reason)
+        assert result.evaluation is not None
+        assert result.evaluation.estimator == "switch_dr"
+        probabilities = serving.load(shop.store / card.version).probabilities(held_back.observation)
+        truth = float((probabilities * (held_back.observation @ THETA.T)).sum(axis=1).mean())
+        covered += result.evaluation.low <= truth <= result.evaluation.high
+    assert covered >= 0.95 * repetitions
 
 
 def test_the_own_next_update_is_promoted_though_undecided(shop, champion):

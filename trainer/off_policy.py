@@ -24,6 +24,7 @@ from statistics import NormalDist
 from typing import NamedTuple, Self
 
 import numpy as np
+from scipy.special import stdtrit
 
 from contracts.errors import InputError
 
@@ -65,6 +66,11 @@ class Estimates:
     largest_weight: float
     mean_weight: float
     zero_weight_share: float
+
+    @property
+    def weights(self) -> Weights:
+        """The last four, by themselves."""
+        return Weights(self.effective_sample_size, self.largest_weight, self.mean_weight, self.zero_weight_share)
 
 
 @dataclass(frozen=True)
@@ -321,7 +327,7 @@ class _Bootstrap:
         # bootstrap's expanded interval (Hesterberg 2015), Student's quantile takes that in, with the degrees of freedom
         # that the kurtosis of the deviations leaves (Satterthwaite 1946).
         kurtosis = len(deviation) * float((deviation**4).sum()) / squares**2 if squares else 3.0
-        reach = _student_quantile(1 - self._tail, 2 * len(deviation) / max(kurtosis - 1, 1e-9))
+        reach = float(stdtrit(2 * len(deviation) / max(kurtosis - 1, 1e-9), 1 - self._tail))
         reach *= np.sqrt(len(deviation) / max(len(deviation) - 1, 1))
 
         def bound(offset: float) -> float:
@@ -330,17 +336,6 @@ class _Bootstrap:
             return float(np.quantile(resampled, shifted))
 
         return Interval(estimate, bound(-reach), bound(reach))
-
-
-def _student_quantile(probability: float, degrees: float) -> float:
-    """Of Student's t distribution, by its expansion around the normal one (Abramowitz and Stegun 1964, 26.7.5)."""
-    z = _NORMAL.inv_cdf(probability)
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
 
 
 def _sums(
