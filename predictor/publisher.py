@@ -68,14 +68,25 @@ class _OutOfTimeError(Exception):
 class Publisher:
     """Publishes the segments of one folder."""
 
-    def __init__(self, folder: Path, send: Callable[[Any], Any], request: Callable[[list[bytes]], Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        send: Callable[[Any], Any],
+        request: Callable[[list[bytes]], Any],
+        until: IO[Any],
+        drain_seconds: float,
+    ) -> None:
         """Args:
         folder: the event log.
         send: starts publishing a request and returns its future.
         request: makes a request of events.
+        until: at its end when it is time to end.
+        drain_seconds: how long it goes on then.
         """
         self.status = Status()
-        self.deadline: float | None = None  # monotonic; set when it is time to end
+        self._until = until
+        self._drain_seconds = drain_seconds
+        self._deadline: float | None = None  # monotonic; set when it is time to end
         self._folder = folder
         self._send = send
         self._request = request
@@ -87,10 +98,21 @@ class Publisher:
         for i, segment in enumerate(segments):
             self.status.waiting = len(segments) - i
             self._publish(segment)
-            segment.unlink()
+            segment.unlink(missing_ok=True)
             self.status.segments += 1
         self.status.waiting = 0
         self.write_status()
+
+    def ended(self, wait_seconds: float) -> bool:
+        """Whether it is time to end; waits so long, or until it is."""
+        if self._deadline is not None:
+            time.sleep(wait_seconds)
+            return True
+        readable, _, _ = select.select([self._until], [], [], wait_seconds)
+        if not readable or os.read(self._until.fileno(), 4096):
+            return False
+        self._deadline = time.monotonic() + self._drain_seconds
+        return True
 
     def write_status(self, now: bool = False) -> None:
         """Writes `publisher.json`, at most every quarter of a second unless `now`."""
@@ -126,9 +148,9 @@ class Publisher:
                 self.status.error = problem
                 self.status.waiting = len(event_segments.sealed_segments(self._folder))
                 self.write_status()
-                if self.deadline is not None and time.monotonic() + wait > self.deadline:
+                if self._deadline is not None and time.monotonic() + wait > self._deadline:
                     raise _OutOfTimeError from None
-                time.sleep(wait * random.uniform(0.5, 1.0))
+                self.ended(wait * random.uniform(0.5, 1.0))
                 wait = min(2 * wait, longest)
                 future = self._send(self._request(batch))
             else:
@@ -159,13 +181,11 @@ def run(folder: Path, topic: str, emulator: str | None, drain_seconds: float, un
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "publisher.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of an earlier server may be at its last segments
-        publisher = Publisher(folder, *_connect(topic, emulator))
+        publisher = Publisher(folder, *_connect(topic, emulator), until, drain_seconds)
         publisher.write_status(now=True)
         try:
             while True:
-                ended = _ended(until)
-                if ended and publisher.deadline is None:
-                    publisher.deadline = time.monotonic() + drain_seconds
+                ended = publisher.ended(_POLL_SECONDS)
                 # Of a server that was killed; also of an earlier one.
                 event_segments.seal_abandoned(folder)
                 publisher.publish_sealed()
@@ -176,11 +196,6 @@ def run(folder: Path, topic: str, emulator: str | None, drain_seconds: float, un
         publisher.status.waiting = len(event_segments.sealed_segments(folder))
         publisher.write_status(now=True)
         return publisher.status.waiting
-
-
-def _ended(until: IO[Any]) -> bool:
-    readable, _, _ = select.select([until], [], [], _POLL_SECONDS)
-    return bool(readable) and not os.read(until.fileno(), 4096)
 
 
 def _connect(topic: str, emulator: str | None) -> tuple[Callable[[Any], Any], Callable[[list[bytes]], Any]]:

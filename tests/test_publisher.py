@@ -70,6 +70,25 @@ def test_segments_are_published_in_order_and_removed(emulator, tmp_path):
     assert status == {"published": 1252, "retried": 0, "segments": 4, "waiting": 0, "error": None}
 
 
+def test_a_publisher_that_waits_for_the_topic_ends_with_its_server(emulator, tmp_path):
+    segment(tmp_path, 1, [b"1"])
+    command = [sys.executable, "-m", "predictor.publisher", "--events", tmp_path, "--drain-seconds", "0.5"]
+    command += ["--topic", "projects/test-project/topics/nowhere"]
+    environment = os.environ | {"PUBSUB_EMULATOR_HOST": emulator}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 60
+            status = tmp_path / "publisher.json"
+            while not (status.exists() and b"NOT_FOUND" in status.read_bytes()):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.stdin.close()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert len(event_segments.sealed_segments(tmp_path)) == 1
+
+
 def test_what_cannot_be_published_stays_on_the_disk(emulator, tmp_path):
     segment(tmp_path, 1, [b"1"])
     result = publish(tmp_path, "projects/test-project/topics/nowhere", emulator, "--drain-seconds", "1")
