@@ -148,7 +148,7 @@ def test_wrong_predicts_are_refused_with_the_reason_and_not_logged(server, body,
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ({"decision_id": "x", "reward": 1}, "rewards[0].decision_id: Expected `str` matching regex"),
+        ({"decision_id": "x", "reward": 1}, "rewards[0].decision_id: Expected `str` of length >= 36"),
         ({"decision_id": REWARDED, "reward": "much"}, "rewards[0].reward: Expected `float`, got `str`, got 'much'"),
         ({"decision_id": REWARDED}, "rewards[0]: Object missing required field `reward`"),
         (
