@@ -239,6 +239,8 @@ class Simulator:
     async def _send_rewards(self, client: httpx.AsyncClient, all_served: asyncio.Event) -> None:
         while self._planned or not all_served.is_set():
             await asyncio.sleep(TICK_SECONDS)
+            if self._settings.fault_rate:
+                self._bad_transport.look()
             due = []
             while self._planned and self._planned[0].due <= time.time():
                 due.append(heapq.heappop(self._planned))
@@ -284,7 +286,7 @@ class Simulator:
             self._truth.append([RequestFailure(f"{type(error).__name__}: {error}", 0)])
         else:
             self._truth.append([InjectedFaults(refused_requests=int(response.is_client_error))])
-        self._truth.append([await asyncio.to_thread(self._bad_transport.strike)])
+        self._truth.append([self._bad_transport.strike()])
 
 
 class BadTransport:
@@ -295,16 +297,23 @@ class BadTransport:
         self._rate = rate
         self._rng = rng
         self._seen: set[str] = set()
+        self._whole: list[bytes] = []  # events to deliver again at the next strike
+        self._to_break: list[bytes] = []
 
-    def strike(self) -> InjectedFaults:
-        """Copies from the segments sealed since the last call; says what it added."""
+    def look(self) -> None:
+        """Picks from what passes. To be called often: on its way to a topic, a segment is gone soon after it was sealed."""
         fresh = [path for path in sealed_segments(self._events) if path.name not in self._seen]
         self._seen.update(path.name for path in fresh)
         lines = [line for path in fresh if FAULTY_WRITER not in path.name for line in _lines(path)]
-        lots = self._rng.random(len(lines))
-        whole = [line for line, lot in zip(lines, lots, strict=True) if lot < self._rate / 2]
-        to_break = [line for line, lot in zip(lines, lots, strict=True) if self._rate / 2 <= lot < self._rate]
-        broken = [self._break(line, way) for way, line in enumerate(to_break)]
+        for line, lot in zip(lines, self._rng.random(len(lines)).tolist(), strict=True):
+            if lot < self._rate:
+                (self._whole if lot < self._rate / 2 else self._to_break).append(line)
+
+    def strike(self) -> InjectedFaults:
+        """Copies what was picked since the last call; says what it added."""
+        self.look()
+        whole, broken = self._whole, [self._break(line, way) for way, line in enumerate(self._to_break)]
+        self._whole, self._to_break = [], []
         if whole or broken:
             name = segment_name(datetime.now(UTC), FAULTY_WRITER)
             hidden = self._events / f".{name}"

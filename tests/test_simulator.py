@@ -78,6 +78,17 @@ def test_a_bad_transport_says_exactly_what_it_did(tmp_path):
     assert transport.strike() == InjectedFaults()  # its own segments and those seen before are left alone
 
 
+def test_a_bad_transport_that_looked_in_time_can_do_without_the_segments(tmp_path):
+    """A publisher removes them."""
+    write_log(tmp_path / "events", 2000)
+    transport = BadTransport(tmp_path / "events", 0.1, np.random.default_rng(0))
+    transport.look()
+    for segment in sealed_segments(tmp_path / "events"):
+        segment.unlink()
+    assert transport.strike().malformed > 60
+    assert transport.strike() == InjectedFaults()
+
+
 def test_the_truth_survives_a_torn_line_and_is_read_once(tmp_path):
     log = TruthLog(tmp_path / "viewers.jsonl")
     served = ServedDecision("id", "v", 1, 2, 0.5, 3.0, 4.0, 1.5)
