@@ -94,11 +94,11 @@ def read(
       names: The columns wanted; all of them when None.
 
     Raises:
-      InputError: `warehouse` holds no tables.
+      InputError: `warehouse` holds no tables, or a file of it is torn.
     """
     moment, key = table.partitioned_by, ", ".join(table.key)
     schema = _schema(table, names)
-    with duckdb.connect() as connection:
+    with _database(warehouse) as connection:
         if (source := _source(connection, warehouse, table, start, end)) is None:
             return Deduplicated(schema.empty_table(), 0)
         [(total, unique)] = connection.sql(f"SELECT count(*), count(DISTINCT ({key})) FROM {source}").fetchall()
@@ -116,7 +116,7 @@ def read_all(
 ) -> pa.Table:
     """Like `read`, but every row as often as it was written, in no order."""
     schema = _schema(table, names)
-    with duckdb.connect() as connection:
+    with _database(warehouse) as connection:
         if (source := _source(connection, warehouse, table, start, end)) is None:
             return schema.empty_table()
         return connection.sql(f"SELECT {', '.join(schema.names)} FROM {source}").to_arrow_table().cast(schema)
@@ -124,12 +124,22 @@ def read_all(
 
 def observation_dims(warehouse: Path, start: datetime, end: datetime) -> list[ObservationDim]:
     """The lengths of the observations of `[start, end)`, the most frequent first. Same errors as `read`."""
-    with duckdb.connect() as connection:
+    with _database(warehouse) as connection:
         if (source := _source(connection, warehouse, DECISIONS, start, end)) is None:
             return []
         lengths = "len(observation), count(DISTINCT decision_id), min(decision_id)"
         found = connection.sql(f"SELECT {lengths} FROM {source} GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
         return [ObservationDim(*row) for row in found]
+
+
+@contextmanager
+def _database(warehouse: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB, for one query of the tables. Raises InputError that names a file which cannot be read."""
+    with duckdb.connect() as connection:
+        try:
+            yield connection
+        except (duckdb.InvalidInputException, duckdb.IOException) as error:
+            raise InputError(f"{warehouse}: a file cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _schema(table: Table, names: Sequence[str] | None) -> pa.Schema:

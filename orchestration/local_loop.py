@@ -330,7 +330,13 @@ def _hyperparameters(settings: LoopSettings) -> agents.Hyperparameters:
 
 
 def _exploration(settings: LoopSettings) -> Exploration:
-    return Exploration(strategy=settings.exploration, epsilon=settings.epsilon, alpha=settings.alpha)
+    return Exploration(
+        strategy=settings.exploration,
+        epsilon=settings.epsilon,
+        alpha=settings.alpha,
+        temperature=settings.temperature,
+        gamma=settings.gamma,
+    )
 
 
 def _flags(settings: LoopSettings) -> list[str]:

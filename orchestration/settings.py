@@ -79,6 +79,10 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = "lin_ucb"
     alpha: Annotated[float, _described("width of the confidence bound, in standard deviations", ge=0)] = 0.2
+    temperature: Annotated[
+        float, _described("of softmax exploration: how much more reward makes a movie e times as probable", gt=0)
+    ] = 0.1
+    gamma: Annotated[float, _described("of inverse_gap exploration: the larger, the greedier", gt=0)] = 100.0
     tikhonov: Annotated[float, _described("ridge penalty of the linear models", gt=0)] = 0.3
     arm_features: Annotated[
         Literal["none", "shared", "hybrid"],

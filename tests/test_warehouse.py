@@ -1,4 +1,5 @@
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -134,3 +135,15 @@ def test_moments_far_from_now(folder: Path) -> None:
 def test_not_a_warehouse(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a warehouse: it has no folder named decisions"):
         warehouse.read(tmp_path, DECISIONS, START, START + seconds(1))
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_torn_file_is_named(folder: Path, size: int) -> None:
+    write(folder, "x", decision(0, START))
+    (path,) = folder.rglob("x.*.parquet")
+    path.write_bytes(path.read_bytes()[:size])
+    for query in (warehouse.read, warehouse.read_all):
+        with pytest.raises(
+            InputError, match=re.escape(f"{folder}: a file cannot be read: ") + r".*x\.\d+-\d+\.parquet"
+        ):
+            query(folder, DECISIONS, START, START + seconds(1))

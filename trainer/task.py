@@ -340,6 +340,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--temperature", type=float, default=exploration.temperature, help="of softmax (default: %(default)s)"
     )
+    parser.add_argument("--gamma", type=float, default=exploration.gamma, help="of inverse_gap (default: %(default)s)")
     parser.add_argument(
         "--until",
         type=datetime.fromisoformat,
@@ -377,6 +378,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
                 "alpha": args.alpha,
                 "epsilon": args.epsilon,
                 "temperature": args.temperature,
+                "gamma": args.gamma,
             },
             Exploration,
         )
