@@ -75,6 +75,7 @@ def _steps_as_processes(out: Path, copy: Path, report: dict[str, Any], last: dic
             *("beam_jobs.export_trajectories", "--warehouse", copy / "warehouse", "--windows", copy / "windows"),
             *("--start", start.isoformat(), "--end", end.isoformat(), "--missing-reward", settings["missing_reward"]),
             *("--reward-window-seconds", settings["reward_window_seconds"]),
+            *("--settle-seconds", settings["settle_seconds"]),
         ],
         [
             *("trainer.task", "--windows", copy / "windows", "--policies", copy / "policies", "--parent", parent),
