@@ -249,32 +249,16 @@ def _announce(settings: Settings, champion: Champion) -> None:
 async def _body(request: Request, settings: Settings) -> bytes:
     """The body, if it is of a bearable size and comes in bearable time."""
     body, size, more = b"", 0, True
-    late = False
-    reading = asyncio.current_task()
-    assert reading is not None
-
-    def give_up() -> None:
-        nonlocal late
-        late = reading.cancel()
-
-    # What asyncio.timeout does, which would cost more than all else here.
-    timer = asyncio.get_running_loop().call_later(settings.body_seconds, give_up)
-    try:
-        while more and size <= _READ_TO_THE_END * settings.max_body_bytes:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                raise HTTPException(400, "body: broke off")
-            chunk, more = message.get("body", b""), message.get("more_body", False)
-            size += len(chunk)
-            if size <= settings.max_body_bytes:
-                body = body + chunk if body else chunk
-    except asyncio.CancelledError:
-        if not late:
-            raise
-        reading.uncancel()
-        raise HTTPException(408, f"body: must arrive within {settings.body_seconds:g} seconds") from None
-    finally:
-        timer.cancel()
+    while more and size <= _READ_TO_THE_END * settings.max_body_bytes:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "body: broke off")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        size += len(chunk)
+        if size <= settings.max_body_bytes:
+            body = body + chunk if body else chunk
+    if connections.overdue(request.scope):
+        raise HTTPException(408, f"body: must arrive within {settings.body_seconds:g} seconds")
     if size > settings.max_body_bytes:
         raise HTTPException(413, f"body: must be at most {settings.max_body_bytes} bytes")
     return body

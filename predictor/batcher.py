@@ -2,7 +2,8 @@
 
 Most of a small prediction is the cost of calls, whatever they are called with: one pass over the observations of eight
 requests takes little longer than over those of one. So the requests that the event loop has read by the time it gets to
-decide share a pass. Nothing waits for others to come: a request that comes alone is decided alone, at once.
+decide share a pass. Nothing waits for others to come: a request that comes alone is decided alone, one turn of the event
+loop later, in which those join that were read while it was parsed.
 """
 
 import asyncio
@@ -68,7 +69,7 @@ class Batcher:
             loop = asyncio.get_running_loop()
             request = _Request(instances, slate_size, work, loop.create_future())
             if not self._waiting:
-                loop.call_soon(self._decide_waiting)
+                loop.call_soon(loop.call_soon, self._decide_waiting)
             self._waiting.append(request)
             return await request.answer
         finally:

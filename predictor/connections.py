@@ -1,12 +1,13 @@
 """A connection that cannot be held for nothing: what uvicorn's leaves to a proxy in front, which may not be there.
 
-A request's head is bounded in time and size, what follows an answer and the taking of it in time, and connections in
-number, below the number of files that the process may open: the event log and the next policy need some as well.
+A request's head is bounded in time and size, its body and the taking of its answer in time, and connections in number,
+below the number of files that the process may open: the event log and the next policy need some as well.
 """
 
 import asyncio
 import logging
 import resource
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -23,13 +24,14 @@ _log = logging.getLogger(__name__)
 _HEAD_BYTES = 65_536  # and what one read brings, 256 KB at most
 _PIPELINED = 100  # requests that may wait behind the one in hand; each takes a hundred times its bytes
 _OTHER_FILES = 128  # kept for all that is not a connection
+_OVERDUE = "predictor.overdue"
 
 
 @dataclass(frozen=True)
 class Limits:
     """What connections may take."""
 
-    seconds: float  # for a head, for the rest of a body that was answered before its end, for taking an answer
+    seconds: float  # for a head, for a body, for taking an answer
     connections: int
 
 
@@ -46,8 +48,14 @@ def limit(seconds: float, connections: int) -> Limits:
     return Limits(seconds, connections)
 
 
+def overdue(scope: MutableMapping[str, Any]) -> bool:
+    """Whether the body of the request of this ASGI scope did not come in time: what was read ends in its middle."""
+    return _OVERDUE in scope
+
+
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with a deadline for whatever the client owes: armed only while it owes something."""
+    """uvicorn's, with a deadline for whatever the client owes: armed only while it owes something, so a request that
+    comes whole, as nearly all do, costs no timer."""
 
     def __init__(self, *, limits: Limits, metrics: Metrics, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
@@ -84,13 +92,15 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not before:
             self._head_bytes = 0
             self._disarm()
+            if self._body_due():
+                self._arm()
         elif head_due:
             self._head_bytes += len(data)
             self._arm()
             if self._head_bytes > _HEAD_BYTES:
                 reason = f"headers: must be at most {_HEAD_BYTES} bytes"
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
-        elif self._read is self.cycle:
+        elif not self._body_due():
             self._disarm()
 
     def on_message_complete(self) -> None:
@@ -101,9 +111,10 @@ class Connection(HttpToolsProtocol):
             raise ValueError(f"more than {_PIPELINED} wait on this connection")
 
     def on_response_complete(self) -> None:
-        """It is answered, perhaps before its end."""
+        """It is answered, perhaps before its end; or the next is begun, whose time begins as well."""
         super().on_response_complete()
-        if self._read is not self.cycle:
+        if self._body_due():
+            self._disarm()
             self._arm()
 
     def pause_writing(self) -> None:
@@ -115,6 +126,11 @@ class Connection(HttpToolsProtocol):
         """It does again."""
         super().resume_writing()
         self._disarm()
+        if self._head_bytes or self._body_due():
+            self._arm()
+
+    def _body_due(self) -> bool:
+        return self._read is not self.cycle
 
     def _arm(self) -> None:
         if self._deadline is None:
@@ -130,11 +146,21 @@ class Connection(HttpToolsProtocol):
         if self.flow.write_paused:
             self.transport.abort()
         elif self.cycle is not None and not self.cycle.response_complete:
-            self._arm()  # it is we who are late
+            if self._body_due() and not self.pipeline:
+                self._end_body()
+            else:
+                self._arm()  # it is we who are late
         elif self._head_bytes:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"headers: must arrive within {self._limits.seconds:g} seconds")
         else:
             self.transport.close()
+
+    def _end_body(self) -> None:
+        """Leaves the answer to the app, which may be waiting for the rest."""
+        self.cycle.scope[_OVERDUE] = True
+        self.cycle.more_body = False
+        self.cycle.keep_alive = False
+        self.cycle.message_event.set()
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         """Answers in the place of the app, and closes."""

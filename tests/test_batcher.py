@@ -89,6 +89,18 @@ def test_requests_that_come_together_share_a_pass_and_get_their_own(watched, bat
     assert batcher.expected_bytes == 0
 
 
+def test_a_request_that_is_read_while_another_is_parsed_joins_it(watched, batcher):
+    async def ask():
+        first = asyncio.create_task(batcher.decide(observe(3, 0), 1, 100))
+        await asyncio.sleep(0)  # the first asks in this turn of the event loop
+        second = asyncio.create_task(batcher.decide(observe(2, 1), 1, 100))
+        await asyncio.gather(first, second)
+        await batcher.decide(observe(1, 2), 1, 100)
+
+    asyncio.run(ask())
+    assert watched.passes == [5, 1]
+
+
 def test_a_wrong_request_is_refused_alone(watched, batcher):
     right, wrong = observe(2, 0), [Instance([1.0])]
     first, second, third = asking(batcher, right, wrong, right)

@@ -45,9 +45,9 @@ def everything(connection):
     return received
 
 
-def ask(connection):
-    """A prediction, whole."""
-    connection.sendall(REQUEST)
+def ask(connection, request=REQUEST):
+    """A prediction, whole; `request` is what is still to be sent of it."""
+    connection.sendall(request)
     response = http.client.HTTPResponse(connection)
     response.begin()
     assert response.status == 200
@@ -99,6 +99,32 @@ def test_a_slow_head_is_refused_however_it_drips(server):
     with connect(server) as breaks:
         ask(breaks)
         assert refusal(drip(breaks, b"\r\n", b"\r\n")) == late
+
+
+def test_a_slow_body_is_refused_however_it_drips(server):
+    late = (408, "body: must arrive within 1 seconds")
+    begin = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{"
+    with connect(server) as silent, connect(server) as second:
+        silent.sendall(begin)
+        ask(second)  # the second body of a connection is no better off than the first
+        assert refusal(drip(second, begin, b" ") + everything(second)) == late
+        assert refusal(everything(silent)) == late
+    with connect(server) as behind:
+        behind.sendall(REQUEST + begin)
+        answered, refused = everything(behind).split(b"HTTP/1.1 ")[1:]
+        assert answered.startswith(b"200 ")
+        assert refusal(b"HTTP/1.1 " + refused) == late
+    assert b'predictor_requests_total{route="/predict",status="408"} 3.0' in server.read("/metrics")
+
+
+def test_a_body_that_comes_in_pieces_is_taken(server):
+    with connect(server) as connection:
+        for piece in (REQUEST[:-20], REQUEST[-20:-5]):
+            connection.sendall(piece)
+            time.sleep(0.1)
+        ask(connection, REQUEST[-5:])
+        time.sleep(1.5)  # nothing is owed any more
+        ask(connection)
 
 
 def test_an_idle_connection_is_kept_once_it_has_asked(server):
