@@ -157,7 +157,8 @@ class Connection(HttpToolsProtocol):
 
     def _end_body(self) -> None:
         """Leaves the answer to the app, which may be waiting for the rest."""
-        self.cycle.scope[_OVERDUE] = True
+        scope: MutableMapping[str, Any] = self.cycle.scope  # type: ignore[assignment]  # a dict, with a key of ours
+        scope[_OVERDUE] = True
         self.cycle.more_body = False
         self.cycle.keep_alive = False
         self.cycle.message_event.set()
