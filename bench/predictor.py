@@ -128,8 +128,14 @@ def run() -> dict[str, Any]:
             )
         )
         _wait_for(published, publishing)
-        result["ours_publishing"] = float(np.median([throughput(published, SECONDS) for _ in range(RUNS)]))
-        _wait_until_published(published)
+        rates = []
+        for _ in range(RUNS):
+            begin = time.perf_counter()
+            throughput(published, SECONDS)
+            # What waits on the disk is not delivered yet: the time it takes counts.
+            _wait_until_published(published)
+            rates.append(len(reports[published][-1].latencies) / (time.perf_counter() - begin))
+        result["ours_publishing"] = float(np.median(rates))
         # As a subscriber would: with a million of messages that wait the emulator is busy by itself.
         pulled = ours.pull(len(_answered(reports[published])))
         result |= {f"publishing_{k}": v for k, v in half_load(published, result["ours_publishing"]).items()}
@@ -311,7 +317,7 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
 
 
 def _wait_until_published(port: int) -> None:
-    """Until what the last load left on the disk is delivered: it is not part of the next."""
+    """Until all that was decided is delivered."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:

@@ -40,7 +40,6 @@ STATUS_NAME = "publisher.json"
 _log = logging.getLogger(__name__)
 
 _BATCH_MESSAGES, _BATCH_BYTES = 500, 4_000_000  # Pub/Sub takes at most 1,000 and 10 MB
-_MESSAGES_A_TURN = 32  # made in a fraction of a millisecond
 _IN_FLIGHT = 4
 _PUBLISH_SECONDS = 10.0
 _BACK_OFF_SECONDS = (0.1, 5.0)
@@ -223,11 +222,7 @@ def _connect(topic: str, emulator: str | None) -> tuple[Callable[[Any], Any], Ca
         return publish.future(request, timeout=_PUBLISH_SECONDS)
 
     def request(events: list[bytes]) -> Any:
-        messages = []
-        for begin in range(0, len(events), _MESSAGES_A_TURN):
-            os.sched_yield()  # a prediction may be waiting for this core
-            some = events[begin : begin + _MESSAGES_A_TURN]
-            messages += [as_message(data=event, attributes=attributes(event)) for event in some]
+        messages = [as_message(data=event, attributes=attributes(event)) for event in events]
         return as_request(topic=topic, messages=messages)
 
     return send, request
