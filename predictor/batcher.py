@@ -69,7 +69,7 @@ class Batcher:
             loop = asyncio.get_running_loop()
             request = _Request(instances, slate_size, work, loop.create_future())
             if not self._waiting:
-                loop.call_soon(loop.call_soon, self._decide_waiting)
+                loop.call_soon(loop.call_soon, self._decide_waiting)  # a turn later
             self._waiting.append(request)
             return await request.answer
         finally:
