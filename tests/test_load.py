@@ -1,0 +1,90 @@
+"""The benchmark's load tool, against a server that does what it is told."""
+
+import http.server
+import threading
+import time
+
+import pytest
+
+from bench import load
+
+IDS = [f"018f0000-0000-7000-8000-{number:012x}" for number in range(1000)]
+REQUESTS = [load.post("/predict", f"{number}".encode()) for number in range(7)]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers after `server.seconds`, each `server.failing`-th with 500; closes the connection after `server.last`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        asked = self.rfile.read(int(self.headers["content-length"]))
+        with self.server.lock:
+            number = len(self.server.asked)
+            self.server.asked.append(asked)
+        time.sleep(self.server.seconds)
+        if number >= self.server.last:
+            self.close_connection = True
+            return
+        body = f'{{"predictions":[{{"decision_id":"{IDS[number]}"}}]}}'.encode()
+        self.send_response(500 if self.server.failing and number % self.server.failing == 0 else 200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:10])
+        self.wfile.write(body[10:])
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as it:
+        it.lock, it.asked, it.seconds, it.failing, it.last = threading.Lock(), [], 0.0, 0, 1000
+        thread = threading.Thread(target=it.serve_forever)
+        thread.start()
+        yield it
+        it.shutdown()
+        thread.join()
+
+
+def test_each_request_is_answered_and_timed(server):
+    server.seconds = 0.02
+    report = load.as_fast_as_answered(server.server_port, REQUESTS, 3, count=20)
+    assert sorted(report.decision_ids) == [one.encode() for one in IDS[:20]]
+    assert sorted(server.asked[:3]) == [b"0", b"1", b"2"]
+    assert len(report.latencies) == len(report.read_latencies) == 20
+    assert min(report.latencies) >= 0.02
+    for arrived, read in zip(report.latencies, report.read_latencies, strict=True):
+        assert arrived <= read
+    assert not report.failures
+    assert report.rate <= 3 / 0.02
+
+
+def test_all_that_falls_due_is_sent_and_its_waiting_counts(server):
+    server.seconds = 0.1
+    report = load.at_rate(server.server_port, REQUESTS, 2, rate=100, seconds=0.4)
+    # Two connections answer 20 a second; what waits for them is sent all the same.
+    assert 20 <= len(report.latencies) <= 41
+    assert max(report.latencies) > 0.3
+    assert report.milliseconds(0.5) > 200
+
+
+def test_a_rate_is_kept(server):
+    report = load.at_rate(server.server_port, REQUESTS, 8, rate=50, seconds=1.0)
+    assert 40 <= len(report.latencies) <= 51
+
+
+def test_what_fails_is_told(server):
+    server.failing = 5
+    report = load.as_fast_as_answered(server.server_port, REQUESTS, 2, count=20)
+    assert len(report.failures) == 4
+    assert all(failure.startswith(b"HTTP/1.1 500 ") for failure in report.failures)
+    assert len(report.decision_ids) == 16
+
+
+def test_a_server_that_goes_away_ends_the_load(server):
+    server.last = 10
+    report = load.as_fast_as_answered(server.server_port, REQUESTS, 2, count=100)
+    assert 8 <= len(report.latencies) <= 10
+    assert report.failures == [repr(ConnectionResetError("the server closed the connection")).encode()]
