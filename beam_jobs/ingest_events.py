@@ -4,7 +4,9 @@
     python -m beam_jobs.ingest_events --events pubsub:projects/P/subscriptions/events --warehouse bigquery:P.bandit
 
 Every event becomes a row of `decisions`, `rewards` or `dead_letters`; one that is logged twice is stored twice, and
-removed when the tables are read.
+removed when the tables are read. A decision that the policy in training cannot learn from is a dead letter as well, if
+`--observation-dim` and `--num-actions` say what it must be like: one such decision would keep its whole window from being
+exported.
 
 From a folder it is a batch job, and it is checked for each segment that what was written adds up to what was read. Into
 a folder (`beam_jobs.warehouse`) only segments that were not ingested yet are read: a segment's files depend on the
@@ -32,15 +34,19 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from beam_jobs import options, warehouse
 from beam_jobs.files import path_is_local, publish
 from beam_jobs.payloads import (
+    ANY_SHAPE,
     BYTES_A_BATCH,
     EVENTS_A_BATCH,
     JOB,
     MAX_EVENT_BYTES,
+    DecisionShape,
     IngestCounts,
     ParsedEvents,
     ParseEvents,
     PayloadBatch,
     add_counts,
+    add_shape_flags,
+    shape_from,
 )
 from beam_jobs.places import SUBSCRIPTION_PREFIX, check_folder, parse_warehouse
 from beam_jobs.tables import TableRows
@@ -188,6 +194,7 @@ def build_pipeline(
     segments: Sequence[str],
     destination: "Path | Dataset",
     write_method: str = FILE_LOADS,
+    shape: DecisionShape = ANY_SHAPE,
 ) -> Any:
     """The batch job. Returns a PCollection of (segment, counts), each once all of the segment is stored."""
     read = (
@@ -196,7 +203,7 @@ def build_pipeline(
         | "Spread" >> beam.Reshuffle()
         | "ReadSegment" >> beam.ParDo(ReadSegmentFn()).with_outputs("read", main="batches")
     )
-    parsed = read.batches | "ParseEvents" >> ParseEvents()
+    parsed = read.batches | "ParseEvents" >> ParseEvents(shape)
     stored = parsed | "StoreEvents" >> StoreEvents(destination, write_method)
     folder = str(destination) if isinstance(destination, Path) else None
     return (
@@ -214,12 +221,13 @@ def build_streaming_pipeline(
     write_method: str = STREAMING_INSERTS,
     timestamp_attribute: str | None = None,
     dead_letter_topic: str | None = None,
+    shape: DecisionShape = ANY_SHAPE,
 ) -> StreamOutputs:
     """The streaming job."""
     from beam_jobs import pubsub
 
     batches = pipeline | "ReadEvents" >> pubsub.ReadEvents(subscription, timestamp_attribute)
-    parsed = batches | "ParseEvents" >> ParseEvents()
+    parsed = batches | "ParseEvents" >> ParseEvents(shape)
     stored = parsed | "StoreEvents" >> StoreEvents(destination, write_method)
     if dead_letter_topic:
         (
@@ -230,7 +238,9 @@ def build_streaming_pipeline(
     return StreamOutputs(batches, parsed, stored)
 
 
-def ingest(events: Path, folder: Path, pipeline_options: PipelineOptions | None = None) -> IngestCounts:
+def ingest(
+    events: Path, folder: Path, shape: DecisionShape = ANY_SHAPE, pipeline_options: PipelineOptions | None = None
+) -> IngestCounts:
     """Ingests the segments of `events` that the warehouse `folder` has not yet, and says what they held.
 
     Segments whose writer died are sealed first. One ingestion at a time runs on a warehouse; another one waits.
@@ -247,7 +257,7 @@ def ingest(events: Path, folder: Path, pipeline_options: PipelineOptions | None 
         if new:
             beam_options = pipeline_options or PipelineOptions([f"--runner={options.LOCAL_RUNNER}"])
             with beam.Pipeline(options=beam_options) as pipeline:
-                build_pipeline(pipeline, [str(path) for path in new], folder)
+                build_pipeline(pipeline, [str(path) for path in new], folder, shape=shape)
         notes = (_note(folder, path.name.removesuffix(SEALED_SUFFIX)) for path in new)
         return add_counts(msgspec.json.decode(note.read_bytes(), type=IngestCounts) for note in notes)
 
@@ -258,6 +268,7 @@ def load_into_bigquery(
     write_method: str,
     pipeline_options: PipelineOptions,
     expiry_days: float | None = None,
+    shape: DecisionShape = ANY_SHAPE,
 ) -> IngestCounts | None:
     """The batch job over all sealed segments of the folder or bucket `events`, into BigQuery.
 
@@ -269,7 +280,7 @@ def load_into_bigquery(
         raise InputError(f"--events: {events!r} holds no sealed segments")
     bigquery.ensure_tables(dataset, expiry_days)
     pipeline = beam.Pipeline(options=pipeline_options)
-    build_pipeline(pipeline, segments, dataset, write_method)
+    build_pipeline(pipeline, segments, dataset, write_method, shape)
     result = pipeline.run()
     if options.is_dataflow(pipeline_options):
         return None
@@ -315,6 +326,7 @@ def parser() -> options.JobParser:
     flags.flag(
         "expiry-days", options.number(0, above=True), "days until a table's partitions expire, if created", default=None
     )
+    add_shape_flags(flags)
     return flags
 
 
@@ -330,10 +342,15 @@ def run(argv: Sequence[str] | None) -> None:
     options.local_by_default(pipeline_options)
     counts: IngestCounts | None
     if isinstance(destination, Path):
-        counts = ingest(Path(arguments.events), destination, pipeline_options)
+        counts = ingest(Path(arguments.events), destination, shape_from(arguments), pipeline_options)
     else:
         counts = load_into_bigquery(
-            arguments.events, destination, write_method, pipeline_options, arguments.expiry_days
+            arguments.events,
+            destination,
+            write_method,
+            pipeline_options,
+            arguments.expiry_days,
+            shape_from(arguments),
         )
     if counts is None:
         print("submitted")
@@ -391,6 +408,7 @@ def run_streaming(
         write_method,
         arguments.timestamp_attribute,
         arguments.dead_letter_topic,
+        shape_from(arguments),
     )
     result = pipeline.run()
     if not options.is_dataflow(pipeline_options):

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult
 
 from contracts.errors import InputError
+from contracts.flags import FlagParser
 
 # In full: a bare DirectRunner first tries to download another runner, and so differs by machine.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -37,7 +38,7 @@ class Kind:
 TEXT = Kind(str)
 
 
-class JobParser(argparse.ArgumentParser):
+class JobParser(FlagParser):
     """Flags spelt with hyphens (and, for Dataflow's template parameters, with underscores); one line for an error.
 
     `--help` begins with `description`, the job's docstring: what it does and the commands that run it.
@@ -49,7 +50,6 @@ class JobParser(argparse.ArgumentParser):
             description=description,
             epilog="Beam's own options may follow (--runner, --project, --region, --temp_location …).",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
 
     def flag(self, name: str, kind: Kind, help: str, **settings: Any) -> None:
@@ -66,10 +66,6 @@ class JobParser(argparse.ArgumentParser):
         self.add_argument(
             f"--{name}", nargs="?", type=YES_OR_NO, const=True, default=False, metavar="true|false", help=help
         )
-
-    def error(self, message: str) -> NoReturn:
-        """Raises InputError in place of printing the usage."""
-        raise InputError(message)
 
     def _hyphenated(self, argument: str) -> str:
         """One of our flags spelt with underscores, as template parameters are, the usual way."""

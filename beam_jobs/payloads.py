@@ -8,6 +8,7 @@ import apache_beam as beam
 import msgspec
 from apache_beam.metrics import Metrics
 
+from beam_jobs.options import JobParser, whole
 from beam_jobs.tables import TableRows, record_batch
 from contracts.records import UNREADABLE, DeadLetter, Decision, RewardEvent, describe_error, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
@@ -32,6 +33,46 @@ class IngestCounts(msgspec.Struct, frozen=True, kw_only=True):
         return IngestCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
+class DecisionShape(NamedTuple):
+    """What a decision must fit to be trained on, beyond its contract. None: whatever it is."""
+
+    observation_dim: int | None = None
+    num_actions: int | None = None
+
+    def check(self, decision: Decision) -> None:
+        """Raises msgspec.ValidationError that names the field, what it must be, and what it is."""
+        length = len(decision.observation)
+        if self.observation_dim is not None and length != self.observation_dim:
+            raise msgspec.ValidationError(f"observation: must have {self.observation_dim} numbers, got {length}")
+        if self.num_actions is not None and decision.action >= self.num_actions:
+            raise msgspec.ValidationError(f"action: must be below {self.num_actions}, got {decision.action}")
+
+    def flags(self) -> list[str]:
+        """As SHAPE_FLAGS names them."""
+        given = {"--observation-dim": self.observation_dim, "--num-actions": self.num_actions}
+        return [f"{name}={value}" for name, value in given.items() if value is not None]
+
+
+ANY_SHAPE = DecisionShape()
+
+
+SHAPE_FLAGS = {
+    "observation-dim": "length of an observation: a decision of another one is a dead letter",
+    "num-actions": "number of actions: a decision for one that is not below is a dead letter",
+}
+
+
+def add_shape_flags(flags: JobParser) -> None:
+    """The flags of a DecisionShape, for `shape_from`."""
+    for name, text in SHAPE_FLAGS.items():
+        flags.flag(name, whole(1), text, default=None)
+
+
+def shape_from(arguments: Any) -> DecisionShape:
+    """The shape that a command line asks for."""
+    return DecisionShape(arguments.observation_dim, arguments.num_actions)
+
+
 class PayloadBatch(NamedTuple):
     """Events as received, before anything is known of them."""
 
@@ -52,7 +93,8 @@ class ParsedEvents(NamedTuple):
 class ParseEventsFn(beam.DoFn):
     """PayloadBatch -> TableRows of each table, on the output named like it."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: DecisionShape = ANY_SHAPE) -> None:
+        self._shape = shape
         self._counters = {table.name: Metrics.counter(JOB, table.name) for table in (DECISIONS, REWARDS, DEAD_LETTERS)}
         self._events = Metrics.counter(JOB, "events")
 
@@ -63,7 +105,7 @@ class ParseEventsFn(beam.DoFn):
         dead_letters: list[DeadLetter] = []
         for payload, source, received_at in zip(batch.payloads, batch.sources, batch.received_at, strict=True):
             try:
-                event = _decode(payload)
+                event = _decode(payload, self._shape)
             except (*UNREADABLE, OverflowError) as error:
                 dead_letters.append(_dead_letter(error, payload, source, received_at))
                 continue
@@ -79,22 +121,26 @@ class ParseEventsFn(beam.DoFn):
                 yield beam.pvalue.TaggedOutput(table.name, rows)
 
 
-def readable(payload: bytes) -> bool:
+def readable(payload: bytes, shape: DecisionShape = ANY_SHAPE) -> bool:
     """Whether `payload` is an event, for the current code."""
     try:
-        _decode(payload)
+        _decode(payload, shape)
     except (*UNREADABLE, OverflowError):
         return False
     return True
 
 
-def _decode(payload: bytes) -> Decision | RewardEvent:
+def _decode(payload: bytes, shape: DecisionShape) -> Decision | RewardEvent:
     if len(payload) > MAX_EVENT_BYTES:
         raise OverflowError(
             f"event is longer than {MAX_EVENT_BYTES} bytes; the payload kept is its first {KEPT_OF_TOO_LARGE_BYTES}"
         )
     event = event_decoder.decode(payload)
-    moment = event.decided_at if isinstance(event, Decision) else event.occurred_at
+    if isinstance(event, Decision):
+        shape.check(event)
+        moment = event.decided_at
+    else:
+        moment = event.occurred_at
     if not 1 < moment.year < 9999:
         moment.astimezone(UTC)  # may lie outside the years that there are, in UTC
     return event
@@ -115,9 +161,13 @@ def _dead_letter(error: Exception, payload: bytes, source: str, failed_at: datet
 class ParseEvents(beam.PTransform):
     """PCollection[PayloadBatch] -> ParsedEvents. Every payload is in exactly one of the three, and counted."""
 
+    def __init__(self, shape: DecisionShape = ANY_SHAPE) -> None:
+        super().__init__()
+        self._shape = shape
+
     def expand(self, batches: beam.PCollection[PayloadBatch]) -> Any:
         """One pass over each batch."""
-        outputs = batches | "Parse" >> beam.ParDo(ParseEventsFn()).with_outputs(*ParsedEvents._fields)
+        outputs = batches | "Parse" >> beam.ParDo(ParseEventsFn(self._shape)).with_outputs(*ParsedEvents._fields)
         return ParsedEvents(*(outputs[name] for name in ParsedEvents._fields))
 
 

@@ -26,7 +26,18 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import options, warehouse
 from beam_jobs.ingest_events import FILE_LOADS, StoreEvents
-from beam_jobs.payloads import EVENTS_A_BATCH, IngestCounts, ParseEvents, PayloadBatch, add_counts, readable
+from beam_jobs.payloads import (
+    ANY_SHAPE,
+    EVENTS_A_BATCH,
+    DecisionShape,
+    IngestCounts,
+    ParseEvents,
+    PayloadBatch,
+    add_counts,
+    add_shape_flags,
+    readable,
+    shape_from,
+)
 from beam_jobs.places import parse_warehouse
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
@@ -48,9 +59,9 @@ class ReplayCounts(msgspec.Struct, frozen=True, kw_only=True):
     not_removed_yet: int = 0  # of those replayed: BigQuery keeps what was streamed a moment ago
 
 
-def to_payloads(letters: TableRows) -> PayloadBatch:
+def to_payloads(letters: TableRows, shape: DecisionShape) -> PayloadBatch:
     """The dead letters that can be read now, as events that have just come."""
-    rows = [row for row in letters.rows.to_pylist() if readable(row["payload"])]
+    rows = [row for row in letters.rows.to_pylist() if readable(row["payload"], shape)]
     # What is stored is named by its payloads too: a later code reads others of the same letters, and replaces nothing.
     digest = blake2b(digest_size=16)
     for row in rows:
@@ -64,7 +75,11 @@ def to_payloads(letters: TableRows) -> PayloadBatch:
 
 
 def replay(
-    source: "Path | Dataset", start: datetime, end: datetime, pipeline_options: PipelineOptions | None = None
+    source: "Path | Dataset",
+    start: datetime,
+    end: datetime,
+    shape: DecisionShape = ANY_SHAPE,
+    pipeline_options: PipelineOptions | None = None,
 ) -> ReplayCounts | None:
     """Replays the dead letters that failed in `[start, end)`; None when the job was submitted, and runs on elsewhere.
 
@@ -72,11 +87,13 @@ def replay(
     """
     beam_options = options.local_by_default(pipeline_options or PipelineOptions([]))
     if isinstance(source, Path):
-        return _replay_files(source, start, end, beam_options)
-    return _replay_bigquery(source, start, end, beam_options)
+        return _replay_files(source, start, end, shape, beam_options)
+    return _replay_bigquery(source, start, end, shape, beam_options)
 
 
-def _replay_files(folder: Path, start: datetime, end: datetime, beam_options: PipelineOptions) -> ReplayCounts:
+def _replay_files(
+    folder: Path, start: datetime, end: datetime, shape: DecisionShape, beam_options: PipelineOptions
+) -> ReplayCounts:
     with warehouse.locked(folder):
         paths = map(Path, warehouse.files(folder, DEAD_LETTERS, start, end))
         chosen = {path: _inside(path, start, end) for path in paths}
@@ -86,14 +103,14 @@ def _replay_files(folder: Path, start: datetime, end: datetime, beam_options: Pi
             for batch in rows.filter(pa.array(inside)).combine_chunks().to_batches()
         ]
         gone = {
-            path: inside & np.array([readable(payload) for payload in rows.column("payload").to_pylist()], bool)
+            path: inside & np.array([readable(payload, shape) for payload in rows.column("payload").to_pylist()], bool)
             for path, (rows, inside) in chosen.items()
         }
         total = sum(batch.rows.num_rows for batch in letters)
         replayed = sum(int(rows.sum()) for rows in gone.values())
         if replayed:
             with beam.Pipeline(options=beam_options) as pipeline:
-                store(pipeline | "DeadLetters" >> beam.Create(letters), folder)
+                store(pipeline | "DeadLetters" >> beam.Create(letters), folder, shape)
         for path, (rows, _) in chosen.items():
             if gone[path].all():
                 path.unlink()
@@ -109,20 +126,21 @@ def _inside(path: Path, start: datetime, end: datetime) -> tuple[pa.Table, np.nd
     return rows, (moments >= utc_microseconds(start)) & (moments < utc_microseconds(end))
 
 
-def store(letters: Any, destination: "Path | Dataset") -> Any:
+def store(letters: Any, destination: "Path | Dataset", shape: DecisionShape = ANY_SHAPE) -> Any:
     """PCollection[TableRows] of dead letters -> what `StoreEvents` says of those that can be read now."""
-    parsed = letters | "Spread" >> beam.Reshuffle() | "ToPayloads" >> beam.Map(to_payloads) | ParseEvents()
+    payloads = letters | "Spread" >> beam.Reshuffle() | "ToPayloads" >> beam.Map(to_payloads, shape)
+    parsed = payloads | ParseEvents(shape)
     return parsed | "StoreEvents" >> StoreEvents(destination, FILE_LOADS)
 
 
 def _replay_bigquery(
-    dataset: "Dataset", start: datetime, end: datetime, beam_options: PipelineOptions
+    dataset: "Dataset", start: datetime, end: datetime, shape: DecisionShape, beam_options: PipelineOptions
 ) -> ReplayCounts | None:
     from beam_jobs import bigquery
 
     bigquery.ensure_tables(dataset, None)
     pipeline = beam.Pipeline(options=beam_options)
-    build_pipeline(pipeline, dataset, start, end)
+    build_pipeline(pipeline, dataset, start, end, shape)
     result = pipeline.run()
     if options.is_dataflow(beam_options):
         return None
@@ -131,7 +149,7 @@ def _replay_bigquery(
 
 
 def build_pipeline(
-    pipeline: beam.Pipeline, dataset: "Dataset", start: datetime, end: datetime
+    pipeline: beam.Pipeline, dataset: "Dataset", start: datetime, end: datetime, shape: DecisionShape = ANY_SHAPE
 ) -> beam.PCollection[ReplayCounts]:
     """The job on BigQuery, from reading dead letters to removing them. Returns what became of them."""
     letters = (
@@ -140,7 +158,8 @@ def build_pipeline(
         | "ReadDeadLetters" >> beam.ParDo(ReadDeadLettersFn(dataset))
         | "AsRead" >> beam.Reshuffle()  # what is stored and what is removed are the same letters
     )
-    counts = store(letters, dataset) | "WithoutNames" >> beam.Values() | "AddUp" >> beam.CombineGlobally(add_counts)
+    stored = store(letters, dataset, shape)
+    counts = stored | "WithoutNames" >> beam.Values() | "AddUp" >> beam.CombineGlobally(add_counts)
     total = letters | "Letters" >> beam.Map(count_rows) | "Total" >> beam.CombineGlobally(sum)
     return (
         pipeline
@@ -150,7 +169,7 @@ def build_pipeline(
             RemoveDeadLettersFn(dataset),
             total=beam.pvalue.AsSingleton(total),
             stored=beam.pvalue.AsSingleton(counts),
-            keys=beam.pvalue.AsList(letters | "KeysOfReadable" >> beam.FlatMap(keys_of_readable)),
+            keys=beam.pvalue.AsList(letters | "KeysOfReadable" >> beam.FlatMap(keys_of_readable, shape)),
         )
     )
 
@@ -160,11 +179,11 @@ def count_rows(letters: TableRows) -> int:
     return letters.rows.num_rows
 
 
-def keys_of_readable(letters: TableRows) -> Iterator[str]:
+def keys_of_readable(letters: TableRows, shape: DecisionShape) -> Iterator[str]:
     """Which rows of `dead_letters` can be read now."""
     from beam_jobs import bigquery
 
-    return (bigquery.dead_letter_key(row) for row in letters.rows.to_pylist() if readable(row["payload"]))
+    return (bigquery.dead_letter_key(row) for row in letters.rows.to_pylist() if readable(row["payload"], shape))
 
 
 class ReadDeadLettersFn(beam.DoFn):
@@ -221,6 +240,7 @@ def parser() -> options.JobParser:
     flags.flag("warehouse", options.TEXT, "folder of the tables, or bigquery:PROJECT.DATASET")
     flags.flag("start", options.MOMENT, "first moment of failure, as 2026-01-01T00:00:00Z")
     flags.flag("end", options.MOMENT, "the moment after the last")
+    add_shape_flags(flags)
     return flags
 
 
@@ -230,7 +250,7 @@ def run(argv: Sequence[str] | None) -> None:
     if arguments.end <= arguments.start:
         raise InputError(f"--end must be after --start, got {arguments.end.isoformat()}")
     source = parse_warehouse(arguments.warehouse, pipeline_options)
-    counts = replay(source, arguments.start, arguments.end, pipeline_options)
+    counts = replay(source, arguments.start, arguments.end, shape_from(arguments), pipeline_options)
     if counts is None:
         print("submitted")
         return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import msgspec
 
 from beam_jobs import ingest_events, warehouse
+from beam_jobs.payloads import DecisionShape
 from contracts import schemas
 from contracts.errors import InputError
 from contracts.event_segments import open_segments, opened_at, seal_abandoned, sealed_segments
@@ -48,15 +49,18 @@ class Backend(Protocol):
 
 
 @contextlib.contextmanager
-def open_backend(name: Literal["local", "emulators"], folder: RunFolder) -> Iterator[Backend]:
-    """The backend of that name, up and ready. Raises InputError when an emulator is not installed or does not start."""
+def open_backend(name: Literal["local", "emulators"], folder: RunFolder, shape: DecisionShape) -> Iterator[Backend]:
+    """The backend of that name, up and ready. A decision that is not of that shape will be a dead letter.
+
+    Raises InputError when an emulator is not installed or does not start.
+    """
     if name == "local":
-        yield EmbeddedBackend(folder)
+        yield EmbeddedBackend(folder, shape)
         return
     from beam_jobs import bigquery
     from orchestration import emulators
 
-    with emulators.ingesting(folder.logs, folder.ingest_status) as (_, job):
+    with emulators.ingesting(folder.logs, folder.ingest_status, shape) as (_, job):
         dataset = bigquery.parse_dataset(EMULATED_WAREHOUSE)
         yield EmulatedBackend(folder, dataset, emulators.TOPIC, job, folder.ingest_status)
 
@@ -64,8 +68,9 @@ def open_backend(name: Literal["local", "emulators"], folder: RunFolder) -> Iter
 class EmbeddedBackend:
     """Segments of the event log are ingested by a batch job into Parquet."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, shape: DecisionShape) -> None:
         self._folder = folder
+        self._shape = shape
         self.source: Path | Dataset = folder.warehouse
         self.predictor_flags: list[str] = []
 
@@ -76,11 +81,11 @@ class EmbeddedBackend:
         """Waits until the segments are sealed, then ingests them; what a killed predictor left is sealed first."""
         seal_abandoned(self._folder.events)
         _wait(lambda: not _written_before(moment, open_segments(self._folder.events)), "sealed", check)
-        ingest_events.ingest(self._folder.events, self._folder.warehouse)
+        ingest_events.ingest(self._folder.events, self._folder.warehouse, self._shape)
 
     def finish(self) -> None:
         """Ingests what the predictor sealed as it stopped; what a dead one left is sealed first."""
-        ingest_events.ingest(self._folder.events, self._folder.warehouse)
+        ingest_events.ingest(self._folder.events, self._folder.warehouse, self._shape)
 
 
 class EmulatedBackend:

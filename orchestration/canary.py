@@ -149,9 +149,9 @@ def measure(
         return Trial(Arm.of([]), Arm.of([]))
     window = timedelta(seconds=settings.reward_window_seconds)
     if not warehouse:
-        from beam_jobs import ingest_events
+        from orchestration import steps
 
-        ingest_events.ingest(places.events, places.warehouse)
+        steps.ingest(places)
     decisions = _rows(places, warehouse, DECISIONS, begin, end, ("decision_id", "decided_at", "policy_version"))
     found: dict[str, tuple[datetime, float]] = {}
     for row in _rows(places, warehouse, REWARDS, begin, end + window + timedelta(microseconds=1), None):

@@ -20,7 +20,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import bigquery, ingest_events, pubsub
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
+from beam_jobs.payloads import SHAPE_FLAGS, shape_from
 from contracts.errors import InputError
+from contracts.flags import FlagParser
 from orchestration import emulators
 from orchestration.plan import replace_file
 
@@ -29,7 +31,7 @@ STATUS_SECONDS = 0.1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry point; 0 after SIGTERM, 2 after wrong input."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="python -m orchestration.emulated_ingest",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,10 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("status", "file to write the number of stored messages to"),
     ):
         parser.add_argument(f"--{name}", required=True, help=text)
-    arguments = parser.parse_args(argv)
+    for name, text in SHAPE_FLAGS.items():
+        parser.add_argument(f"--{name}", type=int, help=text)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    endpoint = emulators.BigQueryEndpoint(arguments.bigquery_rest, arguments.bigquery_grpc)
     try:
+        arguments = parser.parse_args(argv)
+        endpoint = emulators.BigQueryEndpoint(arguments.bigquery_rest, arguments.bigquery_grpc)
         with emulators.redirect(arguments.pubsub, endpoint), emulators.ReliableReader() as reader:
             _run(arguments, reader)
     except InputError as error:
@@ -60,7 +64,7 @@ def _run(arguments: argparse.Namespace, reader: emulators.ReliableReader) -> Non
     pubsub.check_subscription(subscription)
     bigquery.ensure_tables(dataset, expiry_days=None)
     pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
-    outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, dataset)
+    outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, dataset, shape=shape_from(arguments))
     reader.acknowledge_stored(outputs)
     result = pipeline.run()
     threading.Thread(target=_write_status, args=(Path(arguments.status), reader), daemon=True).start()

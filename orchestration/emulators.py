@@ -15,7 +15,6 @@ the same id again, accepts unknown fields and answers a wrong-typed value with H
 and knows no permissions.
 """
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -33,8 +32,9 @@ import apache_beam as beam
 import msgspec
 
 from beam_jobs.ingest_events import StreamOutputs
-from beam_jobs.payloads import IngestCounts, PayloadBatch
+from beam_jobs.payloads import ANY_SHAPE, DecisionShape, IngestCounts, PayloadBatch
 from contracts.errors import InputError
+from contracts.flags import FlagParser
 from orchestration.configuration import EMULATED_WAREHOUSE
 from orchestration.processes import Child, free_port
 
@@ -170,7 +170,7 @@ def storage_emulator(logs: Path, folder: Path, environment: Path = ENVIRONMENT) 
 
 
 @contextlib.contextmanager
-def ingesting(logs: Path, status: Path) -> Iterator[tuple[Addresses, Child]]:
+def ingesting(logs: Path, status: Path, shape: DecisionShape = ANY_SHAPE) -> Iterator[tuple[Addresses, Child]]:
     """Runs the emulators of Pub/Sub and BigQuery and, between them, the streaming `ingest_events`.
 
     What is published to `TOPIC` comes into `EMULATED_WAREHOUSE`; how many messages have is written to `status`. This
@@ -185,7 +185,7 @@ def ingesting(logs: Path, status: Path) -> Iterator[tuple[Addresses, Child]]:
         _create()
         status.unlink(missing_ok=True)  # of an earlier run
         command = [sys.executable, "-m", "orchestration.emulated_ingest", "--events", f"pubsub:{SUBSCRIPTION}"]
-        command += ["--warehouse", EMULATED_WAREHOUSE, "--status", str(status)]
+        command += ["--warehouse", EMULATED_WAREHOUSE, "--status", str(status), *shape.flags()]
         command += ["--pubsub", pubsub, "--bigquery-rest", bigquery.rest, "--bigquery-grpc", bigquery.grpc]
         job = stack.enter_context(Child("streaming ingest_events", command, logs / "ingest_events.log"))
         _wait_until(job, status.is_file)
@@ -479,7 +479,7 @@ class AcknowledgeFn(beam.DoFn):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Installs the emulators, or runs them until SIGINT or SIGTERM. 0 when done, 2 after wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m orchestration.emulators")
+    parser = FlagParser(prog="python -m orchestration.emulators")
     commands = parser.add_subparsers(required=True, dest="command", metavar="command")
     commands.add_parser("install", help="make the environment that they run in")
     run = commands.add_parser(
@@ -488,8 +488,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument(
         "--root", type=Path, default=Path("runs/emulators"), help="of the pipelines (default: %(default)s)"
     )
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         if arguments.command == "install":
             install()
             pubsub_program()

@@ -20,6 +20,7 @@ import msgspec
 
 from beam_jobs import export_trajectories, generate_movielens
 from beam_jobs.movielens import MovieLens
+from beam_jobs.payloads import DecisionShape
 from contracts.errors import InputError
 from contracts.event_segments import sealed_segments
 from contracts.policies import Exploration, PolicyCard
@@ -112,13 +113,14 @@ class LocalLoop:
             late_horizon_seconds=settings.reward_window_seconds + LATE_SECONDS,
         )
         self._children: list[Child] = []
-        self._backend: Backend = EmbeddedBackend(folder)
+        self._shape = DecisionShape(movielens.observation_dim, movielens.num_actions)
+        self._backend: Backend = EmbeddedBackend(folder, self._shape)
         self._progress = report.Progress(folder, movielens, settings)
 
     def run(self) -> None:
         """Bootstraps if need be, then serves the windows that are still to be served."""
         journal = self._folder.journal()
-        with open_backend(self._settings.backend, self._folder) as self._backend:
+        with open_backend(self._settings.backend, self._folder, self._shape) as self._backend:
             if not journal:
                 self._bootstrap()
             with ExitStack() as children:

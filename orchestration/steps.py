@@ -41,6 +41,18 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     gain_high: float | None = None
 
 
+def ingest(places: plan.Places) -> None:
+    """Ingests what is new in the event log. A decision that no policy here could be trained on becomes a dead letter."""
+    from beam_jobs import ingest_events
+    from beam_jobs.payloads import DecisionShape
+    from trainer import task
+
+    champion = plan.champion(places.policies)
+    card = serving.read_card(places.policies / champion.version) if champion else None
+    shape = DecisionShape(card.observation_dim if card else None, len(task.read_catalogue(places.catalogue)))
+    ingest_events.ingest(places.events, places.warehouse, shape)
+
+
 def evaluate(store: Path, windows: Path, candidate: str, champion: str | None) -> GateResult:
     """Compares `candidate` with `champion` on the held-back decisions of the newest window.
 

@@ -105,7 +105,8 @@ def export_windows(plan: str) -> str:
         if not made.windows:
             record.said, record.outcome = made.reason, "nothing new"
             return "nothing new"
-        from beam_jobs import export_trajectories, ingest_events, warehouse
+        from beam_jobs import export_trajectories, warehouse
+        from orchestration import steps
 
         places, wanted = made.places, made.settings
         settings = export_trajectories.ExportSettings(
@@ -117,7 +118,7 @@ def export_windows(plan: str) -> str:
             late_horizon_seconds=LATE_HORIZON_SECONDS,
         )
         _wait_until_closed(places, made.windows[-1].closes_at(wanted.reward_window_seconds, wanted.settle_seconds))
-        ingest_events.ingest(places.events, places.warehouse)
+        steps.ingest(places)
         known = set(plans.exported_windows(places.windows))
         decisions = 0
         for window in made.windows:
@@ -157,7 +158,12 @@ def bootstrap_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, d
                     "window_seconds": str((window.end - window.start).total_seconds()),
                     "seed": str(wanted.seed),
                 },
-                "ingest_events": {"events": f"{root_uri}/events", "warehouse": warehouse},
+                "ingest_events": {
+                    "events": f"{root_uri}/events",
+                    "warehouse": warehouse,
+                    "observation_dim": str(wanted.rank),
+                    "num_actions": str(wanted.num_actions),
+                },
                 "export_trajectories": _export_parameters(window, root_uri, warehouse, made.settings),
             }
             for window in made.windows

@@ -34,6 +34,7 @@ from msgspec import Meta
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
+from contracts.flags import FlagParser
 from contracts.records import RewardEvent, encoder
 from orchestration.plan import parse_moment
 from orchestration.settings import DAY_SECONDS, add_flags, convert_flags
@@ -262,7 +263,7 @@ class VertexEndpoint:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="python -m orchestration.traffic",
         description=summary,
         epilog=rest,
@@ -279,8 +280,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; 0 when all viewers came, 2 after wrong input."""
-    arguments = build_parser().parse_args(argv)
     try:
+        arguments = build_parser().parse_args(argv)
         settings = convert_flags(arguments, TrafficSettings)
         now = datetime.now(UTC)
         begin = parse_moment(arguments.start, "--start") if arguments.start else now

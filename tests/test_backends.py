@@ -1,6 +1,7 @@
 from datetime import UTC, datetime, timedelta
 
 from beam_jobs import warehouse
+from beam_jobs.payloads import ANY_SHAPE
 from contracts import schemas
 from contracts.event_segments import OPEN_SUFFIX, segment_name
 from contracts.records import Decision, encoder
@@ -26,6 +27,6 @@ def test_what_a_killed_predictor_left_is_ingested_and_not_waited_for(tmp_path, m
     (folder.events / (segment_name(START, "predictor") + OPEN_SUFFIX)).write_bytes(whole + b"\n" + whole[:40])
 
     day = timedelta(days=1)
-    backends.EmbeddedBackend(folder).ingest_until(START + day, lambda: None)
+    backends.EmbeddedBackend(folder, ANY_SHAPE).ingest_until(START + day, lambda: None)
     decisions = warehouse.read(folder.warehouse, schemas.DECISIONS, START, START + day).rows
     assert decisions["decision_id"].to_pylist() == [decision.decision_id]

@@ -87,6 +87,16 @@ def test_calibration_error_is_the_distance_of_predicted_from_observed():
     assert board.calibration_error(np.ones(1), np.zeros(1)) == 1
 
 
+def test_a_folder_for_the_logs_that_cannot_be_is_refused_before_anything_is_trained(arguments, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for given in ("file", "file/logs"):
+        assert task.main([*arguments, f"--tensorboard={tmp_path / given}"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"trainer.task: error: --tensorboard: cannot make the folder {tmp_path / given}: ")
+        assert error.count("\n") == 1
+    assert not (tmp_path / "policies").exists()
+
+
 def test_gs_paths_are_taken_where_they_are_mounted():
-    assert task.mounted("gs://bucket/windows") == Path("/gcs/bucket/windows")
-    assert task.mounted("runs/windows") == Path("runs/windows")
+    assert dataset.mounted("gs://bucket/windows") == Path("/gcs/bucket/windows")
+    assert dataset.mounted("runs/windows") == Path("runs/windows")

@@ -14,7 +14,14 @@ from apache_beam.testing.util import assert_that
 from beam_jobs import ingest_events, warehouse
 from beam_jobs.ingest_events import CheckAccountedFn, ingest, read_lines
 from beam_jobs.options import LOCAL_RUNNER
-from beam_jobs.payloads import EVENTS_A_BATCH, MAX_EVENT_BYTES, IngestCounts, ParseEvents, PayloadBatch
+from beam_jobs.payloads import (
+    EVENTS_A_BATCH,
+    MAX_EVENT_BYTES,
+    DecisionShape,
+    IngestCounts,
+    ParseEvents,
+    PayloadBatch,
+)
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
 from contracts.records import Decision, RewardEvent, encoder
@@ -120,6 +127,20 @@ def test_a_torn_last_line_is_a_dead_letter_and_a_line_without_end_is_not(events:
     segment(events, decision(0), reward(0), end=b"")
     segment(events, decision(1), reward(1)[:30], number=1, end=b"")
     assert ingest(events, folder) == IngestCounts(events=4, decisions=2, rewards=1, dead_letters=1)
+
+
+def test_decisions_that_no_policy_in_training_could_learn_from_are_dead_letters(events: Path, folder: Path) -> None:
+    """One of them would keep the window from being exported."""
+    longer = decision(1).replace(b"[0.5,-0.25]", b"[0.5,-0.25,0.0]")
+    beyond = decision(2).replace(b'"action":1', b'"action":3')
+    segment(events, decision(0), longer, beyond, reward(1))
+    assert ingest(events, folder, DecisionShape(2, 3)) == IngestCounts(events=4, decisions=1, rewards=1, dead_letters=2)
+    messages = sorted(str(row["error_message"]) for row in rows(folder, DEAD_LETTERS))
+    assert messages == [
+        f"action: must be below 3, got 3 (decision_id={decision_id(2)})",
+        f"observation: must have 2 numbers, got 3 (decision_id={decision_id(1)})",
+    ]
+    assert sorted(row["payload"] for row in rows(folder, DEAD_LETTERS)) == sorted([longer, beyond])  # type: ignore[type-var]
 
 
 def test_only_new_segments_are_read(events: Path, folder: Path) -> None:
@@ -237,6 +258,10 @@ def test_command_line(events: Path, folder: Path, capsys: pytest.CaptureFixture[
     segment(events, decision(0), b"?")
     assert ingest_events.main(["--events", str(events), "--warehouse", str(folder)]) == 0
     assert capsys.readouterr().out == "2 events: 1 decisions, 0 rewards, 1 dead letters\n"
+    segment(events, decision(0), decision(1).replace(b"[0.5,", b"[0.5,0.5,"), number=1)
+    flags = ["--events", str(events), "--warehouse", str(folder), "--observation-dim", "2", "--num-actions", "2"]
+    assert ingest_events.main(flags) == 0
+    assert capsys.readouterr().out == "2 events: 1 decisions, 0 rewards, 1 dead letters\n"
 
 
 def test_files_that_are_not_segments_are_mentioned(
@@ -273,6 +298,7 @@ def a_file(tmp_path: Path) -> Iterator[str]:
             "--events: Dataflow has no folder of this machine, got '.'",
         ),
         (["--events", "gs://bucket/e", "--warehouse", "w"], "--events: into a folder only a folder is ingested"),
+        (["--events", ".", "--warehouse", "w", "--num-actions=0"], "--num-actions: a whole number from 1 expected"),
         (["--events", ".", "--warehouse", "w", "--expiry-days", "3"], "--expiry-days: is for --warehouse bigquery:"),
         (
             ["--events", "pubsub:projects/my-project/subscriptions/sub", "--warehouse", "w", "--runner=DataflowRunner"],

@@ -8,6 +8,7 @@ import pytest
 
 from beam_jobs import replay_dead_letters, warehouse
 from beam_jobs.ingest_events import ingest
+from beam_jobs.payloads import DecisionShape
 from beam_jobs.replay_dead_letters import ReplayCounts, replay
 from beam_jobs.tables import record_batch
 from contracts.records import DeadLetter, Decision, RewardEvent, encoder
@@ -76,7 +77,7 @@ def test_what_a_later_code_reads_replaces_nothing(tmp_path: Path, monkeypatch: p
     """Two letters of one file, of one moment: each is stored by the code that can first read it."""
     store(tmp_path, "a", letter(decision(1), 1), letter(decision(2), 2))
     with monkeypatch.context() as earlier_code:
-        earlier_code.setattr(replay_dead_letters, "readable", lambda payload: payload == decision(1))
+        earlier_code.setattr(replay_dead_letters, "readable", lambda payload, shape: payload == decision(1))
         assert replay(tmp_path, START, END) == ReplayCounts(letters=2, replayed=1, remaining=1)
     assert replay(tmp_path, START, END) == ReplayCounts(letters=1, replayed=1, remaining=0)
     decisions = warehouse.read(tmp_path, DECISIONS, START, END).rows.column("decision_id").to_pylist()
@@ -127,6 +128,13 @@ def test_dead_letters_of_a_real_ingestion_stay_what_they_are(tmp_path: Path) -> 
     before = warehouse.read_all(tmp_path / "w", DEAD_LETTERS, START, END)
     assert replay(tmp_path / "w", START, END) == ReplayCounts(letters=2, replayed=0, remaining=2)
     assert warehouse.read_all(tmp_path / "w", DEAD_LETTERS, START, END).equals(before)
+
+
+def test_what_does_not_fit_stays_until_it_does(tmp_path: Path) -> None:
+    store(tmp_path, "a", letter(decision(1), 1))
+    assert replay(tmp_path, START, END, DecisionShape(observation_dim=2)) == ReplayCounts(letters=1, remaining=1)
+    assert replay(tmp_path, START, END, DecisionShape(1, 1)) == ReplayCounts(letters=1, remaining=1)
+    assert replay(tmp_path, START, END, DecisionShape(1, 2)) == ReplayCounts(letters=1, replayed=1)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

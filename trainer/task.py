@@ -34,6 +34,7 @@ import numpy as np
 
 from contracts.errors import InputError
 from contracts.event_segments import compact_time
+from contracts.flags import FlagParser
 from contracts.policies import CARD_NAME, CHECKPOINT_NAME, Exploration, Movie, PolicyCard, TrainedWindow
 from contracts.windows import Split
 from trainer import agents, arms, dataset, export, linear, neural, validation
@@ -298,20 +299,25 @@ def read_catalogue(path: Path) -> list[Movie]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="python -m trainer.task",
         description=summary,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     exploration = Exploration()
-    parser.add_argument("--windows", type=mounted, required=True, help="folder of training windows (window=<start>/)")
     parser.add_argument(
-        "--policies", type=mounted, required=True, help="policy store: the new policy goes to <store>/<version>/"
+        "--windows", type=dataset.mounted, required=True, help="folder of training windows (window=<start>/)"
+    )
+    parser.add_argument(
+        "--policies",
+        type=dataset.mounted,
+        required=True,
+        help="policy store: the new policy goes to <store>/<version>/",
     )
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
     parser.add_argument(
-        "--catalogue", type=mounted, required=True, help="JSON list of movies, one for each action in order"
+        "--catalogue", type=dataset.mounted, required=True, help="JSON list of movies, one for each action in order"
     )
     parser.add_argument("--parent", help="version in the store to continue from (default: start afresh)")
     parser.add_argument(
@@ -350,7 +356,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", type=datetime.fromisoformat, nargs="+", metavar="START", help="only windows with these starts"
     )
-    parser.add_argument("--tensorboard", type=mounted, help="folder for TensorBoard's logs")
+    parser.add_argument("--tensorboard", type=dataset.mounted, help="folder for TensorBoard's logs")
     parser.add_argument(
         "--report-metric",
         action="store_true",
@@ -399,35 +405,48 @@ def settings_from(args: argparse.Namespace) -> Settings:
     )
 
 
-def mounted(path: str) -> Path:
-    """Where a `gs://` path is mounted in a Vertex job; other paths as they are."""
-    return Path("/gcs") / path.removeprefix("gs://") if path.startswith("gs://") else Path(path)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and prints the version."""
-    args = parse_args(argv)
     environment = os.environ
     try:
+        args = parse_args(argv)
         settings = settings_from(args)
         if args.report_metric:
             return _report_metric(settings, environment)
+        logs = _tensorboard_folder(args.tensorboard, environment)
         card = train(settings)
-        if folder := args.tensorboard or environment.get("AIP_TENSORBOARD_LOG_DIR"):
+        if logs:
             from trainer import board
 
             newest = max(trained.window for trained in card.trained_on)
             window = next(window for window in selected(settings) if window.manifest.window == newest)
-            board.write(mounted(str(folder)), card, export.read_model(settings.policies / card.version), window)
+            board.write(logs, card, export.read_model(settings.policies / card.version), window)
         if folder := environment.get("AIP_MODEL_DIR"):
-            export.copy(settings.policies / card.version, mounted(folder))
+            export.copy(settings.policies / card.version, dataset.mounted(folder))
         if folder := environment.get("AIP_CHECKPOINT_DIR"):
-            shutil.copytree(settings.policies / card.version / CHECKPOINT_NAME, mounted(folder), dirs_exist_ok=True)
+            shutil.copytree(
+                settings.policies / card.version / CHECKPOINT_NAME, dataset.mounted(folder), dirs_exist_ok=True
+            )
     except InputError as error:
         print(f"trainer.task: error: {error}", file=sys.stderr)
         return 2
     print(card.version)
     return 0
+
+
+def _tensorboard_folder(given: Path | None, environment: Mapping[str, str]) -> Path | None:
+    """Where TensorBoard's logs go, made if need be. Raises InputError, before anything is trained."""
+    folder = given
+    if folder is None and (vertex := environment.get("AIP_TENSORBOARD_LOG_DIR")):
+        folder = dataset.mounted(vertex)
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--tensorboard: cannot make the folder {folder}: {error.strerror}") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"--tensorboard: the folder {folder} cannot be written to")
+    return folder
 
 
 def _report_metric(settings: Settings, environment: Mapping[str, str]) -> int:

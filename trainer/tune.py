@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 
 from contracts.errors import InputError
+from contracts.flags import FlagParser
 from contracts.policies import Movie
-from trainer import agents, evaluation, task
+from trainer import agents, dataset, evaluation, task
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,22 +163,28 @@ def _settings(told: Search, hyperparameters: agents.Hyperparameters) -> task.Set
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and prints the best settings."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="python -m trainer.tune",
         description=summary,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--windows", type=Path, required=True, help="folder of training windows (window=<start>/)")
-    parser.add_argument("--study", type=Path, required=True, help="folder of the study, made when it is not there")
+    parser.add_argument(
+        "--windows", type=dataset.mounted, required=True, help="folder of training windows (window=<start>/)"
+    )
+    parser.add_argument(
+        "--study", type=dataset.mounted, required=True, help="folder of the study, made when it is not there"
+    )
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
-    parser.add_argument("--catalogue", type=Path, required=True, help="JSON list of movies, one for each action")
+    parser.add_argument(
+        "--catalogue", type=dataset.mounted, required=True, help="JSON list of movies, one for each action"
+    )
     parser.add_argument("--algorithm", default="lin_ucb", help=f"one of {', '.join(sorted(agents.DEFAULTS))}")
     parser.add_argument("--trials", type=int, default=30, help="in all, earlier ones included (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the search (default: %(default)s)")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         told = Search(**vars(args) | {"catalogue": task.read_catalogue(args.catalogue)})
         best = search(told)
     except InputError as error:

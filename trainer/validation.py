@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from contracts.errors import InputError
+from contracts.flags import FlagParser
 from contracts.windows import MANIFEST_NAME, Split, WindowFile
 from trainer import dataset
 from trainer.dataset import ReadyWindow
@@ -182,16 +183,18 @@ def _lines(windows: Path, num_actions: int) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line: a line for each window, until one is wrong."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="python -m trainer.validation",
         description=summary,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--windows", type=Path, required=True, help="folder of training windows (window=<start>/)")
+    parser.add_argument(
+        "--windows", type=dataset.mounted, required=True, help="folder of training windows (window=<start>/)"
+    )
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         for line in _lines(args.windows, args.num_actions):
             print(line)
     except InputError as error:

@@ -1,0 +1,33 @@
+"""Every program's command line: a mistake is one line on stderr and exit code 2, whichever program it is."""
+
+import importlib
+
+import pytest
+
+PROGRAMS = [
+    *(
+        f"beam_jobs.{job}"
+        for job in ("generate_movielens", "ingest_events", "export_trajectories", "replay_dead_letters")
+    ),
+    *(f"orchestration.{name}" for name in ("cli", "emulated_ingest", "emulators", "simulator", "traffic")),
+    *(f"predictor.{name}" for name in ("app", "publisher")),
+    *(f"trainer.{name}" for name in ("task", "tune", "validation")),
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("flags", [["--no-such-flag"], ["--help-me", "x"]])
+def test_a_flag_that_there_is_not_is_one_line(program, flags, capsys):
+    assert importlib.import_module(program).main(flags) == 2
+    out, err = capsys.readouterr()
+    [line] = err.splitlines()
+    assert "error: " in line and not out
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_says_what_there_is(program, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(program).main(["--help"])
+    assert ended.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: ") and not err
