@@ -83,12 +83,10 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         before, head_due = self.cycle, self._read is self.cycle
         try:
-            self.parser.feed_data(data)
+            self._parse(data)
         except httptools.HttpParserError as error:
             self._refuse(HTTPStatus.BAD_REQUEST, f"not a request in HTTP/1.1: {error.__context__ or error}")
             return
-        except httptools.HttpParserUpgrade:
-            pass  # to another protocol: there is none, and the request was answered in this one
         if self.cycle is not before:
             self._head_bytes = 0
             self._disarm()
@@ -103,8 +101,15 @@ class Connection(HttpToolsProtocol):
         elif not self._body_due():
             self._disarm()
 
+    def on_headers_complete(self) -> None:
+        """A head has come whole."""
+        if not self._offers_upgrade():
+            super().on_headers_complete()
+
     def on_message_complete(self) -> None:
         """A request has come whole."""
+        if self._offers_upgrade():
+            return
         self._read = self.cycle
         super().on_message_complete()
         if len(self.pipeline) > _PIPELINED:
@@ -128,6 +133,27 @@ class Connection(HttpToolsProtocol):
         self._disarm()
         if self._head_bytes or self._body_due():
             self._arm()
+
+    def _offers_upgrade(self) -> bool:
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def _parse(self, data: bytes) -> None:
+        """Feeds the parser. A request may offer to go on in another protocol, as clients of HTTP/2 do: the offer is not
+        taken. The parser would pass over its body as that protocol's, so it reads such a head again without the offer."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._offers_upgrade():
+                    return  # CONNECT, which was refused
+                (head_ends,) = upgrade.args
+                version = self.parser.get_http_version().encode()
+                lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+                lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+                data = b"\r\n".join([*lines, b"", b""]) + data[head_ends:]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
 
     def _body_due(self) -> bool:
         return self._read is not self.cycle

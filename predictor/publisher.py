@@ -27,12 +27,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import msgspec
 
 from contracts import event_segments
 from contracts.errors import InputError
+from contracts.flags import FlagParser
 
 PROG = "python -m predictor.publisher"
 STATUS_NAME = "publisher.json"
@@ -293,14 +294,9 @@ def check_topic(topic: str) -> None:
         raise InputError(f"--topic: must be projects/PROJECT/topics/TOPIC, got {topic!r}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = _Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=Path, required=True, help="the folder of the event log")
     parser.add_argument("--topic", required=True, help="projects/PROJECT/topics/TOPIC")
     parser.add_argument("--drain-seconds", type=float, default=10.0, help="time for what is left (%(default)s)")

@@ -4,11 +4,12 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import msgspec
 
 from contracts.errors import InputError
+from contracts.flags import FlagParser
 
 _ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]*")
 _TAKEN = ("/rewards", "/metrics", "/docs", "/redoc", "/openapi.json")
@@ -38,13 +39,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str | None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, like all else that a person gets wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def parse(
     argv: list[str], environment: Mapping[str, str], prog: str, description: str | None
 ) -> tuple[Settings, argparse.Namespace]:
@@ -63,7 +57,7 @@ def parse(
 
 
 def _parser(environment: Mapping[str, str], prog: str, description: str | None) -> argparse.ArgumentParser:
-    parser = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     policy, port = environment.get("AIP_STORAGE_URI"), environment.get("AIP_HTTP_PORT")
     health, predict = environment.get("AIP_HEALTH_ROUTE", "/health"), environment.get("AIP_PREDICT_ROUTE", "/predict")

@@ -211,3 +211,37 @@ def test_files_are_left_for_what_is_no_connection():
         assert connections.limit(1.0, hard).connections == hard - 128
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+
+
+@pytest.mark.parametrize("offer", [UPGRADE, UPGRADE.replace(b"h2c", b"websocket"), UPGRADE.upper()])
+def test_an_offer_of_another_protocol_is_not_taken(server, offer):
+    """As Java's client makes it with every first request, and curl with --http2."""
+    offering = REQUEST.replace(b"Host: x\r\n", b"Host: x\r\n" + offer)
+    with connect(server) as connection:
+        ask(connection, offering)
+        ask(connection)  # and it goes on
+        for byte in offering[:-1]:
+            connection.sendall(bytes([byte]))
+        ask(connection, offering[-1:])
+        connection.sendall(offering * 3 + REQUEST.replace(b"Host: x\r\n", b"Host: x\r\nConnection: close\r\n"))
+        answers = everything(connection).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:4] for answer in answers] == [b"200 "] * 4
+
+
+def test_a_tunnel_is_refused(server):
+    with connect(server) as connection:
+        connection.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        status, _ = refusal(everything(connection))
+        assert 400 <= status < 500
+
+
+def test_many_offers_at_once_are_refused(server):
+    offering = REQUEST.replace(b"Host: x\r\n", b"Host: x\r\n" + UPGRADE)
+    with connect(server) as connection, contextlib.suppress(OSError):
+        connection.sendall(offering * 5000)
+        assert b"more than 100 wait on this connection" in everything(connection)
+    with connect(server) as connection:
+        ask(connection)
