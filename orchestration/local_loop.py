@@ -33,6 +33,7 @@ from orchestration.settings import LoopSettings, changed
 from orchestration.simulator import load_movielens, new_movies
 from orchestration.truth import SessionStart, TruthReader
 from predictor import exploration as explorers
+from predictor import policy
 from trainer import agents, dataset, task
 
 START_TIMEOUT_SECONDS = 60.0
@@ -120,6 +121,8 @@ class LocalLoop:
     def run(self) -> None:
         """Bootstraps if need be, then serves the windows that are still to be served."""
         journal = self._folder.journal()
+        if journal:
+            self._check_what_is_there(journal)
         with open_backend(self._settings.backend, self._folder, self._shape) as self._backend:
             if not journal:
                 self._bootstrap()
@@ -132,6 +135,12 @@ class LocalLoop:
                     self._serve(endpoint, children, first=served + 1, session=len(journal))
                 self._children.clear()
             self._backend.finish()
+
+    def _check_what_is_there(self, journal: list[JournalEntry]) -> None:
+        """Raises InputError when a part of the run that goes on is gone: before anything is served, not at the report."""
+        report.noted_manifests(self._folder, journal)
+        if (champion := plan.champion(self._folder.policies)) is not None:
+            policy.load(self._folder.policies / champion.version)
 
     def _bootstrap(self) -> None:
         """The first policy, from decisions of the uniform policy in a window that has closed already."""

@@ -204,14 +204,20 @@ def write(folder: RunFolder, movielens: MovieLens) -> Report:
     return report
 
 
-def build(folder: RunFolder, movielens: MovieLens) -> Report:
-    """Counts everything anew from what the run left. Raises InputError when a part of it cannot be read."""
-    settings = folder.settings()
-    journal = folder.journal()
+def noted_manifests(folder: RunFolder, journal: list[JournalEntry]) -> dict[datetime, Manifest]:
+    """The manifests of the run's windows by their starts. Raises InputError that names a noted window without one."""
     manifests = {window.start: window.manifest for window in dataset.ready_windows(folder.windows)}
     for entry in journal:
         if entry.window.start not in manifests:
             raise InputError(f"{folder.windows / entry.window.folder}: no manifest, but the run noted it as trained on")
+    return manifests
+
+
+def build(folder: RunFolder, movielens: MovieLens) -> Report:
+    """Counts everything anew from what the run left. Raises InputError when a part of it cannot be read."""
+    settings = folder.settings()
+    journal = folder.journal()
+    manifests = noted_manifests(folder, journal)
     happened = Happened.read(folder, movielens)
     stored = Stored.read(folder, movielens, happened.sessions)
     champion = plan.champion(folder.policies)

@@ -23,6 +23,8 @@ import pytest
 from beam_jobs import warehouse
 from contracts import policies, schemas
 from contracts.errors import InputError
+from contracts.event_segments import SEALED_SUFFIX, segment_name
+from contracts.records import Decision, encoder
 from contracts.windows import MANIFEST_NAME, decode_manifest, encode_manifest
 from orchestration import accounting, cli, emulators, local_loop, plan, report, steps
 from orchestration.run_folder import RunFolder
@@ -308,6 +310,22 @@ def test_an_interrupted_run_goes_on(tmp_path):
     (served,) = asked.json()["predictions"]
     rewards = {"rewards": [{"decision_id": served["decision_id"], "reward": 5.0}]}
     assert httpx.post(f"{endpoint}/rewards", json=rewards, timeout=30).status_code == 202
+    # And somebody logs decisions that no policy here could be trained on.
+    now = datetime.now(UTC)
+    fitting = Decision(
+        decision_id=served["decision_id"][:-12] + "0" * 12,
+        decided_at=now,
+        policy_version="another",
+        observation=[0.5, 0, 0, 0, 0],
+        action=0,
+        propensity=1.0,
+    )
+    strange = [
+        msgspec.structs.replace(fitting, observation=[0.5, 0]),
+        msgspec.structs.replace(fitting, action=1_000_000),
+    ]
+    segment = out / "events" / f"{segment_name(now, 'another')}{SEALED_SUFFIX}"
+    segment.write_bytes(encoder.encode_lines(strange))
     second = loop(out)
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
     assert "is in use by another run" in second.stderr
@@ -334,6 +352,14 @@ def test_an_interrupted_run_goes_on(tmp_path):
         out / "warehouse", schemas.DECISIONS, datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
     ).rows.num_rows
     assert stored == totals["decisions_stored"] >= 600 + 3 * 400
+    letters = warehouse.read(
+        out / "warehouse", schemas.DEAD_LETTERS, datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+    ).rows
+    reasons = [reason for reason in letters["error_message"].to_pylist() if fitting.decision_id in reason]
+    assert sorted(reason.split(" (")[0] for reason in reasons) == [
+        "action: must be below 10, got 1000000",
+        "observation: must have 5 numbers, got 2",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -513,6 +539,17 @@ def test_a_killed_run_leaves_no_children_and_goes_on(tmp_path):
     os.kill(running.pid, signal.SIGKILL)
     running.communicate()
     wait_until(lambda: not processes_of(out))
+
+    # A part that is gone is told before anything is served, and with it back the run goes on.
+    [manifest] = (out / "windows").glob("*/manifest.json")
+    [card] = (out / "policies").glob("*/policy.json")
+    for part, message in ((manifest, "no manifest, but the run noted it"), (card, "cannot be read: No such file")):
+        away = part.rename(tmp_path / "away")
+        answer = resume(out)
+        assert (answer.returncode, answer.stderr.count("\n")) == (2, 1), answer.stderr
+        assert message in answer.stderr and str(part.parent) in answer.stderr
+        assert "Predictor" not in answer.stdout
+        away.rename(part)
 
     answer = resume(out)
     assert answer.returncode == 0, answer.stderr
