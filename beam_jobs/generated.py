@@ -7,15 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from contracts.errors import InputError
+from contracts.flags import FlagParser
+
 
 def main(module: str, doc: str, files: Mapping[str, Any], derived_from: str, argv: Sequence[str] | None) -> int:
     """The command line of `beam_jobs.<module>`: writes or checks `files` (JSON, by name) in a folder."""
-    flags = argparse.ArgumentParser(
+    flags = FlagParser(
         prog=f"python -m beam_jobs.{module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("folder", type=Path)
     flags.add_argument("--check", action="store_true", help="write nothing")
-    arguments = flags.parse_args(argv)
+    try:
+        arguments = flags.parse_args(argv)
+    except InputError as error:
+        sys.stderr.write(f"{module}: error: {error}\n")
+        return 2
     stale = []
     for name, content in files.items():
         path = arguments.folder / name

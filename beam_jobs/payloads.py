@@ -33,6 +33,10 @@ class IngestCounts(msgspec.Struct, frozen=True, kw_only=True):
         return IngestCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
+class ShapeError(msgspec.ValidationError):
+    """A decision is one, but not of the shape that was asked for."""
+
+
 class DecisionShape(NamedTuple):
     """What a decision must fit to be trained on, beyond its contract. None: whatever it is."""
 
@@ -40,12 +44,12 @@ class DecisionShape(NamedTuple):
     num_actions: int | None = None
 
     def check(self, decision: Decision) -> None:
-        """Raises msgspec.ValidationError that names the field, what it must be, and what it is."""
+        """Raises ShapeError that names the field, what it must be, and what it is."""
         length = len(decision.observation)
         if self.observation_dim is not None and length != self.observation_dim:
-            raise msgspec.ValidationError(f"observation: must have {self.observation_dim} numbers, got {length}")
+            raise ShapeError(f"observation: must have {self.observation_dim} numbers, got {length}")
         if self.num_actions is not None and decision.action >= self.num_actions:
-            raise msgspec.ValidationError(f"action: must be below {self.num_actions}, got {decision.action}")
+            raise ShapeError(f"action: must be below {self.num_actions}, got {decision.action}")
 
     def flags(self) -> list[str]:
         """As SHAPE_FLAGS names them."""

@@ -3,14 +3,16 @@
     python -m beam_jobs.replay_dead_letters --warehouse runs/demo/warehouse \\
         --start 2026-01-01T00:00:00Z --end 2026-01-02T00:00:00Z
 
-What still cannot be read stays a dead letter, as it was; what BigQuery refuses again is one with the new reason. Rows are
+What still cannot be read stays a dead letter, as it was; what BigQuery refuses again is one with the new reason. Decisions
+that were set aside because no policy could be trained on them stay, unless `--observation-dim` and `--num-actions` say what
+fits now. Rows are
 stored before their dead letters are removed, which is the job's last step: a replay that was killed is run again, and what
 it stored twice is removed when the tables are read. BigQuery does not remove rows that were streamed in the last 90
 minutes: they are counted, and a later replay removes them.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -33,6 +35,7 @@ from beam_jobs.payloads import (
     IngestCounts,
     ParseEvents,
     PayloadBatch,
+    ShapeError,
     add_counts,
     add_shape_flags,
     readable,
@@ -59,9 +62,16 @@ class ReplayCounts(msgspec.Struct, frozen=True, kw_only=True):
     not_removed_yet: int = 0  # of those replayed: BigQuery keeps what was streamed a moment ago
 
 
+def fits(letter: Mapping[str, Any], shape: DecisionShape) -> bool:
+    """Whether a row of `dead_letters` can be read now, and trained on."""
+    if letter["error_type"] == ShapeError.__name__ and shape == ANY_SHAPE:
+        return False  # nobody said what fits
+    return readable(letter["payload"], shape)
+
+
 def to_payloads(letters: TableRows, shape: DecisionShape) -> PayloadBatch:
     """The dead letters that can be read now, as events that have just come."""
-    rows = [row for row in letters.rows.to_pylist() if readable(row["payload"], shape)]
+    rows = [row for row in letters.rows.to_pylist() if fits(row, shape)]
     # What is stored is named by its payloads too: a later code reads others of the same letters, and replaces nothing.
     digest = blake2b(digest_size=16)
     for row in rows:
@@ -103,7 +113,7 @@ def _replay_files(
             for batch in rows.filter(pa.array(inside)).combine_chunks().to_batches()
         ]
         gone = {
-            path: inside & np.array([readable(payload, shape) for payload in rows.column("payload").to_pylist()], bool)
+            path: inside & np.array([fits(row, shape) for row in rows.to_pylist()], bool)
             for path, (rows, inside) in chosen.items()
         }
         total = sum(batch.rows.num_rows for batch in letters)
@@ -183,7 +193,7 @@ def keys_of_readable(letters: TableRows, shape: DecisionShape) -> Iterator[str]:
     """Which rows of `dead_letters` can be read now."""
     from beam_jobs import bigquery
 
-    return (bigquery.dead_letter_key(row) for row in letters.rows.to_pylist() if readable(row["payload"], shape))
+    return (bigquery.dead_letter_key(row) for row in letters.rows.to_pylist() if fits(row, shape))
 
 
 class ReadDeadLettersFn(beam.DoFn):

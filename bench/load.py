@@ -4,8 +4,9 @@ Requests are whole, made beforehand and all different, so that nothing but the s
 is looked at, and the decision ids in it are kept, so that what was answered can be compared with what was logged.
 
 On a machine that is too small for all, this process waits for a core, too, which is no matter of the server's. So a
-latency ends when the kernel has the answer, which stamps it then (SO_TIMESTAMPNS), not when it is read; both are
-reported. And what could not be sent in time is sent at no more than twice the rate, not all at once.
+latency begins when a request is sent and ends when the kernel has the answer, which stamps it then (SO_TIMESTAMPNS); and
+what could not be sent in time is sent at no more than twice the rate, not all at once. With these waits, from the moment
+a request was to be sent until its answer was read, latencies are reported beside.
 """
 
 import re
@@ -14,7 +15,6 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ _DECISION = re.compile(rb'"decision_id":"([0-9a-f-]{36})"')
 _SO_TIMESTAMPNS = 35  # Linux; Python has no name for it
 _TIMESPEC = struct.Struct("@ll")  # seconds, nanoseconds; of the wall clock
 _TICK_SECONDS = 0.001
+_SILENCE_SECONDS = 60.0  # after which no answer is waited for any more
 
 
 @dataclass
@@ -31,8 +32,8 @@ class Report:
     """What came of a load."""
 
     seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)  # seconds, until an answer had arrived
-    read_latencies: list[float] = field(default_factory=list)  # seconds, until it was read
+    latencies: list[float] = field(default_factory=list)  # seconds
+    latencies_with_waits: list[float] = field(default_factory=list)  # seconds, this process's own waits included
     decision_ids: list[bytes] = field(default_factory=list)
     failures: list[bytes] = field(default_factory=list)
 
@@ -45,9 +46,9 @@ class Report:
         """A quantile of the latency."""
         return float(np.quantile(self.latencies, quantile)) * 1e3
 
-    def read_milliseconds(self, quantile: float) -> float:
-        """A quantile of the latency until an answer was read."""
-        return float(np.quantile(self.read_latencies, quantile)) * 1e3
+    def milliseconds_with_waits(self, quantile: float) -> float:
+        """A quantile of the latency with this process's own waits."""
+        return float(np.quantile(self.latencies_with_waits, quantile)) * 1e3
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -73,7 +74,7 @@ def at_rate(port: int, requests: list[bytes], connections: int, rate: float, sec
 
 class _Connection:
     def __init__(self, port: int) -> None:
-        self.due = 0.0  # when what it waits for was to be sent
+        self.due = self.sent = 0.0  # when the request in hand was to be sent, and was; of the wall clock
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -84,7 +85,7 @@ class _Connection:
         return self._socket.fileno()
 
     def send(self, request: bytes, due: float) -> None:
-        self.due = due
+        self.due, self.sent = due, time.time()
         self._socket.sendall(request)
 
     def receive(self) -> tuple[bytes, float] | None:
@@ -94,9 +95,14 @@ class _Connection:
             raise ConnectionResetError("the server closed the connection")
         self._received += data
         end = self._received.find(b"\r\n\r\n")
-        length = _LENGTH.search(self._received, 0, end) if end >= 0 else None
-        if not length or len(self._received) < end + 4 + int(length[1]):
+        if end < 0:
             return None
+        if not (length := _LENGTH.search(self._received, 0, end)):
+            raise OSError(f"an answer without Content-Length: {self._received[:end]!r:.200}")
+        if len(self._received) < end + 4 + int(length[1]):
+            return None
+        if not ancillary:
+            raise OSError("the kernel gave an answer without the time it came")
         answer, self._received = self._received, b""
         seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2])
         return answer, seconds + nanoseconds * 1e-9
@@ -124,35 +130,35 @@ class _Load:
             self._poll.register(number, select.EPOLLIN)
 
     def run(self) -> Report:
-        begin = self._credited_at = time.time()
-        until = begin + self._seconds
+        begin, begun_at = time.perf_counter(), time.time()
         try:
-            while (now := time.time()) < until and self._sent < self._count:
+            while (passed := time.perf_counter() - begin) < self._seconds and self._sent < self._count:
                 if self._rate is None:
-                    self._waiting.extend([now] * int(min(len(self._idle), self._count - self._sent)))
+                    self._waiting.extend([time.time()] * int(min(len(self._idle), self._count - self._sent)))
                 else:
-                    self._fall_due(now, begin, self._rate)
+                    self._waiting.extend(begun_at + due for due in self.fall_due(passed, self._rate))
                 self._send()
-                self._receive(self._poll.poll(_TICK_SECONDS if self._rate else None))
+                self._receive(_TICK_SECONDS if self._rate else _SILENCE_SECONDS)
             # What fell due is sent, and what was sent is waited for: all that was logged was answered.
             while self._waiting or len(self._report.latencies) < self._sent:
                 self._send()
-                self._receive(self._poll.poll())
+                self._receive(_SILENCE_SECONDS)
         except OSError as error:
             self._report.failures.append(repr(error).encode())
-        self._report.seconds = time.time() - begin
+        self._report.seconds = time.perf_counter() - begin
         for connection in self._connections.values():
             connection.close()
         self._poll.close()
         return self._report
 
-    def _fall_due(self, now: float, begin: float, rate: float) -> None:
-        credit = self._credit + 2 * rate * (now - self._credited_at)
-        self._credit, self._credited_at = min(credit, max(2 * rate * _TICK_SECONDS, 1.0)), now
-        missing = int((now - begin) * rate) + 1 - self._sent - len(self._waiting)
-        due = min(missing, int(self._credit))
-        self._credit -= due
-        self._waiting.extend([now] * due)
+    def fall_due(self, passed: float, rate: float) -> list[float]:
+        """When those were to be sent that are to be sent now, in seconds from the beginning, `passed` seconds ago."""
+        credit = self._credit + 2 * rate * (passed - self._credited_at)
+        self._credit, self._credited_at = min(credit, max(2 * rate * _TICK_SECONDS, 1.0)), passed
+        first = self._sent + len(self._waiting)
+        count = max(0, min(int(passed * rate) + 1 - first, int(self._credit)))
+        self._credit -= count
+        return [number / rate for number in range(first, first + count)]
 
     def _send(self) -> None:
         while self._idle and self._waiting:
@@ -160,16 +166,28 @@ class _Load:
             self._idle.popleft().send(request, self._waiting.popleft())
             self._sent += 1
 
-    def _receive(self, ready: Iterable[tuple[int, int]]) -> None:
+    def _receive(self, seconds: float) -> None:
+        ready = self._poll.poll(seconds)
+        if not ready and seconds == _SILENCE_SECONDS:
+            raise OSError(f"no answer for {_SILENCE_SECONDS:g} s")
+        failed: OSError | None = None
         for number, _ in ready:
             connection = self._connections[number]
-            if not (received := connection.receive()):
+            try:
+                received = connection.receive()
+            except OSError as error:
+                failed = error  # the others may have answers all the same
                 continue
-            answer, arrived = received
-            self._report.latencies.append(arrived - connection.due)
-            self._report.read_latencies.append(time.time() - connection.due)
-            if answer.startswith(b"HTTP/1.1 200 "):
-                self._report.decision_ids += _DECISION.findall(answer)
-            else:
-                self._report.failures.append(answer)
-            self._idle.append(connection)
+            if received:
+                self._note(connection, *received)
+                self._idle.append(connection)
+        if failed:
+            raise failed
+
+    def _note(self, connection: _Connection, answer: bytes, arrived: float) -> None:
+        self._report.latencies.append(arrived - connection.sent)
+        self._report.latencies_with_waits.append(time.time() - connection.due)
+        if answer.startswith(b"HTTP/1.1 200 "):
+            self._report.decision_ids += _DECISION.findall(answer)
+        else:
+            self._report.failures.append(answer)

@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", required=True, help=text)
     for name, text in SHAPE_FLAGS.items():
         parser.add_argument(f"--{name}", type=int, help=text)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         arguments = parser.parse_args(argv)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         endpoint = emulators.BigQueryEndpoint(arguments.bigquery_rest, arguments.bigquery_grpc)
         with emulators.redirect(arguments.pubsub, endpoint), emulators.ReliableReader() as reader:
             _run(arguments, reader)

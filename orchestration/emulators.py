@@ -32,7 +32,7 @@ import apache_beam as beam
 import msgspec
 
 from beam_jobs.ingest_events import StreamOutputs
-from beam_jobs.payloads import ANY_SHAPE, DecisionShape, IngestCounts, PayloadBatch
+from beam_jobs.payloads import SHAPE_FLAGS, DecisionShape, IngestCounts, PayloadBatch, shape_from
 from contracts.errors import InputError
 from contracts.flags import FlagParser
 from orchestration.configuration import EMULATED_WAREHOUSE
@@ -170,7 +170,7 @@ def storage_emulator(logs: Path, folder: Path, environment: Path = ENVIRONMENT) 
 
 
 @contextlib.contextmanager
-def ingesting(logs: Path, status: Path, shape: DecisionShape = ANY_SHAPE) -> Iterator[tuple[Addresses, Child]]:
+def ingesting(logs: Path, status: Path, shape: DecisionShape) -> Iterator[tuple[Addresses, Child]]:
     """Runs the emulators of Pub/Sub and BigQuery and, between them, the streaming `ingest_events`.
 
     What is published to `TOPIC` comes into `EMULATED_WAREHOUSE`; how many messages have is written to `status`. This
@@ -206,7 +206,7 @@ def _create() -> None:
     client.close()
 
 
-def up(root: Path, stop: threading.Event) -> None:
+def up(root: Path, shape: DecisionShape, stop: threading.Event) -> None:
     """Keeps `ingesting` for pipelines whose root is `root`, until `stop` is set. Raises InputError as it does."""
     path = root / ADDRESSES_NAME
     if path.is_file() and _answer(_read(path)):
@@ -215,7 +215,7 @@ def up(root: Path, stop: threading.Event) -> None:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--root: {root} cannot be created: {error.strerror}") from None
-    with ingesting(root / "logs", root / STATUS_NAME) as (addresses, job):
+    with ingesting(root / "logs", root / STATUS_NAME, shape) as (addresses, job):
         path.write_bytes(msgspec.json.encode(addresses) + b"\n")
         try:
             print(f"Up: {path}; ctrl-C ends them. Once a pipeline has made a champion, serve it with:")
@@ -488,6 +488,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument(
         "--root", type=Path, default=Path("runs/emulators"), help="of the pipelines (default: %(default)s)"
     )
+    for name, text in SHAPE_FLAGS.items():
+        run.add_argument(f"--{name}", type=int, help=text)
     try:
         arguments = parser.parse_args(argv)
         if arguments.command == "install":
@@ -497,7 +499,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        up(arguments.root, stop)
+        up(arguments.root, shape_from(arguments), stop)
     except InputError as error:
         sys.stderr.write(f"emulators: error: {error}\n")
         return 2

@@ -139,8 +139,10 @@ class LocalLoop:
     def _check_what_is_there(self, journal: list[JournalEntry]) -> None:
         """Raises InputError when a part of the run that goes on is gone: before anything is served, not at the report."""
         report.noted_manifests(self._folder, journal)
-        if (champion := plan.champion(self._folder.policies)) is not None:
-            policy.load(self._folder.policies / champion.version)
+        champion = plan.champion(self._folder.policies)
+        if champion is None:
+            raise InputError(f"{self._folder.policies} has no champion to go on with: run it afresh, without --resume")
+        policy.load(self._folder.policies / champion.version)
 
     def _bootstrap(self) -> None:
         """The first policy, from decisions of the uniform policy in a window that has closed already."""

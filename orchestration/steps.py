@@ -18,6 +18,7 @@ from predictor import policy as serving
 from trainer import dataset, off_policy
 
 if TYPE_CHECKING:
+    from beam_jobs.payloads import IngestCounts
     from contracts.trajectories import TrajectoryBatch  # TensorFlow: only judging needs it, rolling out does not
 
 HISTORY_NAME = "history.jsonl"
@@ -41,16 +42,21 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     gain_high: float | None = None
 
 
-def ingest(places: plan.Places) -> None:
-    """Ingests what is new in the event log. A decision that no policy here could be trained on becomes a dead letter."""
+def ingest(places: plan.Places, observation_dim: int | None = None) -> "IngestCounts":
+    """Ingests what is new in the event log, and says what it held.
+
+    A decision for no movie of the catalogue, or with an observation of another length than `observation_dim` (None: than
+    the champion takes), could not be trained on and becomes a dead letter.
+    """
     from beam_jobs import ingest_events
     from beam_jobs.payloads import DecisionShape
     from trainer import task
 
     champion = plan.champion(places.policies)
-    card = serving.read_card(places.policies / champion.version) if champion else None
-    shape = DecisionShape(card.observation_dim if card else None, len(task.read_catalogue(places.catalogue)))
-    ingest_events.ingest(places.events, places.warehouse, shape)
+    if observation_dim is None and champion is not None:
+        observation_dim = serving.read_card(places.policies / champion.version).observation_dim
+    shape = DecisionShape(observation_dim, len(task.read_catalogue(places.catalogue)))
+    return ingest_events.ingest(places.events, places.warehouse, shape)
 
 
 def evaluate(store: Path, windows: Path, candidate: str, champion: str | None) -> GateResult:

@@ -118,7 +118,8 @@ def export_windows(plan: str) -> str:
             late_horizon_seconds=LATE_HORIZON_SECONDS,
         )
         _wait_until_closed(places, made.windows[-1].closes_at(wanted.reward_window_seconds, wanted.settle_seconds))
-        steps.ingest(places)
+        read = steps.ingest(places, made.generated.rank if made.generated else None)
+        aside = f", {read.dead_letters} dead letters" if read.dead_letters else ""
         known = set(plans.exported_windows(places.windows))
         decisions = 0
         for window in made.windows:
@@ -130,9 +131,9 @@ def export_windows(plan: str) -> str:
                 export_trajectories.export(places.warehouse, places.windows, window, settings)
                 decisions += counted
         if not decisions:
-            record.said, record.outcome = "nobody asked for a movie in these windows", "nothing new"
+            record.said, record.outcome = f"nobody asked for a movie in these windows{aside}", "nothing new"
             return "nothing new"
-        record.said = f"{decisions} decisions in {len(made.windows)} window(s)"
+        record.said = f"{decisions} decisions in {len(made.windows)} window(s){aside}"
         record.windows, record.decisions = len(made.windows), decisions
         return "exported"
 

@@ -103,12 +103,14 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head has come whole."""
-        if not self._offers_upgrade():
+        if not self.parser.should_upgrade():
             super().on_headers_complete()
+        elif self.parser.get_method() == b"CONNECT":
+            raise ValueError("there is no tunnel to anywhere")
 
     def on_message_complete(self) -> None:
         """A request has come whole."""
-        if self._offers_upgrade():
+        if self.parser.should_upgrade():
             return
         self._read = self.cycle
         super().on_message_complete()
@@ -134,9 +136,6 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes or self._body_due():
             self._arm()
 
-    def _offers_upgrade(self) -> bool:
-        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
-
     def _parse(self, data: bytes) -> None:
         """Feeds the parser. A request may offer to go on in another protocol, as clients of HTTP/2 do: the offer is not
         taken. The parser would pass over its body as that protocol's, so it reads such a head again without the offer."""
@@ -145,8 +144,6 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                if not self._offers_upgrade():
-                    return  # CONNECT, which was refused
                 (head_ends,) = upgrade.args
                 version = self.parser.get_http_version().encode()
                 lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]

@@ -300,14 +300,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--events", type=Path, required=True, help="the folder of the event log")
     parser.add_argument("--topic", required=True, help="projects/PROJECT/topics/TOPIC")
     parser.add_argument("--drain-seconds", type=float, default=10.0, help="time for what is left (%(default)s)")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    os.nice(10)  # a prediction comes before a delivery
-    # Meant for the server, which lets this process end in its own time.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         given = parser.parse_args(argv)
         check_topic(given.topic)
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        os.nice(10)  # a prediction comes before a delivery
+        # Meant for the server, which lets this process end in its own time.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         left = run(given.events, given.topic, os.environ.get("PUBSUB_EMULATOR_HOST"), given.drain_seconds, sys.stdin)
     except InputError as error:
         sys.stderr.write(f"{PROG}: error: {error}\n")

@@ -20,7 +20,7 @@ from beam_jobs import bigquery, export_trajectories, ingest_events, replay_dead_
 from beam_jobs.bigquery import Dataset
 from beam_jobs.export_trajectories import ExportSettings, export
 from beam_jobs.options import LOCAL_RUNNER
-from beam_jobs.payloads import MAX_EVENT_BYTES, IngestCounts, ParseEventsFn, PayloadBatch
+from beam_jobs.payloads import MAX_EVENT_BYTES, DecisionShape, IngestCounts, ParseEventsFn, PayloadBatch
 from beam_jobs.replay_dead_letters import ReplayCounts
 from beam_jobs.tables import TableRows, record_batch
 from contracts.errors import InputError
@@ -64,14 +64,16 @@ def test_replay_from_bigquery(dataset: Dataset) -> None:
     good = events(1)[0]
     client = bigquery.client(PROJECT)
     letter = {"error_type": "x", "error_message": "m", "stage": "parse", "failed_at": START.isoformat()}
-    payloads = [("Pz8=", "1"), (msgspec.json.encode(good).decode()[1:-1], "2")]
+    whole = msgspec.json.encode(good).decode()[1:-1]
+    beyond = msgspec.json.encode(good.replace(b'"action":', b'"action":1000')).decode()[1:-1]
+    payloads = [("Pz8=", "1"), (whole, "2"), (beyond, "3")]
     client.insert_rows_json(
         dataset.table(DEAD_LETTERS), [letter | {"payload": payload, "source": source} for payload, source in payloads]
     )
     client.close()
-    counts = replay_dead_letters.replay(dataset, START, START + timedelta(days=1))
-    assert counts == ReplayCounts(letters=2, replayed=1, remaining=1)
-    assert [row["source"] for row in rows(dataset, DEAD_LETTERS)] == ["1"]
+    counts = replay_dead_letters.replay(dataset, START, START + timedelta(days=1), DecisionShape(num_actions=1000))
+    assert counts == ReplayCounts(letters=3, replayed=1, remaining=2)
+    assert sorted(row["source"] for row in rows(dataset, DEAD_LETTERS)) == ["1", "3"]
     assert len(rows(dataset, DECISIONS)) == 1
 
 

@@ -8,6 +8,7 @@ import pytest
 from beam_jobs import ingest_events
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
+from contracts.policies import Movie
 from contracts.records import Decision, RewardEvent
 from orchestration import canary, plan
 from orchestration.canary import Arm, Trial
@@ -109,6 +110,7 @@ def places(tmp_path: Path) -> plan.Places:
     """With events: in time, too late, repeated, missing, of a third policy, before the canary."""
     places = plan.Places(tmp_path)
     places.events.mkdir()
+    places.catalogue.write_bytes(msgspec.json.encode([Movie(action=0, movie_id="1")]))
     events: list[Decision | RewardEvent] = []
 
     def decide(number: int, version: str, second: float, *rewards: tuple[float, float]) -> None:

@@ -231,17 +231,19 @@ def test_an_offer_of_another_protocol_is_not_taken(server, offer):
     assert [answer[:4] for answer in answers] == [b"200 "] * 4
 
 
-def test_a_tunnel_is_refused(server):
+@pytest.mark.parametrize("where", [b"x:80", b"http://x/predict", b"*"])
+@pytest.mark.parametrize("offer", [b"", UPGRADE])
+def test_a_tunnel_is_refused(server, where, offer):
     with connect(server) as connection:
-        connection.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        connection.sendall(b"CONNECT " + where + b" HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n" + REQUEST)
         status, _ = refusal(everything(connection))
-        assert 400 <= status < 500
+        assert status == 400
 
 
 def test_many_offers_at_once_are_refused(server):
     offering = REQUEST.replace(b"Host: x\r\n", b"Host: x\r\n" + UPGRADE)
-    with connect(server) as connection, contextlib.suppress(OSError):
-        connection.sendall(offering * 5000)
+    with connect(server) as connection:
+        connection.sendall(offering * 500)  # fewer than the buffers between hold
         assert b"more than 100 wait on this connection" in everything(connection)
     with connect(server) as connection:
         ask(connection)

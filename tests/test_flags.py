@@ -1,6 +1,8 @@
 """Every program's command line: a mistake is one line on stderr and exit code 2, whichever program it is."""
 
 import importlib
+import os
+import signal
 
 import pytest
 
@@ -9,10 +11,21 @@ PROGRAMS = [
         f"beam_jobs.{job}"
         for job in ("generate_movielens", "ingest_events", "export_trajectories", "replay_dead_letters")
     ),
+    *(f"beam_jobs.{tool}" for tool in ("table_schemas", "templates")),
     *(f"orchestration.{name}" for name in ("cli", "emulated_ingest", "emulators", "simulator", "traffic")),
     *(f"predictor.{name}" for name in ("app", "publisher")),
     *(f"trainer.{name}" for name in ("task", "tune", "validation")),
 ]
+
+
+@pytest.fixture(autouse=True)
+def the_process_stays_as_it_was():
+    def state():
+        return os.nice(0), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    before = state()
+    yield
+    assert state() == before
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

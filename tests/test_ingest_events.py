@@ -21,6 +21,7 @@ from beam_jobs.payloads import (
     IngestCounts,
     ParseEvents,
     PayloadBatch,
+    shape_from,
 )
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
@@ -141,6 +142,14 @@ def test_decisions_that_no_policy_in_training_could_learn_from_are_dead_letters(
         f"observation: must have 2 numbers, got 3 (decision_id={decision_id(1)})",
     ]
     assert sorted(row["payload"] for row in rows(folder, DEAD_LETTERS)) == sorted([longer, beyond])  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    "shape", [DecisionShape(), DecisionShape(2), DecisionShape(num_actions=3), DecisionShape(2, 3)]
+)
+def test_a_shape_can_be_told_on_a_command_line(shape: DecisionShape) -> None:
+    flags = ["--events", "e", "--warehouse", "w", *shape.flags()]
+    assert shape_from(ingest_events.parser().parse_args(flags)) == shape
 
 
 def test_only_new_segments_are_read(events: Path, folder: Path) -> None:

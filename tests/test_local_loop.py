@@ -543,7 +543,11 @@ def test_a_killed_run_leaves_no_children_and_goes_on(tmp_path):
     # A part that is gone is told before anything is served, and with it back the run goes on.
     [manifest] = (out / "windows").glob("*/manifest.json")
     [card] = (out / "policies").glob("*/policy.json")
-    for part, message in ((manifest, "no manifest, but the run noted it"), (card, "cannot be read: No such file")):
+    for part, message in (
+        (manifest, "no manifest, but the run noted it"),
+        (card, "cannot be read: No such file"),
+        (out / "policies" / "champion.json", "has no champion to go on with"),
+    ):
         away = part.rename(tmp_path / "away")
         answer = resume(out)
         assert (answer.returncode, answer.stderr.count("\n")) == (2, 1), answer.stderr

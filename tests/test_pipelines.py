@@ -244,6 +244,7 @@ def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
     (told,) = tasks.bootstrap_jobs(plan, "gs://b/f", "bigquery:films.recommender")
     (again,) = tasks.export_jobs(plan, "gs://b/f", "bigquery:films.recommender")
     assert again["export_trajectories"] == told["export_trajectories"]
+    assert (told["ingest_events"]["observation_dim"], told["ingest_events"]["num_actions"]) == ("5", "10")
     assert set(told) == set(JOBS)
     for job, parameters in told.items():
         metadata = json.loads((TEMPLATES / f"{job}.json").read_text())

@@ -137,6 +137,15 @@ def test_what_does_not_fit_stays_until_it_does(tmp_path: Path) -> None:
     assert replay(tmp_path, START, END, DecisionShape(1, 2)) == ReplayCounts(letters=1, replayed=1)
 
 
+def test_what_did_not_fit_stays_unless_somebody_says_what_does(tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    events.mkdir()
+    (events / "20260101T000000.000000Z-x.jsonl").write_bytes(decision(1) + b"\n")
+    ingest(events, tmp_path / "w", DecisionShape(observation_dim=2))
+    assert replay(tmp_path / "w", START, END) == ReplayCounts(letters=1, remaining=1)
+    assert replay(tmp_path / "w", START, END, DecisionShape(num_actions=2)) == ReplayCounts(letters=1, replayed=1)
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store(tmp_path, "a", letter(decision(1), 1), letter(b"?", 2))
     flags = ["--warehouse", str(tmp_path), "--start", START.isoformat(), "--end", END.isoformat()]

@@ -3,19 +3,23 @@
 import dataclasses
 import re
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from beam_jobs.payloads import IngestCounts
 from contracts import policies
 from contracts.errors import InputError
+from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.policies import Exploration, Movie, PolicyCard
+from contracts.records import Decision, encoder
 from contracts.trajectories import TrajectoryBatch
 from orchestration import canary, plan, steps
 from predictor import policy as serving
+from tests.linear_policies import write_policy
 from trainer import dataset, export, task
 
 D, K = 4, 5
@@ -84,6 +88,34 @@ def champion(shop: Shop) -> PolicyCard:
     card = shop.train(None)
     steps.roll_out(shop.store, card.version, "first", NOW)
     return card
+
+
+def test_what_no_policy_could_be_trained_on_is_set_aside_before_there_is_a_champion_and_after(tmp_path):
+    places = plan.Places(tmp_path)
+    places.events.mkdir()
+    places.catalogue.write_bytes(msgspec.json.encode([Movie(action=k, movie_id=str(k)) for k in range(K)]))
+
+    def log(second: int) -> None:
+        """Three decisions: one that fits, one that is too short, one beyond the catalogue."""
+        moment = START + timedelta(seconds=second)
+        fits = Decision(
+            decision_id="019b76da-a800-7000-8000-000000000000",
+            decided_at=moment,
+            policy_version="v",
+            observation=[0.0] * D,
+            action=K - 1,
+            propensity=1.0,
+        )
+        short, beyond = (msgspec.structs.replace(fits, **change) for change in ({"observation": [0.0]}, {"action": K}))
+        lines = encoder.encode_lines([fits, short, beyond])
+        (places.events / f"{segment_name(moment, 'w')}{SEALED_SUFFIX}").write_bytes(lines)
+
+    log(0)
+    assert steps.ingest(places, D) == IngestCounts(events=3, decisions=1, dead_letters=2)
+    write_policy(places.policies / "v1", num_actions=K - 1, observation_dim=D)  # the catalogue has grown since
+    steps.roll_out(places.policies, "v1", "first", NOW)
+    log(1)
+    assert steps.ingest(places) == IngestCounts(events=3, decisions=1, dead_letters=2)
 
 
 def test_the_first_policy_is_promoted(shop):

@@ -55,6 +55,7 @@ class Environment:
         self.place = msgspec.json.encode(place).decode()
         self.vertex = Vertex(place)
         self.old, self.new = self.policy("old", 1), self.policy("new", 2)
+        self.places.catalogue.write_bytes(msgspec.json.encode(self.old.catalogue))
         plan = Plan(root=str(self.root), run_id="run", champion=None, windows=[], settings=SETTINGS)
         first = msgspec.json.encode(plan).decode()
         tasks.register(first, "old", PASSED, self.place)

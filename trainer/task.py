@@ -436,16 +436,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _tensorboard_folder(given: Path | None, environment: Mapping[str, str]) -> Path | None:
     """Where TensorBoard's logs go, made if need be. Raises InputError, before anything is trained."""
-    folder = given
+    name, folder = "--tensorboard", given
     if folder is None and (vertex := environment.get("AIP_TENSORBOARD_LOG_DIR")):
-        folder = dataset.mounted(vertex)
+        name, folder = "AIP_TENSORBOARD_LOG_DIR", dataset.mounted(vertex)
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--tensorboard: cannot make the folder {folder}: {error.strerror}") from None
+            raise InputError(f"{name}: cannot make the folder {folder}: {error.strerror}") from None
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"--tensorboard: the folder {folder} cannot be written to")
+            raise InputError(f"{name}: the folder {folder} cannot be written to")
     return folder
 
 
