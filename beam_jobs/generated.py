@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from beam_jobs.options import FlagParser
 from contracts.errors import InputError
-from contracts.flags import FlagParser
 
 
 def main(module: str, doc: str, files: Mapping[str, Any], derived_from: str, argv: Sequence[str] | None) -> int:

@@ -10,9 +10,9 @@ exported.
 
 From a folder it is a batch job, and it is checked for each segment that what was written adds up to what was read. Into
 a folder (`beam_jobs.warehouse`) only segments that were not ingested yet are read: a segment's files depend on the
-segment, and on what those two flags say, alone, and the note that it has been ingested is written after them, so a run that was killed at any moment is
-simply run again, told the same. Into BigQuery every segment is loaded, by a job whose id depends on the table and the segment's rows
-alone, and which BigQuery runs once.
+segment, and on what those two flags say, alone, and the note that it has been ingested is written after them, so a run
+that was killed at any moment is simply run again, told the same. Into BigQuery every segment is loaded, by a job whose id
+depends on the table and the segment's rows alone, and which BigQuery runs once.
 
 From a Pub/Sub subscription it is a streaming job, whose guarantee is the runner's: on Dataflow a message is acknowledged
 when what came of it is stored, so each is stored at least once. Beam's local runner acknowledges first: what it holds

@@ -9,14 +9,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult
 
 from contracts.errors import InputError
-from contracts.flags import FlagParser
 
 # In full: a bare DirectRunner first tries to download another runner, and so differs by machine.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -38,6 +37,14 @@ class Kind:
 TEXT = Kind(str)
 
 
+class FlagParser(argparse.ArgumentParser):
+    """A command line on which a mistake is one line, as all wrong input is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError in place of printing the usage."""
+        raise InputError(message)
+
+
 class JobParser(FlagParser):
     """Flags spelt with hyphens (and, for Dataflow's template parameters, with underscores); one line for an error.
 
@@ -50,6 +57,7 @@ class JobParser(FlagParser):
             description=description,
             epilog="Beam's own options may follow (--runner, --project, --region, --temp_location …).",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
 
     def flag(self, name: str, kind: Kind, help: str, **settings: Any) -> None:

@@ -1,5 +1,6 @@
 """Events as received, and what they are: the part of ingestion that every source and sink shares."""
 
+import argparse
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import apache_beam as beam
 import msgspec
 from apache_beam.metrics import Metrics
 
-from beam_jobs.options import JobParser, whole
+from beam_jobs.options import whole
 from beam_jobs.tables import TableRows, record_batch
 from contracts.records import UNREADABLE, DeadLetter, Decision, RewardEvent, describe_error, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
@@ -52,7 +53,7 @@ class DecisionShape(NamedTuple):
             raise ShapeError(f"action: must be below {self.num_actions}, got {decision.action}")
 
     def flags(self) -> list[str]:
-        """As SHAPE_FLAGS names them."""
+        """As `add_shape_flags` declares them."""
         given = {"--observation-dim": self.observation_dim, "--num-actions": self.num_actions}
         return [f"{name}={value}" for name, value in given.items() if value is not None]
 
@@ -60,16 +61,13 @@ class DecisionShape(NamedTuple):
 ANY_SHAPE = DecisionShape()
 
 
-SHAPE_FLAGS = {
-    "observation-dim": "length of an observation: a decision of another one is a dead letter",
-    "num-actions": "number of actions: a decision for one that is not below is a dead letter",
-}
-
-
-def add_shape_flags(flags: JobParser) -> None:
+def add_shape_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a DecisionShape, for `shape_from`."""
-    for name, text in SHAPE_FLAGS.items():
-        flags.flag(name, whole(1), text, default=None)
+    for name, text in (
+        ("observation-dim", "length of an observation: a decision of another one is a dead letter"),
+        ("num-actions", "number of actions: a decision for one that is not below is a dead letter"),
+    ):
+        parser.add_argument(f"--{name}", type=whole(1), metavar=name.split("-")[-1].upper(), help=text)
 
 
 def shape_from(arguments: Any) -> DecisionShape:

@@ -5,10 +5,9 @@
 
 What still cannot be read stays a dead letter, as it was; what BigQuery refuses again is one with the new reason. Decisions
 that were set aside because no policy could be trained on them stay, unless `--observation-dim` and `--num-actions` say what
-fits now. Rows are
-stored before their dead letters are removed, which is the job's last step: a replay that was killed is run again, and what
-it stored twice is removed when the tables are read. BigQuery does not remove rows that were streamed in the last 90
-minutes: they are counted, and a later replay removes them.
+fits now. Rows are stored before their dead letters are removed, which is the job's last step: a replay that was killed is run
+again, and what it stored twice is removed when the tables are read. BigQuery does not remove rows that were streamed in the
+last 90 minutes: they are counted, and a later replay removes them.
 """
 
 import sys

@@ -4,7 +4,7 @@ Requests are whole, made beforehand and all different, so that nothing but the s
 is looked at, and the decision ids in it are kept, so that what was answered can be compared with what was logged.
 
 On a machine that is too small for all, this process waits for a core, too, which is no matter of the server's. So a
-latency begins when a request is sent and ends when the kernel has the answer, which stamps it then (SO_TIMESTAMPNS); and
+latency begins when a request falls due here (it may then wait for a free connection) and ends when the kernel has the answer, which stamps it then (SO_TIMESTAMPNS); and
 what could not be sent in time is sent at no more than twice the rate, not all at once. With these waits, from the moment
 a request was to be sent until its answer was read, latencies are reported beside.
 """
@@ -74,7 +74,7 @@ def at_rate(port: int, requests: list[bytes], connections: int, rate: float, sec
 
 class _Connection:
     def __init__(self, port: int) -> None:
-        self.due = self.sent = 0.0  # when the request in hand was to be sent, and was; of the wall clock
+        self.scheduled = self.due = 0.0  # of the request in hand: when it was to fall due, and did; by the wall clock
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -84,8 +84,8 @@ class _Connection:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, request: bytes, due: float) -> None:
-        self.due, self.sent = due, time.time()
+    def send(self, request: bytes, scheduled: float, due: float) -> None:
+        self.scheduled, self.due = scheduled, due
         self._socket.sendall(request)
 
     def receive(self) -> tuple[bytes, float] | None:
@@ -122,7 +122,7 @@ class _Load:
         self._report = Report()
         self._sent = 0
         self._credit, self._credited_at = 1.0, 0.0  # how many may fall due now
-        self._waiting: deque[float] = deque()  # when each was due
+        self._waiting: deque[tuple[float, float]] = deque()  # when each was to fall due, and did
         self._connections = {one.fileno(): one for one in (_Connection(port) for _ in range(connections))}
         self._idle = deque(self._connections.values())
         self._poll = select.epoll()
@@ -134,9 +134,11 @@ class _Load:
         try:
             while (passed := time.perf_counter() - begin) < self._seconds and self._sent < self._count:
                 if self._rate is None:
-                    self._waiting.extend([time.time()] * int(min(len(self._idle), self._count - self._sent)))
+                    free = int(min(len(self._idle), self._count - self._sent))
+                    self._waiting.extend([(begun_at + passed, begun_at + passed)] * free)
                 else:
-                    self._waiting.extend(begun_at + due for due in self.fall_due(passed, self._rate))
+                    due = self.fall_due(passed, self._rate)
+                    self._waiting.extend((begun_at + scheduled, begun_at + passed) for scheduled in due)
                 self._send()
                 self._receive(_TICK_SECONDS if self._rate else _SILENCE_SECONDS)
             # What fell due is sent, and what was sent is waited for: all that was logged was answered.
@@ -152,7 +154,7 @@ class _Load:
         return self._report
 
     def fall_due(self, passed: float, rate: float) -> list[float]:
-        """When those were to be sent that are to be sent now, in seconds from the beginning, `passed` seconds ago."""
+        """When those were to fall due that do now, in seconds from the beginning, which was `passed` seconds ago."""
         credit = self._credit + 2 * rate * (passed - self._credited_at)
         self._credit, self._credited_at = min(credit, max(2 * rate * _TICK_SECONDS, 1.0)), passed
         first = self._sent + len(self._waiting)
@@ -163,7 +165,7 @@ class _Load:
     def _send(self) -> None:
         while self._idle and self._waiting:
             request = self._requests[self._sent % len(self._requests)]
-            self._idle.popleft().send(request, self._waiting.popleft())
+            self._idle.popleft().send(request, *self._waiting.popleft())
             self._sent += 1
 
     def _receive(self, seconds: float) -> None:
@@ -185,8 +187,8 @@ class _Load:
             raise failed
 
     def _note(self, connection: _Connection, answer: bytes, arrived: float) -> None:
-        self._report.latencies.append(arrived - connection.sent)
-        self._report.latencies_with_waits.append(time.time() - connection.due)
+        self._report.latencies.append(arrived - connection.due)
+        self._report.latencies_with_waits.append(time.time() - connection.scheduled)
         if answer.startswith(b"HTTP/1.1 200 "):
             self._report.decision_ids += _DECISION.findall(answer)
         else:

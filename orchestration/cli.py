@@ -37,9 +37,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from contracts.errors import InputError
-from contracts.flags import FlagParser
 from orchestration import plan
-from orchestration.settings import LoopSettings, add_flags, from_flags
+from orchestration.settings import FlagParser, LoopSettings, add_flags, from_flags
 
 if TYPE_CHECKING:
     from contracts.policies import Champion

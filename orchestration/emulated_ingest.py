@@ -20,11 +20,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import bigquery, ingest_events, pubsub
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
-from beam_jobs.payloads import SHAPE_FLAGS, shape_from
+from beam_jobs.payloads import add_shape_flags, shape_from
 from contracts.errors import InputError
-from contracts.flags import FlagParser
 from orchestration import emulators
 from orchestration.plan import replace_file
+from orchestration.settings import FlagParser
 
 STATUS_SECONDS = 0.1
 
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("status", "file to write the number of stored messages to"),
     ):
         parser.add_argument(f"--{name}", required=True, help=text)
-    for name, text in SHAPE_FLAGS.items():
-        parser.add_argument(f"--{name}", type=int, help=text)
+    add_shape_flags(parser)
     try:
         arguments = parser.parse_args(argv)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -32,11 +32,11 @@ import apache_beam as beam
 import msgspec
 
 from beam_jobs.ingest_events import StreamOutputs
-from beam_jobs.payloads import SHAPE_FLAGS, DecisionShape, IngestCounts, PayloadBatch, shape_from
+from beam_jobs.payloads import DecisionShape, IngestCounts, PayloadBatch, add_shape_flags, shape_from
 from contracts.errors import InputError
-from contracts.flags import FlagParser
 from orchestration.configuration import EMULATED_WAREHOUSE
 from orchestration.processes import Child, free_port
+from orchestration.settings import FlagParser
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / ".emulators"
@@ -488,8 +488,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument(
         "--root", type=Path, default=Path("runs/emulators"), help="of the pipelines (default: %(default)s)"
     )
-    for name, text in SHAPE_FLAGS.items():
-        run.add_argument(f"--{name}", type=int, help=text)
+    add_shape_flags(run)
     try:
         arguments = parser.parse_args(argv)
         if arguments.command == "install":

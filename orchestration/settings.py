@@ -7,7 +7,7 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -111,6 +111,17 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seed: Annotated[int, _described("of viewers, noise and faults", ge=0)] = 0
     port: Annotated[int, _described("where the predictor listens; 0 takes a free one", ge=0, le=65535)] = 0
     out: Annotated[str, _described("folder of the run; an earlier run there is replaced", min_length=1)] = "runs/loop"
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A command line on which a mistake is one line, as all wrong input is, and no flag can be shortened."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError in place of printing the usage."""
+        raise InputError(f"{message} (--help lists what there is)")
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct]) -> None:

@@ -36,10 +36,9 @@ from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, sealed_segments, segment_name
-from contracts.flags import FlagParser
 from contracts.records import utc_microseconds
 from orchestration.plan import parse_moment
-from orchestration.settings import LoopSettings, add_flags, from_flags
+from orchestration.settings import FlagParser, LoopSettings, add_flags, from_flags
 from orchestration.truth import (
     Entry,
     Fault,

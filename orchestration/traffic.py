@@ -34,10 +34,9 @@ from msgspec import Meta
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
-from contracts.flags import FlagParser
 from contracts.records import RewardEvent, encoder
 from orchestration.plan import parse_moment
-from orchestration.settings import DAY_SECONDS, add_flags, convert_flags
+from orchestration.settings import DAY_SECONDS, FlagParser, add_flags, convert_flags
 from predictor.client import Client, RefusedError, UnavailableError
 from predictor.messages import Instance, SentReward
 

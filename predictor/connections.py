@@ -50,7 +50,7 @@ def limit(seconds: float, connections: int) -> Limits:
 
 def overdue(scope: MutableMapping[str, Any]) -> bool:
     """Whether the body of the request of this ASGI scope did not come in time: what was read ends in its middle."""
-    return _OVERDUE in scope
+    return _OVERDUE in scope["state"]
 
 
 class Connection(HttpToolsProtocol):
@@ -180,8 +180,7 @@ class Connection(HttpToolsProtocol):
 
     def _end_body(self) -> None:
         """Leaves the answer to the app, which may be waiting for the rest."""
-        scope: MutableMapping[str, Any] = self.cycle.scope  # type: ignore[assignment]  # a dict, with a key of ours
-        scope[_OVERDUE] = True
+        self.cycle.scope["state"][_OVERDUE] = True
         self.cycle.more_body = False
         self.cycle.keep_alive = False
         self.cycle.message_event.set()

@@ -33,7 +33,7 @@ import msgspec
 
 from contracts import event_segments
 from contracts.errors import InputError
-from contracts.flags import FlagParser
+from predictor.settings import FlagParser
 
 PROG = "python -m predictor.publisher"
 STATUS_NAME = "publisher.json"

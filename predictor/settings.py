@@ -4,12 +4,11 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 
 from contracts.errors import InputError
-from contracts.flags import FlagParser
 
 _ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]*")
 _TAKEN = ("/rewards", "/metrics", "/docs", "/redoc", "/openapi.json")
@@ -37,6 +36,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_seconds: float
     on_overload: Literal["drop", "block"]
     api_key: str | None
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A command line on which a mistake is one line, as all wrong input is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError in place of printing the usage."""
+        raise InputError(message)
 
 
 def parse(

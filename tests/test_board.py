@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from contracts.policies import CARD_NAME, CHECKPOINT_NAME, Movie
 from contracts.trajectories import TrajectoryBatch
-from trainer import board, dataset, export, task
+from trainer import board, dataset, export, flags, task
 
 NUM_ACTIONS, DIM = 4, 3
 WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 2)
@@ -98,5 +98,5 @@ def test_a_folder_for_the_logs_that_cannot_be_is_refused_before_anything_is_trai
 
 
 def test_gs_paths_are_taken_where_they_are_mounted():
-    assert dataset.mounted("gs://bucket/windows") == Path("/gcs/bucket/windows")
-    assert dataset.mounted("runs/windows") == Path("runs/windows")
+    assert flags.mounted("gs://bucket/windows") == Path("/gcs/bucket/windows")
+    assert flags.mounted("runs/windows") == Path("runs/windows")

@@ -54,11 +54,6 @@ class ReadyWindow(NamedTuple):
         return [file for file in self.manifest.files if file.split == split]
 
 
-def mounted(path: str) -> Path:
-    """Where a `gs://` path is mounted in a Vertex job; other paths as they are."""
-    return Path("/gcs") / path.removeprefix("gs://") if path.startswith("gs://") else Path(path)
-
-
 def ready_windows(windows: Path) -> list[ReadyWindow]:
     """The windows under `windows` that have a manifest, by start.
 

@@ -34,11 +34,11 @@ import numpy as np
 
 from contracts.errors import InputError
 from contracts.event_segments import compact_time
-from contracts.flags import FlagParser
 from contracts.policies import CARD_NAME, CHECKPOINT_NAME, Exploration, Movie, PolicyCard, TrainedWindow
 from contracts.windows import Split
 from trainer import agents, arms, dataset, export, linear, neural, validation
 from trainer.dataset import ReadyWindow
+from trainer.flags import FlagParser, mounted
 from trainer.linear import SufficientStatistics
 
 METRIC = "reward"
@@ -306,18 +306,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     exploration = Exploration()
-    parser.add_argument(
-        "--windows", type=dataset.mounted, required=True, help="folder of training windows (window=<start>/)"
-    )
+    parser.add_argument("--windows", type=mounted, required=True, help="folder of training windows (window=<start>/)")
     parser.add_argument(
         "--policies",
-        type=dataset.mounted,
+        type=mounted,
         required=True,
         help="policy store: the new policy goes to <store>/<version>/",
     )
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
     parser.add_argument(
-        "--catalogue", type=dataset.mounted, required=True, help="JSON list of movies, one for each action in order"
+        "--catalogue", type=mounted, required=True, help="JSON list of movies, one for each action in order"
     )
     parser.add_argument("--parent", help="version in the store to continue from (default: start afresh)")
     parser.add_argument(
@@ -356,7 +354,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", type=datetime.fromisoformat, nargs="+", metavar="START", help="only windows with these starts"
     )
-    parser.add_argument("--tensorboard", type=dataset.mounted, help="folder for TensorBoard's logs")
+    parser.add_argument("--tensorboard", type=mounted, help="folder for TensorBoard's logs")
     parser.add_argument(
         "--report-metric",
         action="store_true",
@@ -422,11 +420,9 @@ def main(argv: list[str] | None = None) -> int:
             window = next(window for window in selected(settings) if window.manifest.window == newest)
             board.write(logs, card, export.read_model(settings.policies / card.version), window)
         if folder := environment.get("AIP_MODEL_DIR"):
-            export.copy(settings.policies / card.version, dataset.mounted(folder))
+            export.copy(settings.policies / card.version, mounted(folder))
         if folder := environment.get("AIP_CHECKPOINT_DIR"):
-            shutil.copytree(
-                settings.policies / card.version / CHECKPOINT_NAME, dataset.mounted(folder), dirs_exist_ok=True
-            )
+            shutil.copytree(settings.policies / card.version / CHECKPOINT_NAME, mounted(folder), dirs_exist_ok=True)
     except InputError as error:
         print(f"trainer.task: error: {error}", file=sys.stderr)
         return 2
@@ -438,7 +434,7 @@ def _tensorboard_folder(given: Path | None, environment: Mapping[str, str]) -> P
     """Where TensorBoard's logs go, made if need be. Raises InputError, before anything is trained."""
     name, folder = "--tensorboard", given
     if folder is None and (vertex := environment.get("AIP_TENSORBOARD_LOG_DIR")):
-        name, folder = "AIP_TENSORBOARD_LOG_DIR", dataset.mounted(vertex)
+        name, folder = "AIP_TENSORBOARD_LOG_DIR", mounted(vertex)
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)

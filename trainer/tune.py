@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 
 from contracts.errors import InputError
-from contracts.flags import FlagParser
 from contracts.policies import Movie
-from trainer import agents, dataset, evaluation, task
+from trainer import agents, evaluation, task
+from trainer.flags import FlagParser, mounted
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,16 +169,10 @@ def main(argv: list[str] | None = None) -> int:
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--windows", type=dataset.mounted, required=True, help="folder of training windows (window=<start>/)"
-    )
-    parser.add_argument(
-        "--study", type=dataset.mounted, required=True, help="folder of the study, made when it is not there"
-    )
+    parser.add_argument("--windows", type=mounted, required=True, help="folder of training windows (window=<start>/)")
+    parser.add_argument("--study", type=mounted, required=True, help="folder of the study, made when it is not there")
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
-    parser.add_argument(
-        "--catalogue", type=dataset.mounted, required=True, help="JSON list of movies, one for each action"
-    )
+    parser.add_argument("--catalogue", type=mounted, required=True, help="JSON list of movies, one for each action")
     parser.add_argument("--algorithm", default="lin_ucb", help=f"one of {', '.join(sorted(agents.DEFAULTS))}")
     parser.add_argument("--trials", type=int, default=30, help="in all, earlier ones included (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")

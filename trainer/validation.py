@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from contracts.errors import InputError
-from contracts.flags import FlagParser
 from contracts.windows import MANIFEST_NAME, Split, WindowFile
 from trainer import dataset
 from trainer.dataset import ReadyWindow
+from trainer.flags import FlagParser, mounted
 
 # name: (Arrow type of a value, how many of them; None: the observation's dimension)
 FEATURES: dict[str, tuple[str, int | None]] = {
@@ -189,9 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--windows", type=dataset.mounted, required=True, help="folder of training windows (window=<start>/)"
-    )
+    parser.add_argument("--windows", type=mounted, required=True, help="folder of training windows (window=<start>/)")
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
     try:
         args = parser.parse_args(argv)
