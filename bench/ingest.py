@@ -36,7 +36,7 @@ from beam_jobs.tables import arrow_schema
 from bench.measure import Result, compare, megabytes, seconds
 from contracts.records import Decision, event_decoder
 from contracts.schemas import DECISIONS, REWARDS
-from orchestration import emulators
+from orchestration.emulators import servers
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PROJECT = "local-bench"
@@ -125,7 +125,7 @@ def _stream(payloads: list[bytes], destination: Any, number: int, reliable: bool
         _stored = 0
         with contextlib.ExitStack() as stack:
             pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
-            reader = stack.enter_context(emulators.ReliableReader()) if reliable else None
+            reader = stack.enter_context(servers.ReliableReader()) if reliable else None
             outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, destination)
             if reader:
                 reader.acknowledge_stored(outputs)
@@ -156,25 +156,25 @@ def _compare_streams(destinations: Iterator[Any]) -> Result:
 
 def streaming_embedded() -> Result:
     """From Pub/Sub's emulator into the embedded warehouse."""
-    with tempfile.TemporaryDirectory() as name, emulators.pubsub_emulator(Path(name)) as host:
+    with tempfile.TemporaryDirectory() as name, servers.pubsub_emulator(Path(name)) as host:
 
         def folders() -> Iterator[Path]:
             for number in itertools.count():
                 warehouse.create(Path(name) / f"warehouse-{number}")
                 yield Path(name) / f"warehouse-{number}"
 
-        with emulators.redirect(pubsub=host):
+        with servers.redirect(pubsub=host):
             return _compare_streams(folders())
 
 
 def streaming_bigquery() -> Result:
     """From Pub/Sub's emulator into BigQuery's."""
-    emulators.install()
+    servers.install()
     with (
         tempfile.TemporaryDirectory() as name,
-        emulators.pubsub_emulator(Path(name)) as host,
-        emulators.bigquery_emulator(Path(name)) as endpoint,
-        emulators.redirect(host, endpoint),
+        servers.pubsub_emulator(Path(name)) as host,
+        servers.bigquery_emulator(Path(name)) as endpoint,
+        servers.redirect(host, endpoint),
     ):
 
         def datasets() -> Iterator[bigquery.Dataset]:
@@ -208,15 +208,15 @@ def _steady_load(minutes: float) -> dict[str, Any]:
     held: list[float] = []
     published = 0
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        host = stack.enter_context(emulators.pubsub_emulator(Path(name)))
-        stack.enter_context(emulators.redirect(pubsub=host))
+        host = stack.enter_context(servers.pubsub_emulator(Path(name)))
+        stack.enter_context(servers.redirect(pubsub=host))
         publisher = stack.enter_context(
             pubsub_v1.PublisherClient(batch_settings=pubsub_v1.types.BatchSettings(max_messages=500))
         )
         subscriber = stack.enter_context(pubsub_v1.SubscriberClient())
         publisher.create_topic(name=topic)
         subscriber.create_subscription(name=subscription, topic=topic, ack_deadline_seconds=60)
-        reader = stack.enter_context(emulators.ReliableReader())
+        reader = stack.enter_context(servers.ReliableReader())
         warehouse.create(Path(name) / "warehouse")
         pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
         outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, Path(name) / "warehouse")

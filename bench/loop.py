@@ -18,7 +18,7 @@ from beam_jobs.ratings import load_ratings
 from bench.episode import World, play, sample
 from bench.learning import Linear
 from bench.measure import Result
-from orchestration.settings import LoopSettings
+from orchestration.loop.settings import LoopSettings
 
 MOVIELENS_100K = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-100k"
 SEEDS = 5

@@ -30,7 +30,7 @@ from bench.reference_predictor import NUM_ACTIONS, OBSERVATION_DIM
 from contracts import event_segments, policies
 from contracts.policies import Exploration, Movie, PolicyCard
 from contracts.records import event_decoder
-from orchestration import emulators
+from orchestration.emulators import servers
 from orchestration.processes import free_port
 
 INSTANCES = 8
@@ -163,11 +163,11 @@ def run() -> dict[str, Any]:
 def _pubsub_emulator(folder: Path) -> Iterator[str]:
     """Gives its `host:port`. It gets the processor time that nobody else wants.
 
-    Unlike `emulators.pubsub_emulator` not in a session of its own: where the kernel groups by session (autogroups), each
+    Unlike `servers.pubsub_emulator` not in a session of its own: where the kernel groups by session (autogroups), each
     gets as much as any other, whatever the priorities in it.
     """
     port = free_port()
-    command = ["chrt", "--idle", "0", str(emulators.pubsub_program()), "--host=127.0.0.1", f"--port={port}"]
+    command = ["chrt", "--idle", "0", str(servers.pubsub_program()), "--host=127.0.0.1", f"--port={port}"]
     with (
         (folder / "pubsub.log").open("wb") as log,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
@@ -239,7 +239,7 @@ class _Topic:
 def _topic(address: str, name: str) -> Iterator[_Topic]:
     from google.cloud import pubsub_v1
 
-    with emulators.redirect(pubsub=address):
+    with servers.redirect(pubsub=address):
         publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
     with publisher, subscriber:
         yield _Topic(publisher, subscriber, name)

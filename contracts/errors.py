@@ -1,9 +1,20 @@
-"""The one exception that a person's wrong input ends in."""
+"""The two ways in which a command can end badly without a bug: wrong input, and an operation that failed.
+
+`contracts.command_line.run_main` turns each into one line on stderr and an exit code of its own. Every other exception
+keeps its traceback, because it is a bug.
+"""
 
 
 class InputError(ValueError):
-    """What a person gave cannot be used. The message is one line: which field or file, what is wrong, what was given.
+    """The input cannot be used. The message is one line: which field or file, what is wanted, what was given."""
 
-    Every `main()` prints it as `<program>: error: <message>` and exits with 2. Nothing else is turned into that line,
-    so a bug keeps its traceback.
+    exit_code = 2
+
+
+class OperationError(RuntimeError):
+    """The input is right, but the operation failed: a process crashed, a service did not answer, a disk is full.
+
+    Trying again may succeed. The message is one line: what was attempted, and what went wrong.
     """
+
+    exit_code = 3

@@ -36,13 +36,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from contracts.command_line import FlagParser
 from contracts.errors import InputError
-from orchestration import plan
-from orchestration.settings import FlagParser, LoopSettings, add_flags, from_flags
+from orchestration import policy_store
+from orchestration.loop.settings import LoopSettings, add_flags, from_flags
+from orchestration.places import Places
 
 if TYPE_CHECKING:
     from contracts.policies import Champion
-    from orchestration.vertex import Promotion, Vertex
+    from orchestration.cloud.vertex import Promotion, Vertex
 
 PROGRAM = "orchestration.cli"
 _LOOP = """Runs the closed loop on this machine: real ratings, a real predictor, simulated viewers.
@@ -196,7 +198,8 @@ def _given(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _run_local(arguments: argparse.Namespace) -> int:
-    from orchestration import configuration, local_run
+    from orchestration.cloud import configuration
+    from orchestration.pipelines import local_run
 
     loaded = configuration.load(arguments.config, arguments.project)
     report = local_run.run(arguments.pipeline, loaded, _given(arguments))
@@ -206,22 +209,24 @@ def _run_local(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from orchestration import configuration, pipelines
+    from orchestration.cloud import configuration
+    from orchestration.pipelines import definitions
 
     for name in arguments.config or configuration.names():
-        compiled = pipelines.check(configuration.load(name))
+        compiled = definitions.check(configuration.load(name))
         print(f"{name}: {', '.join(compiled)} compile")
     return 0
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from orchestration import configuration, pipelines
+    from orchestration.cloud import configuration
+    from orchestration.pipelines import definitions
 
     loaded = configuration.load(arguments.config, arguments.project)
-    pipeline = pipelines.build(arguments.pipeline, loaded)
-    pipelines.parameters(arguments.pipeline, loaded, _given(arguments), pipeline)
+    pipeline = definitions.build(arguments.pipeline, loaded)
+    definitions.parameters(arguments.pipeline, loaded, _given(arguments), pipeline)
     try:
-        arguments.out.write_text(pipelines.compiled(pipeline))
+        arguments.out.write_text(definitions.compiled(pipeline))
     except OSError as error:
         raise InputError(f"--out: {arguments.out}: {error.strerror}") from None
     print(arguments.out)
@@ -229,7 +234,8 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from orchestration import configuration, triggers
+    from orchestration.cloud import configuration
+    from orchestration.pipelines import triggers
 
     loaded = configuration.load(arguments.config, arguments.project)
     name = arguments.job_id or triggers.job_id(arguments.pipeline, f"{datetime.now(UTC):%Y%m%dt%H%M%S}")
@@ -238,7 +244,8 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _schedule(arguments: argparse.Namespace) -> int:
-    from orchestration import configuration, triggers
+    from orchestration.cloud import configuration
+    from orchestration.pipelines import triggers
 
     loaded = configuration.load(arguments.config, arguments.project)
     loaded.needed_cloud()
@@ -256,25 +263,26 @@ def _schedule(arguments: argparse.Namespace) -> int:
 
 
 def _vertex(arguments: argparse.Namespace) -> "Vertex":
-    from orchestration import configuration, pipelines
-    from orchestration.vertex import Vertex
+    from orchestration.cloud import configuration
+    from orchestration.cloud.vertex import Vertex
+    from orchestration.pipelines import definitions
 
-    return Vertex(pipelines.place(configuration.load(arguments.config, arguments.project).needed_cloud()))
+    return Vertex(definitions.place(configuration.load(arguments.config, arguments.project).needed_cloud()))
 
 
 def _promote(arguments: argparse.Namespace) -> int:
-    from orchestration import steps
 
     if arguments.config:
         print(_vertex(arguments).promote(arguments.version, arguments.reason))
         return 0
-    champion = steps.roll_out(arguments.policies, arguments.version, arguments.reason, datetime.now(UTC))
+    champion = policy_store.roll_out(arguments.policies, arguments.version, arguments.reason, datetime.now(UTC))
     print(f"{champion.version} is the champion")
     return 0
 
 
 def _history(arguments: argparse.Namespace) -> int:
-    from orchestration import configuration, runs, steps
+    from orchestration.cloud import configuration
+    from orchestration.pipelines import runs
 
     if arguments.config:
         vertex = _vertex(arguments)
@@ -284,13 +292,13 @@ def _history(arguments: argparse.Namespace) -> int:
                 print(f"  {name}  {state}")
         _print_champions(vertex.history())
         return 0
-    places = plan.Places(arguments.root)
+    places = Places(arguments.root)
     if not places.policies.is_dir():
         raise InputError(f"--root: {arguments.root} has no policy store")
     print("Runs")
     for report in runs.reports(arguments.root):
         print(f"  {report.ended_at:%Y-%m-%d %H:%M:%S} {report.line}")
-    _print_champions(steps.history(places.policies))
+    _print_champions(policy_store.history(places.policies))
     return 0
 
 
@@ -308,8 +316,8 @@ def _loop(arguments: argparse.Namespace) -> int:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-        from orchestration import local_loop
-        from orchestration.run_folder import RunFolder
+        from orchestration.loop import local_loop
+        from orchestration.loop.run_folder import RunFolder
     if arguments.resume:
         started_with = RunFolder(Path(settings.out)).settings()
         settings = from_flags(arguments, msgspec.structs.replace(started_with, out=settings.out))
@@ -324,14 +332,13 @@ def _loop(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from orchestration import local_loop
+    from orchestration.loop import local_loop
 
     print(f"Report: {local_loop.write_report(Path(arguments.out))}")
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from orchestration import steps
 
     if arguments.config:
         vertex = _vertex(arguments)
@@ -343,10 +350,10 @@ def _status(arguments: argparse.Namespace) -> int:
         for name, state in vertex.runs("retrain")[:10]:
             print(f"  {name}  {state}")
         return 0
-    current = plan.champion(arguments.policies)
+    current = policy_store.champion(arguments.policies)
     if current is None:
         raise InputError(f"{arguments.policies} has no champion")
-    for past in steps.history(arguments.policies):
+    for past in policy_store.history(arguments.policies):
         mark = "→" if past.promoted_at == current.promoted_at else " "
         print(f"{mark} {past.promoted_at:%Y-%m-%d %H:%M:%S} {past.version}  {past.reason}")
     if current.candidate is not None:
@@ -355,12 +362,11 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from orchestration import steps
 
     if arguments.config:
         print(_vertex(arguments).roll_back(arguments.reason))
         return 0
-    champion = steps.roll_back(arguments.policies, arguments.reason, datetime.now(UTC))
+    champion = policy_store.roll_back(arguments.policies, arguments.reason, datetime.now(UTC))
     print(f"{champion.version} is the champion")
     return 0
 

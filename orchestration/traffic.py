@@ -33,10 +33,10 @@ from msgspec import Meta
 
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
+from contracts.command_line import FlagParser, parse_time
 from contracts.errors import InputError
 from contracts.records import RewardEvent, encoder
-from orchestration.plan import parse_moment
-from orchestration.settings import DAY_SECONDS, FlagParser, add_flags, convert_flags
+from orchestration.loop.settings import DAY_SECONDS, add_flags, convert_flags
 from predictor.client import Client, RefusedError, UnavailableError
 from predictor.messages import Instance, SentReward
 
@@ -229,10 +229,11 @@ class VertexEndpoint:
         """Raises InputError for an environment that is not on Google Cloud."""
         from google.cloud import pubsub_v1
 
-        from orchestration import configuration, pipelines
-        from orchestration.vertex import Vertex
+        from orchestration.cloud import configuration
+        from orchestration.cloud.vertex import Vertex
+        from orchestration.pipelines import definitions
 
-        place = pipelines.place(configuration.load(config, project).needed_cloud())
+        place = definitions.place(configuration.load(config, project).needed_cloud())
         self._vertex = Vertex(place)
         self._topic = place.topic
         self._publisher = pubsub_v1.PublisherClient()
@@ -283,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         settings = convert_flags(arguments, TrafficSettings)
         now = datetime.now(UTC)
-        begin = parse_moment(arguments.start, "--start") if arguments.start else now
+        begin = parse_time(arguments.start, "--start") if arguments.start else now
         if begin > now:
             raise InputError(f"--start must not be later than now, got {arguments.start}")
         audience = Audience(settings)

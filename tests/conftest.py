@@ -12,7 +12,7 @@ from contracts.errors import InputError
 
 if TYPE_CHECKING:
     from beam_jobs.bigquery import Dataset
-    from orchestration.emulators import BigQueryEndpoint
+    from orchestration.emulators.servers import BigQueryEndpoint
 
 _numbers = itertools.count()
 MOVIELENS_100K = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-100k"
@@ -29,15 +29,15 @@ def movielens_100k() -> Path:
 @pytest.fixture(scope="session")
 def pubsub_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of Google's Pub/Sub emulator, which this process's clients are pointed at."""
-    from orchestration import emulators
+    from orchestration.emulators import servers
 
     try:
-        emulators.pubsub_program()
+        servers.pubsub_program()
     except InputError as error:
         pytest.skip(str(error))
     with (
-        emulators.pubsub_emulator(tmp_path_factory.mktemp("pubsub")) as host,
-        emulators.redirect(pubsub=host),
+        servers.pubsub_emulator(tmp_path_factory.mktemp("pubsub")) as host,
+        servers.redirect(pubsub=host),
     ):
         yield host
 
@@ -45,13 +45,13 @@ def pubsub_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def emulators_environment() -> Path:
     """The emulators' own environment, made if need be."""
-    from orchestration import emulators
+    from orchestration.emulators import servers
 
     try:
-        emulators.install()
+        servers.install()
     except InputError as error:
         pytest.skip(str(error))
-    return emulators.ENVIRONMENT
+    return servers.ENVIRONMENT
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +59,11 @@ def bigquery_endpoint(
     emulators_environment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator["BigQueryEndpoint"]:
     """A BigQuery emulator, which `beam_jobs.bigquery` is pointed at."""
-    from orchestration import emulators
+    from orchestration.emulators import servers
 
     with (
-        emulators.bigquery_emulator(tmp_path_factory.mktemp("bigquery"), emulators_environment) as endpoint,
-        emulators.redirect(bigquery=endpoint),
+        servers.bigquery_emulator(tmp_path_factory.mktemp("bigquery"), emulators_environment) as endpoint,
+        servers.redirect(bigquery=endpoint),
     ):
         yield endpoint
 

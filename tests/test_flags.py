@@ -12,7 +12,10 @@ PROGRAMS = [
         for job in ("generate_movielens", "ingest_events", "export_trajectories", "replay_dead_letters")
     ),
     *(f"beam_jobs.{tool}" for tool in ("table_schemas", "templates")),
-    *(f"orchestration.{name}" for name in ("cli", "emulated_ingest", "emulators", "simulator", "traffic")),
+    *(
+        f"orchestration.{name}"
+        for name in ("cli", "emulators.ingest", "emulators.servers", "loop.simulator", "traffic")
+    ),
     *(f"predictor.{name}" for name in ("app", "publisher")),
     *(f"trainer.{name}" for name in ("task", "tune", "validation")),
 ]

@@ -16,7 +16,7 @@ ENTRY_POINTS = {
     "trainer.task": {"tensorflow", "tf_agents", "apache_beam", "fastapi", "kfp"},
     "trainer.off_policy": {"tensorflow", "tf_agents", "apache_beam", "fastapi", "kfp"},
     "predictor.app": {"tensorflow", "tf_agents", "apache_beam", "kfp", "pyarrow", "duckdb", "scipy"},
-    "orchestration.simulator": {"tensorflow", "tf_agents", "apache_beam", "kfp", "fastapi"},
+    "orchestration.loop.simulator": {"tensorflow", "tf_agents", "apache_beam", "kfp", "fastapi"},
     "orchestration.cli": {"tensorflow", "tf_agents", "apache_beam", "kfp", "fastapi", "google.cloud.aiplatform"},
 }
 
@@ -37,7 +37,7 @@ def test_an_entry_point_imports_no_more_than_it_needs(entry_point):
         "beam_jobs.export_trajectories",
         "trainer.task",
         "predictor.app",
-        "orchestration.simulator",
+        "orchestration.loop.simulator",
         "orchestration.cli",
     ],
 )

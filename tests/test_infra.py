@@ -14,7 +14,8 @@ import pytest
 
 from beam_jobs import table_schemas
 from contracts.schemas import TABLES
-from orchestration import configuration, pipelines
+from orchestration.cloud import configuration
+from orchestration.pipelines import definitions
 
 INFRA = Path(__file__).parents[1] / "infra"
 
@@ -82,7 +83,7 @@ def test_the_ratings_of_a_bootstrap_can_be_read_in_the_image_of_the_jobs(name: s
 
 
 def test_the_environments_are_what_is_set_up() -> None:
-    """Names that `orchestration.configuration` derives, as Terraform makes them of the same name and project."""
+    """Names that `orchestration.cloud.configuration` derives, as Terraform makes them of the same name and project."""
     text = "\n".join(path.read_text() for path in sorted(INFRA.glob("*.tf")))
     made = text.replace("${var.project}", "films").replace("${var.name}", "bandit")
     cloud = configuration.load("prod", "films").needed_cloud()
@@ -96,5 +97,5 @@ def test_the_environments_are_what_is_set_up() -> None:
     (parts,) = re.findall(r'resource "google_service_account" "part" \{\s*for_each = \{(.*?)\}', text, re.DOTALL)
     assert set(get_args(configuration.Part)) <= set(re.findall(r"(\w+) += ", parts))
     # Rights are for folders of the bucket: the policies are where the predictor may read them.
-    policies = pipelines.place(cloud).policies
+    policies = definitions.place(cloud).policies
     assert policies == f"gs://{cloud.bucket}/policies"

@@ -10,7 +10,7 @@ from google.pubsub_v1 import types
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
-from orchestration.emulators import pubsub_program
+from orchestration.emulators.servers import pubsub_program
 from orchestration.processes import Child
 
 PROJECT = "test-project"

@@ -9,7 +9,7 @@ import numpy as np
 
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
-from orchestration import plan
+from orchestration import policy_store
 from predictor import policy as serving
 from predictor.client import Client
 from predictor.messages import Instance, SentReward
@@ -45,7 +45,7 @@ class Viewers:
             served = self._client.predict(instances)
             ids, actions = [one.decision_id for one in served], np.array([one.action for one in served])
             rewards = self._movielens.observed_rewards(users, actions, self._rng)
-            champion = plan.champion(self._root / "policies")
+            champion = policy_store.champion(self._root / "policies")
             assert champion is not None
             if self.candidate_reward is not None:
                 rewards[[one.policy_version != champion.version for one in served]] = self.candidate_reward

@@ -1,0 +1,1 @@
+"""Google Cloud: configurations of environments, and the calls of the Vertex AI SDK."""

@@ -1,0 +1,1 @@
+"""The emulators of Pub/Sub, BigQuery and Cloud Storage, and all that only they need."""

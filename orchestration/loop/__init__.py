@@ -1,0 +1,1 @@
+"""The closed loop on one machine: its settings, processes, simulated viewers, accounting and report."""

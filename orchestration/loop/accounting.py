@@ -1,0 +1,343 @@
+"""Is anything lost, counted twice, or paid to somebody else? What was said to happen, held against what was kept.
+
+Every figure of `Totals` compares things that were written independently: what the viewers say happened
+(`orchestration.loop.truth`; for the bootstrap, what the generator put into the event log), the tables of the warehouse, the
+records in the files of the training windows, and the lineage of the champion.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Set
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from beam_jobs import warehouse
+from beam_jobs.movielens import MovieLens
+from contracts import schemas
+from contracts.errors import InputError
+from contracts.event_segments import sealed_segments
+from contracts.policies import PolicyCard
+from contracts.records import Decision, event_decoder, utc_microseconds
+from contracts.windows import Split, TrainingWindow
+from orchestration.loop.run_folder import RunFolder
+from orchestration.loop.settings import LoopSettings
+from orchestration.loop.truth import (
+    InjectedFaults,
+    OfferedReward,
+    RequestFailure,
+    SentReward,
+    ServedDecision,
+    SessionStart,
+    TruthReader,
+    decided_milliseconds,
+    windows_passed,
+)
+from trainer import dataset
+
+# What a record of a training window says: observation (its bytes), action, reward as float32; None: nobody answered.
+Record = tuple[bytes, int, float | None]
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over the run, bootstrap included.
+
+    `lost = lost_decisions + lost_rewards + lost_between_tables_and_windows + lost_between_windows_and_training`. An
+    interaction is misattributed when its reward is not one that was sent for its observation and action; duplicated when
+    it stands in the windows, or was trained on, more often than it happened. Interactions of others than the viewers
+    count as trained, but cannot be judged.
+    """
+
+    decisions_served: int
+    decisions_stored: int
+    decisions_of_others: int  # of the stored ones: nobody of the simulated viewers asked, so their worth is unknown
+    decisions_outside_windows: int  # of the stored ones: after the last window; a resumed run trains on them
+    rewards_sent: int
+    rewards_stored: int
+    interactions_exported: int
+    interactions_trained: int
+    interactions_held_back: int  # for the gate, and of windows whose policy was refused; the next update trains on them
+    lost: int
+    lost_decisions: int  # answered, but not in the tables
+    lost_rewards: int  # accepted, but not in the tables
+    lost_between_tables_and_windows: int
+    lost_between_windows_and_training: int
+    duplicated: int
+    misattributed_rewards: int
+    failed_requests: int
+    events_read: int  # lines of the log that were ingested
+    dead_letters: int
+    faults_injected: dict[str, int]
+    faults_found: dict[str, int]
+
+
+class Happened(NamedTuple):
+    """What the viewers and the generator say."""
+
+    sessions: list[SessionStart]
+    decisions: dict[str, tuple[bytes, int]]  # decision_id: observation (float32), action
+    rewards: list[SentReward]
+    offered: dict[str, OfferedReward]  # decision_id: what a viewer that was killed may or may not have sent
+    faults: list[InjectedFaults]
+    failures: list[RequestFailure]
+
+    @classmethod
+    def read(cls, folder: RunFolder, movielens: MovieLens) -> "Happened":
+        """Reads the truth. Raises InputError when a line of it is not one."""
+        decisions: dict[str, tuple[bytes, int]] = {}
+        happened = cls([], decisions, [], {}, [], [])
+        for segment in sealed_segments(folder.simulated):
+            for line in segment.read_bytes().splitlines():
+                event = event_decoder.decode(line)
+                if isinstance(event, Decision):
+                    observation = np.asarray(event.observation, np.float32).tobytes()
+                    decisions[event.decision_id] = (observation, event.action)
+                else:
+                    moment = utc_microseconds(event.occurred_at)
+                    happened.rewards.append(SentReward(event.decision_id, event.reward, moment, moment / 1e6, ""))
+        observations = [row.tobytes() for row in movielens.observations]
+        for entry in TruthReader(folder.truth).read():
+            match entry:
+                case SessionStart():
+                    happened.sessions.append(entry)
+                case ServedDecision():
+                    decisions[entry.decision_id] = (observations[entry.user], entry.action)
+                case OfferedReward():
+                    happened.offered[entry.decision_id] = entry
+                case SentReward():
+                    happened.rewards.append(entry)
+                    happened.offered.pop(entry.decision_id, None)
+                case InjectedFaults():
+                    happened.faults.append(entry)
+                case RequestFailure():
+                    happened.failures.append(entry)
+        return happened
+
+
+class Stored(NamedTuple):
+    """The warehouse, read through its deduplicating reader."""
+
+    decision_id: np.ndarray  # [N] str
+    decided_at: np.ndarray  # [N] int64, microseconds
+    policy_version: np.ndarray  # [N] str
+    user: np.ndarray  # [N] int64, index of the viewer; -1: somebody else asked, of whom no truth is known
+    action: np.ndarray  # [N]
+    angle: np.ndarray  # [N], how far tastes had turned
+    duplicate_decisions: int
+    reward_id: np.ndarray  # [M] str
+    occurred_at: np.ndarray  # [M] int64, microseconds
+    reward: np.ndarray  # [M]
+    duplicate_rewards: int
+    failed_at: np.ndarray  # [L] int64, microseconds
+
+    @classmethod
+    def read(cls, folder: RunFolder, movielens: MovieLens, sessions: list[SessionStart]) -> "Stored":
+        """Reads the tables. Raises InputError when they are not there."""
+        always = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+        columns = ["decision_id", "decided_at", "policy_version", "user_id", "action"]
+        decisions, duplicate_decisions = warehouse.read(folder.warehouse, schemas.DECISIONS, *always, columns)
+        rewards, duplicate_rewards = warehouse.read(folder.warehouse, schemas.REWARDS, *always)
+        dead_letters, _ = warehouse.read(folder.warehouse, schemas.DEAD_LETTERS, *always, ["failed_at"])
+        index = {str(user_id): row for row, user_id in enumerate(movielens.user_ids)}
+        ids = decisions["decision_id"].to_pylist()
+        # As the viewers do: by the milliseconds of the id.
+        moments = np.array([decided_milliseconds(decision_id) / 1e3 for decision_id in ids])
+        settings = folder.settings()
+        return cls(
+            decision_id=np.array(ids, object),
+            decided_at=_microseconds(decisions["decided_at"]),
+            policy_version=np.array(decisions["policy_version"].to_pylist(), object),
+            user=np.array([index.get(user_id, -1) for user_id in decisions["user_id"].to_pylist()], np.int64),
+            action=decisions["action"].to_numpy(),
+            angle=settings.drift * windows_passed(sessions, moments, settings.window_seconds),
+            duplicate_decisions=duplicate_decisions,
+            reward_id=np.array(rewards["decision_id"].to_pylist(), object),
+            occurred_at=_microseconds(rewards["occurred_at"]),
+            reward=rewards["reward"].to_numpy(),
+            duplicate_rewards=duplicate_rewards,
+            failed_at=_microseconds(dead_letters["failed_at"]),
+        )
+
+    @property
+    def rewards(self) -> Iterator[tuple[str, int, float]]:
+        """Decision, moment and value of each reward."""
+        return zip(self.reward_id.tolist(), self.occurred_at.tolist(), self.reward.tolist(), strict=True)
+
+    @property
+    def moments(self) -> dict[str, int]:
+        """When each decision was made."""
+        return dict(zip(self.decision_id.tolist(), self.decided_at.tolist(), strict=True))
+
+
+def totals(folder: RunFolder, happened: Happened, stored: Stored, card: PolicyCard, movielens: MovieLens) -> Totals:
+    """Counts anew; `card` is the champion's. Raises InputError when a window's records cannot be read."""
+    settings, decided = folder.settings(), stored.moments
+    stored_rewards = set(stored.rewards)
+    sent = {(reward.decision_id, reward.occurred_at, reward.reward) for reward in happened.rewards}
+    windows = _hold_against_windows(folder, happened, stored, card, movielens)
+    lost_decisions = len(happened.decisions.keys() - decided.keys())
+    lost_rewards = len(sent - stored_rewards)
+    waits = [moment - decided[decision_id] for decision_id, moment, _ in stored_rewards if decision_id in decided]
+    rows = len(decided) + len(stored.reward_id) + stored.duplicate_decisions + stored.duplicate_rewards
+    return Totals(
+        decisions_served=len(happened.decisions),
+        decisions_stored=len(decided),
+        decisions_of_others=int((stored.user < 0).sum()),
+        decisions_outside_windows=windows.decisions_outside,
+        rewards_sent=len(sent),
+        rewards_stored=len(stored.reward_id),
+        interactions_exported=windows.exported,
+        interactions_trained=windows.trained,
+        interactions_held_back=windows.held_back,
+        lost=lost_decisions + lost_rewards + windows.not_exported + windows.passed_over,
+        lost_decisions=lost_decisions,
+        lost_rewards=lost_rewards,
+        lost_between_tables_and_windows=windows.not_exported,
+        lost_between_windows_and_training=windows.passed_over,
+        duplicated=windows.duplicated,
+        misattributed_rewards=windows.misattributed,
+        failed_requests=len(happened.failures),
+        events_read=rows + len(stored.failed_at),
+        dead_letters=len(stored.failed_at),
+        faults_injected=_injected(happened),
+        faults_found={
+            "orphan_rewards": len(stored.reward_id) - len(waits),
+            "late_rewards": sum(wait > settings.reward_window_seconds * 1e6 for wait in waits),
+            "duplicate_decisions": stored.duplicate_decisions,
+            "duplicate_rewards": stored.duplicate_rewards,
+            "malformed": len(stored.failed_at),
+        },
+    )
+
+
+def inside(moments: np.ndarray, window: TrainingWindow) -> np.ndarray:
+    """[N] microseconds since the epoch -> [N] bool."""
+    return (moments >= utc_microseconds(window.start)) & (moments < utc_microseconds(window.end))
+
+
+def _injected(happened: Happened) -> dict[str, int]:
+    injected = {
+        name: sum(getattr(fault, name) for fault in happened.faults) for name in InjectedFaults.__struct_fields__
+    }
+    injected["rewards_sent_twice"] = sum(reward.fault == "twice" for reward in happened.rewards)
+    injected["late_rewards"] = sum(reward.fault == "late" for reward in happened.rewards)
+    return injected
+
+
+class _Windows(NamedTuple):
+    """What the records of the windows' files, and the champion's lineage, say."""
+
+    exported: int
+    trained: int
+    held_back: int
+    decisions_outside: int
+    not_exported: int
+    passed_over: int
+    duplicated: int
+    misattributed: int
+
+
+def _hold_against_windows(
+    folder: RunFolder, happened: Happened, stored: Stored, card: PolicyCard, movielens: MovieLens
+) -> _Windows:
+    """Reads every record of every window, and holds it against what happened."""
+    settings = folder.settings()
+    own = _own_records(happened, stored, movielens, settings)
+    arrived = set(stored.reward_id.tolist())
+    takes_default = settings.missing_reward == "default"
+    lineage = Counter((part.window.start, part.split) for part in card.trained_on)
+    newest = max(part.window.start for part in card.trained_on)
+    windows = dataset.ready_windows(folder.windows)
+    if gone := {start for start, _ in lineage} - {window.start for window in windows}:
+        raise InputError(
+            f"{folder.windows} has no window that starts at {min(gone).isoformat()}; {card.version} was trained on it"
+        )
+    exported: Counter[Record] = Counter()
+    trained: Counter[Record] = Counter()
+    held_back = not_exported = passed_over = 0
+    outside = np.ones(len(stored.decided_at), bool)
+    for window in windows:
+        in_window: Counter[Record] = Counter()
+        for split in ("train", "holdback"):
+            times = lineage[window.start, split]
+            records = Counter(_records(window, split, card.num_actions))
+            in_window += records
+            trained.update({record: times * count for record, count in records.items()})
+            if not times:
+                # Each update trains on all that is older than its newest window, which it judges itself by.
+                if window.start < newest or (window.start == newest and split == "train"):
+                    passed_over += records.total()
+                else:
+                    held_back += records.total()
+        exported += in_window
+        here = inside(stored.decided_at, window.manifest.window)
+        outside &= ~here
+        wanted = Counter(
+            own[decision_id]
+            for decision_id in stored.decision_id[here].tolist()
+            # A reward that is not in the tables is counted as lost before.
+            if decision_id in own and (takes_default if own[decision_id][2] is None else decision_id in arrived)
+        )
+        not_exported += max((wanted - in_window).total(), int(here.sum()) - window.manifest.counts.decisions)
+    known = {row.tobytes() for row in movielens.observations}
+    duplicated, misattributed = _too_often(exported | trained, Counter(own.values()), known)  # of each the larger count
+    return _Windows(
+        exported=exported.total(),
+        trained=trained.total(),
+        held_back=held_back,
+        decisions_outside=int(outside.sum()),
+        not_exported=not_exported,
+        passed_over=passed_over,
+        duplicated=duplicated,
+        misattributed=misattributed,
+    )
+
+
+def _too_often(found: Counter[Record], happened: Counter[Record], known: Set[bytes]) -> tuple[int, int]:
+    """How many records are there more often than they happened, and how many never happened; `known` observations only."""
+    duplicated = misattributed = 0
+    for record, count in found.items():
+        if record[0] not in known:
+            continue
+        if happened[record]:
+            duplicated += max(0, count - happened[record])
+        else:
+            misattributed += count
+    return duplicated, misattributed
+
+
+def _own_records(happened: Happened, stored: Stored, movielens: MovieLens, settings: LoopSettings) -> dict[str, Record]:
+    """What a training window should say of each decision that a viewer asked for: by what the viewers did."""
+    decided, arrived = stored.moments, set(stored.rewards)
+    decisions = dict(happened.decisions)
+    for decision_id, user, action in zip(
+        stored.decision_id.tolist(), stored.user.tolist(), stored.action.tolist(), strict=True
+    ):
+        if user >= 0:  # a viewer that was killed may not have noted its last ones
+            decisions.setdefault(decision_id, (movielens.observations[user].tobytes(), action))
+    sent = [(reward.decision_id, reward.occurred_at, reward.reward) for reward in happened.rewards]
+    offered = [(reward.decision_id, reward.occurred_at, reward.reward) for reward in happened.offered.values()]
+    first: dict[str, tuple[int, float]] = {}
+    for decision_id, occurred_at, reward in [*sent, *arrived.intersection(offered)]:
+        wait = occurred_at - decided.get(decision_id, 0)
+        if 0 <= wait <= settings.reward_window_seconds * 1e6:
+            first[decision_id] = min((occurred_at, reward), first.get(decision_id, (occurred_at, reward)))
+    return {
+        decision_id: (*of_whom, float(np.float32(first[decision_id][1])) if decision_id in first else None)
+        for decision_id, of_whom in decisions.items()
+    }
+
+
+def _records(window: dataset.ReadyWindow, split: Split, num_actions: int) -> Iterator[Record]:
+    for batch in dataset.read(window, split, num_actions):
+        for observation, action, reward, defaulted in zip(
+            batch.observation, batch.action.tolist(), batch.reward.tolist(), batch.defaulted.tolist(), strict=True
+        ):
+            yield observation.tobytes(), action, None if defaulted else reward
+
+
+def _microseconds(column: pa.ChunkedArray) -> np.ndarray:
+    moments: np.ndarray = column.cast("int64").to_numpy()
+    return moments

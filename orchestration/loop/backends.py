@@ -1,0 +1,159 @@
+"""Where the loop's events and tables are: embedded in files, or behind the emulators of Pub/Sub and BigQuery.
+
+The jobs, the predictor and the trainer are the same in both; a backend carries events from the predictor's log to the
+tables that the export reads, and knows when they are there.
+"""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+
+from beam_jobs import ingest_events, warehouse
+from beam_jobs.payloads import DecisionShape
+from contracts import schemas
+from contracts.errors import InputError
+from contracts.event_segments import open_segments, opened_at, seal_abandoned, sealed_segments
+from orchestration.cloud.configuration import EMULATED_WAREHOUSE
+from orchestration.loop.run_folder import RunFolder
+from orchestration.processes import Child
+from predictor.publisher import STATUS_NAME, Status
+
+if TYPE_CHECKING:
+    from beam_jobs.bigquery import Dataset
+
+ARRIVAL_TIMEOUT_SECONDS = 60.0
+POLL_SECONDS = 0.02
+
+
+class Backend(Protocol):
+    """What the loop asks of either."""
+
+    source: "Path | Dataset"  # what the export reads
+    predictor_flags: list[str]
+
+    def deliver(self) -> None:
+        """Carries what was written to the log while nothing else does."""
+
+    def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
+        """Returns when all that was written to the log before `moment` is in the tables; calls `check` as it waits."""
+
+    def finish(self) -> None:
+        """After the predictor ended: leaves all that was logged in the tables of the run's folder."""
+
+
+@contextlib.contextmanager
+def open_backend(name: Literal["local", "emulators"], folder: RunFolder, shape: DecisionShape) -> Iterator[Backend]:
+    """The backend of that name, up and ready. A decision that is not of that shape will be a dead letter.
+
+    Raises InputError when an emulator is not installed or does not start.
+    """
+    if name == "local":
+        yield EmbeddedBackend(folder, shape)
+        return
+    from beam_jobs import bigquery
+    from orchestration.emulators import servers
+
+    with servers.ingesting(folder.logs, folder.ingest_status, shape) as (_, job):
+        dataset = bigquery.parse_dataset(EMULATED_WAREHOUSE)
+        yield EmulatedBackend(folder, dataset, servers.TOPIC, job, folder.ingest_status)
+
+
+class EmbeddedBackend:
+    """Segments of the event log are ingested by a batch job into Parquet."""
+
+    def __init__(self, folder: RunFolder, shape: DecisionShape) -> None:
+        self._folder = folder
+        self._shape = shape
+        self.source: Path | Dataset = folder.warehouse
+        self.predictor_flags: list[str] = []
+
+    def deliver(self) -> None:
+        """The log is where ingestion looks."""
+
+    def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
+        """Waits until the segments are sealed, then ingests them; what a killed predictor left is sealed first."""
+        seal_abandoned(self._folder.events)
+        _wait(lambda: not _written_before(moment, open_segments(self._folder.events)), "sealed", check)
+        ingest_events.ingest(self._folder.events, self._folder.warehouse, self._shape)
+
+    def finish(self) -> None:
+        """Ingests what the predictor sealed as it stopped; what a dead one left is sealed first."""
+        ingest_events.ingest(self._folder.events, self._folder.warehouse, self._shape)
+
+
+class EmulatedBackend:
+    """The predictor publishes to Pub/Sub; the streaming job writes BigQuery."""
+
+    def __init__(self, folder: RunFolder, dataset: "Dataset", topic: str, job: Child, status: Path) -> None:
+        self._folder = folder
+        self._dataset = dataset
+        self._topic = topic
+        self._job = job
+        self._status = status
+        self._published_before = 0  # by publishers that have ended
+        self.source: Path | Dataset = dataset
+        self.predictor_flags = ["--topic", topic]
+
+    def deliver(self) -> None:
+        """Publishes what is in the log, and ends."""
+        command = [sys.executable, "-m", "predictor.publisher", "--events", str(self._folder.events)]
+        subprocess.run([*command, "--topic", self._topic], stdin=subprocess.DEVNULL, check=True)
+        self._published_before += self._published()
+        (self._folder.events / STATUS_NAME).unlink()
+        self._wait_until_stored(lambda: None)
+
+    def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
+        """Waits until the segments are published and what was published is stored."""
+
+        def carried() -> bool:
+            events = self._folder.events
+            return not _written_before(moment, [*open_segments(events), *sealed_segments(events)])
+
+        _wait(carried, "published", check)
+        self._wait_until_stored(check)
+
+    def finish(self) -> None:
+        """Copies the tables into the run's folder, so that its report can be made again without the emulators."""
+        from beam_jobs import bigquery
+
+        self._wait_until_stored(lambda: None)
+        warehouse.create(self._folder.warehouse)
+        today = datetime.now(UTC)
+        for table in schemas.TABLES:
+            rows = bigquery.read_all(self._dataset, table, today - timedelta(days=2), today + timedelta(days=2))
+            for batch in rows.combine_chunks().to_batches():
+                warehouse.write(self._folder.warehouse, table, "bigquery", batch)
+
+    def _wait_until_stored(self, check: Callable[[], None]) -> None:
+        def check_all() -> None:
+            self._job.check()
+            check()
+
+        _wait(lambda: self._stored() >= self._published_before + self._published(), "stored", check_all)
+
+    def _published(self) -> int:
+        path = self._folder.events / STATUS_NAME
+        return msgspec.json.decode(path.read_bytes(), type=Status).published if path.is_file() else 0
+
+    def _stored(self) -> int:
+        return int(self._status.read_bytes()) if self._status.is_file() else 0
+
+
+def _written_before(moment: datetime, segments: list[Path]) -> bool:
+    return any(opened_at(segment) < moment for segment in segments)
+
+
+def _wait(done: Callable[[], bool], what: str, check: Callable[[], None]) -> None:
+    deadline = time.monotonic() + ARRIVAL_TIMEOUT_SECONDS
+    while not done():
+        if time.monotonic() > deadline:
+            raise InputError(f"the event log was not {what} within {ARRIVAL_TIMEOUT_SECONDS:g} s")
+        check()
+        time.sleep(POLL_SECONDS)

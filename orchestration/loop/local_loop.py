@@ -1,0 +1,362 @@
+"""The closed loop on one machine, with real processes: a predictor that serves, viewers that ask, and this process,
+which ingests, exports, trains, judges and rolls out, window by window, while traffic goes on.
+
+    generate → train → serve → (simulate → ingest → export → train → evaluate → roll out) for each training window
+
+Windows are wall-clock. A window is dealt with when it closes: its end, the reward window, and a moment for events to
+settle into the log. When the machine is slow and several windows have closed meanwhile, one update learns from them all.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from beam_jobs import export_trajectories, generate_movielens
+from beam_jobs.movielens import MovieLens
+from beam_jobs.payloads import DecisionShape
+from contracts.errors import InputError
+from contracts.event_segments import sealed_segments
+from contracts.policies import Exploration, PolicyCard
+from contracts.windows import TrainingWindow
+from orchestration import gate as gates
+from orchestration import policy_store
+from orchestration.loop import report
+from orchestration.loop.backends import Backend, EmbeddedBackend, open_backend
+from orchestration.loop.run_folder import JournalEntry, RunFolder
+from orchestration.loop.settings import LoopSettings, changed
+from orchestration.loop.simulator import load_movielens, new_movies
+from orchestration.loop.truth import SessionStart, TruthReader
+from orchestration.processes import Child, check_port, free_port
+from predictor import exploration as explorers
+from predictor import policy
+from trainer import agents, dataset, task
+
+START_TIMEOUT_SECONDS = 60.0
+SWAP_TIMEOUT_SECONDS = 30.0
+LATE_SECONDS = 60.0  # no viewer answers later than this after the reward window
+
+
+def run(settings: LoopSettings, resume: bool = False) -> Path:
+    """Runs the loop and returns the path of its report.
+
+    With `resume`, the run in `settings.out` goes on: what its last run left unfinished is trained on, then the windows
+    still to be served are served.
+
+    Raises InputError for settings that cannot be used, or when one of the processes fails.
+    """
+    agents.complete(settings.algorithm, _hyperparameters(settings))
+    if not settings.exploration:
+        settings = msgspec.structs.replace(settings, exploration=agents.EXPLORATION[settings.algorithm])
+    explorers.check(_exploration(settings))
+    folder = RunFolder(Path(settings.out))
+    if resume:
+        started_with = folder.settings()
+        for backend in (started_with.backend, settings.backend):
+            if backend != "local":
+                raise InputError(f"--resume needs --backend local: what the {backend} held ended with them")
+        if differences := changed(started_with, settings, ignore=("out", "port", "windows")):
+            raise InputError(f"--resume goes on with the settings of the run; changed: {'; '.join(differences)}")
+    if settings.port:
+        check_port(settings.port)
+    say(f"Ratings: {settings.ratings}")
+    begin = time.monotonic()
+    movielens = load_movielens(settings)
+    loading_seconds = time.monotonic() - begin
+    reference = movielens.reference
+    say(
+        f"{movielens.num_users:,} viewers, {movielens.num_actions} movies. Expected reward a decision: oracle "
+        f"{reference.oracle:.3f}, best fixed movie {reference.best_fixed_action:.3f}, uniform {reference.uniform:.3f}"
+    )
+    with folder.locked():
+        if folder.journal() and resume:
+            folder.discard_torn_line()
+            folder.write_settings(settings)  # perhaps of another number of windows
+        else:
+            folder.create(settings, movielens.catalogue)
+        LocalLoop(settings, folder, movielens, loading_seconds).run()
+        report.write(folder, movielens)
+    return folder.report_html
+
+
+def write_report(root: Path) -> Path:
+    """Makes the report of the run in `root` from its data, and returns the page's path. Raises InputError."""
+    folder = RunFolder(root)
+    report.write(folder, load_movielens(folder.settings()))
+    return folder.report_html
+
+
+def say(line: str) -> None:
+    """Progress, at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+class LocalLoop:
+    """One run of the loop in `folder`."""
+
+    def __init__(self, settings: LoopSettings, folder: RunFolder, movielens: MovieLens, loading_seconds: float) -> None:
+        self._settings = settings
+        # The viewers load the same ratings again, beside the predictor: 25 million take minutes.
+        self._viewers_timeout_seconds = START_TIMEOUT_SECONDS + 5 * loading_seconds
+        self._folder = folder
+        self._movielens = movielens
+        self._export_settings = export_trajectories.ExportSettings(
+            reward_window_seconds=settings.reward_window_seconds,
+            settle_seconds=settings.settle_seconds,
+            missing_reward=settings.missing_reward,
+            default_reward=settings.default_reward,
+            holdback_share=settings.holdback_share,
+            late_horizon_seconds=settings.reward_window_seconds + LATE_SECONDS,
+        )
+        self._children: list[Child] = []
+        self._shape = DecisionShape(movielens.observation_dim, movielens.num_actions)
+        self._backend: Backend = EmbeddedBackend(folder, self._shape)
+        self._progress = report.Progress(folder, movielens, settings)
+
+    def run(self) -> None:
+        """Bootstraps if need be, then serves the windows that are still to be served."""
+        journal = self._folder.journal()
+        if journal:
+            self._check_what_is_there(journal)
+        with open_backend(self._settings.backend, self._folder, self._shape) as self._backend:
+            if not journal:
+                self._bootstrap()
+            with ExitStack() as children:
+                endpoint = self._start_predictor(children)
+                if journal:
+                    self._catch_up(journal, endpoint)
+                served = sum(not entry.interrupted and entry.number > 0 for entry in journal)
+                if served < self._settings.windows:
+                    self._serve(endpoint, children, first=served + 1, session=len(journal))
+                self._children.clear()
+            self._backend.finish()
+
+    def _check_what_is_there(self, journal: list[JournalEntry]) -> None:
+        """Raises InputError when a part of the run that goes on is gone: before anything is served, not at the report."""
+        report.noted_manifests(self._folder, journal)
+        champion = policy_store.champion(self._folder.policies)
+        if champion is None:
+            raise InputError(f"{self._folder.policies} has no champion to go on with: run it afresh, without --resume")
+        policy.load(self._folder.policies / champion.version)
+
+    def _bootstrap(self) -> None:
+        """The first policy, from decisions of the uniform policy in a window that has closed already."""
+        length = timedelta(seconds=self._settings.window_seconds)
+        now = datetime.now(UTC).replace(microsecond=0)
+        wait = timedelta(seconds=self._settings.reward_window_seconds + self._settings.settle_seconds)
+        window = TrainingWindow(now - wait - length, now - wait)
+        say(f"Bootstrap: {self._settings.bootstrap_decisions} decisions of the uniform policy")
+        # Into the truth, and from there into the log: what was simulated stays known however the log is carried away.
+        generate_movielens.generate(
+            self._movielens.masking(new_movies(self._settings, self._movielens)),
+            generate_movielens.GeneratorSettings(
+                num_decisions=self._settings.bootstrap_decisions,
+                start=window.start,
+                window_seconds=self._settings.window_seconds,
+                no_reward_probability=self._settings.no_reward_probability,
+                seed=self._settings.seed,
+            ),
+            self._folder.simulated,
+        )
+        for segment in sealed_segments(self._folder.simulated):
+            shutil.copy(segment, self._folder.events)
+        self._backend.deliver()
+        self._update([(0, window)], interrupted=False, endpoint=None)
+        if policy_store.champion(self._folder.policies) is None:
+            refused = self._folder.journal()[-1].gate.reason
+            raise InputError(f"the first policy may not serve, {refused}; see --bootstrap-decisions, --num-actions")
+
+    def _start_predictor(self, children: ExitStack) -> str:
+        port = self._settings.port or free_port()
+        endpoint = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "predictor.app", "--policy", str(self._folder.policies)]
+        command += ["--events", str(self._folder.events), "--port", str(port)]
+        command += self._backend.predictor_flags
+        self._children.append(children.enter_context(Child("predictor", command, self._folder.logs / "predictor.log")))
+        champion = policy_store.champion(self._folder.policies)
+        assert champion is not None  # the bootstrap made one, or said why not
+        self._wait_until_served(endpoint, champion.version, START_TIMEOUT_SECONDS)
+        say(f"Predictor: {endpoint} serves {champion.version}")
+        return endpoint
+
+    def _catch_up(self, journal: list[JournalEntry], endpoint: str) -> None:
+        """Deals with what the earlier run exported or served after the last window it noted as done."""
+        done = {entry.window.start for entry in journal}
+        windows = [ready.manifest.window for ready in dataset.ready_windows(self._folder.windows)]
+        begin, end = max(window.end for window in windows), datetime.now(UTC).replace(microsecond=0)
+        left = [window for window in windows if window.start not in done]
+        self._backend.ingest_until(datetime.now(UTC), self._check_children)
+        if (decisions := self._progress.decisions_between(begin, end)) > 0:
+            say(f"Resuming: {decisions} decisions of the interrupted run")
+            left.append(TrainingWindow(begin, end))
+        if left:
+            self._update([(journal[-1].number, window) for window in left], interrupted=True, endpoint=endpoint)
+
+    def _serve(self, endpoint: str, children: ExitStack, first: int, session: int) -> None:
+        count = self._settings.windows - first + 1
+        launched = time.time()
+        viewers = Child(
+            "simulator",
+            [
+                *(sys.executable, "-m", "orchestration.loop.simulator"),
+                *("--endpoint", endpoint, "--events", str(self._folder.events), "--session", str(session)),
+                *("--truth", str(self._folder.truth / f"viewers-{session:04d}.jsonl"), "--first-window", str(first)),
+                *_flags(msgspec.structs.replace(self._settings, windows=count)),
+            ],
+            self._folder.logs / "simulator.log",
+        )
+        self._children.append(children.enter_context(viewers))
+        say(
+            f"Serving {count} windows of {self._settings.window_seconds:g} s, "
+            f"{self._settings.decisions_per_window} decisions each"
+        )
+        start = self._first_window_starts(launched)
+        length = timedelta(seconds=self._settings.window_seconds)
+        windows = [(first + i, TrainingWindow(start + i * length, start + (i + 1) * length)) for i in range(count)]
+        while windows:
+            self._sleep_until(self._closes_at(windows[0][1]))
+            closed = [item for item in windows if self._closes_at(item[1]) <= datetime.now(UTC)]
+            windows = windows[len(closed) :]
+            self._update(closed, interrupted=False, endpoint=endpoint)
+        while viewers.exit_code() is None:  # the last late rewards
+            self._sleep_until(datetime.now(UTC) + timedelta(seconds=0.2))
+        viewers.check()
+
+    def _first_window_starts(self, launched: float) -> datetime:
+        """When the viewers' process, launched at that moment, has begun: it says so when it is ready."""
+        truth = TruthReader(self._folder.truth)
+        deadline = time.monotonic() + self._viewers_timeout_seconds
+        while time.monotonic() < deadline:
+            for entry in truth.read():
+                if isinstance(entry, SessionStart) and entry.start >= launched:
+                    return datetime.fromtimestamp(entry.start, UTC)
+            self._check_children()
+            time.sleep(0.05)
+        raise InputError(f"no viewers came within {self._viewers_timeout_seconds:.0f} s")
+
+    def _update(self, closed: list[tuple[int, TrainingWindow]], interrupted: bool, endpoint: str | None) -> None:
+        """Deals with windows that have closed: ingest, export, train, evaluate, and roll out or not."""
+        with _timed() as ingest_seconds:
+            self._backend.ingest_until(self._closes_at(closed[-1][1]), self._check_children)
+        with _timed() as export_seconds:
+            for _, window in closed:
+                export_trajectories.export(self._backend.source, self._folder.windows, window, self._export_settings)
+        champion = policy_store.champion(self._folder.policies)
+        with _timed() as train_seconds:
+            card = self._train(champion.version if champion else None)
+        if champion is not None and card.version == champion.version:
+            gate = gates.GateResult(
+                verdict="undecided", promoted=False, reason="nothing new to train on", evaluation=None
+            )
+            gate_seconds, true_value = [0.0], None
+        else:
+            with _timed() as gate_seconds:
+                gate = gates.evaluate(
+                    self._folder.policies, self._folder.windows, card.version, champion.version if champion else None
+                )
+            true_value = self._progress.true_value(card)
+        serving_at = None
+        if gate.promoted:
+            policy_store.roll_out(self._folder.policies, card.version, gate.reason, datetime.now(UTC))
+            if endpoint is not None:
+                self._wait_until_served(endpoint, card.version, SWAP_TIMEOUT_SECONDS)
+            serving_at = datetime.now(UTC)
+        for number, window in closed:
+            entry = JournalEntry(
+                number=number,
+                window=window,
+                interrupted=interrupted,
+                candidate=card.version,
+                gate=gate,
+                true_value=true_value,
+                ingest_seconds=ingest_seconds[0],
+                export_seconds=export_seconds[0],
+                train_seconds=train_seconds[0],
+                gate_seconds=gate_seconds[0],
+                serving_at=serving_at,
+            )
+            self._folder.append(entry)
+            say(self._progress.line(entry))
+
+    def _train(self, parent: str | None) -> PolicyCard:
+        return task.train(
+            task.Settings(
+                windows=self._folder.windows,
+                policies=self._folder.policies,
+                num_actions=self._settings.num_actions,
+                catalogue=self._movielens.catalogue,
+                parent=parent,
+                algorithm=self._settings.algorithm,
+                hyperparameters=_hyperparameters(self._settings),
+                exploration=_exploration(self._settings),
+            )
+        )
+
+    def _closes_at(self, window: TrainingWindow) -> datetime:
+        return window.closes_at(self._settings.reward_window_seconds, self._settings.settle_seconds)
+
+    def _sleep_until(self, moment: datetime) -> None:
+        while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:
+            self._check_children()
+            time.sleep(min(left, 0.1))
+        self._check_children()
+
+    def _check_children(self) -> None:
+        for child in self._children:
+            child.check()
+
+    def _wait_until_served(self, endpoint: str, version: str, timeout_seconds: float) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        answer = "no answer"
+        while time.monotonic() < deadline:
+            self._check_children()
+            try:
+                response = httpx.get(f"{endpoint}/health", timeout=2)
+                answer = response.text
+                if response.status_code == httpx.codes.OK and response.json()["policy_version"] == version:
+                    return
+            except httpx.TransportError as error:
+                answer = str(error)
+            time.sleep(0.05)
+        raise InputError(f"the predictor did not serve {version} within {timeout_seconds:g} s: {answer}")
+
+
+@contextmanager
+def _timed() -> Iterator[list[float]]:
+    """Seconds spent inside, as the one element of the list."""
+    spent = [0.0]
+    begin = time.monotonic()
+    yield spent
+    spent[0] = time.monotonic() - begin
+
+
+def _hyperparameters(settings: LoopSettings) -> agents.Hyperparameters:
+    """Those settings that the algorithm has; an unknown algorithm is for `agents.complete` to refuse."""
+    known = agents.DEFAULTS.get(settings.algorithm, {})
+    names = ("tikhonov", "arm_features", "half_life")
+    return {name: getattr(settings, name) for name in names if name in known}
+
+
+def _exploration(settings: LoopSettings) -> Exploration:
+    return Exploration(
+        strategy=settings.exploration,
+        epsilon=settings.epsilon,
+        alpha=settings.alpha,
+        temperature=settings.temperature,
+        gamma=settings.gamma,
+    )
+
+
+def _flags(settings: LoopSettings) -> list[str]:
+    return [part for name in settings.__struct_fields__ for part in _flag(name, getattr(settings, name))]
+
+
+def _flag(name: str, value: object) -> tuple[str, str]:
+    return f"--{name.replace('_', '-')}", str(value)

@@ -1,0 +1,366 @@
+"""What a run of the loop shows: `report.json`, counted from the data, and `report.html` for people.
+
+`totals` are made by `orchestration.loop.accounting`.
+"""
+
+from datetime import datetime
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from beam_jobs import warehouse
+from beam_jobs.generate_movielens import GeneratorSettings
+from beam_jobs.movielens import MovieLens
+from beam_jobs.reward_join import in_holdback
+from contracts import schemas
+from contracts.errors import InputError
+from contracts.policies import PolicyCard
+from contracts.records import utc_microseconds
+from contracts.windows import Manifest
+from orchestration import gate, policy_store
+from orchestration.loop import accounting, report_page
+from orchestration.loop.accounting import Happened, Stored, Totals, inside
+from orchestration.loop.run_folder import JournalEntry, RunFolder
+from orchestration.loop.settings import LoopSettings
+from orchestration.loop.simulator import ANSWER_SECONDS, SHARE_LATE, new_movies
+from orchestration.loop.truth import ServedDecision, SessionStart, TruthReader, decided_milliseconds, windows_passed
+from orchestration.places import replace_file
+from predictor import policy as serving
+from trainer import dataset
+
+
+class Seconds(msgspec.Struct, frozen=True):
+    """A distribution of durations; null when there is nothing to measure."""
+
+    p50: float | None
+    p99: float | None
+
+
+class OffPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """The candidate's estimated reward a decision on the held-back decisions, and what it really is there."""
+
+    estimate: float
+    low: float
+    high: float
+    effective_sample_size: float
+    truth: float | None
+
+
+class VersionShare(msgspec.Struct, frozen=True, kw_only=True):
+    """What one policy version did in a window."""
+
+    decisions: int
+    mean_expected_reward: float
+
+
+class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One training window. `policy_version` is the one that made most of its decisions.
+
+    Rewards are expected ones, at the moment of each decision: where tastes drift, what to compare with drifts too.
+    """
+
+    number: int
+    start: datetime
+    end: datetime
+    interrupted: bool
+    policy_version: str
+    policy_versions: dict[str, VersionShare]
+    decisions: int
+    rewards: int
+    defaulted: int
+    dropped: int
+    late_rewards: int
+    orphan_rewards: int
+    duplicates: int
+    dead_letters: int
+    mean_expected_reward: float
+    oracle_reward: float
+    best_fixed_reward: float  # of the one movie that would have been best for all of the window's decisions
+    uniform_reward: float
+    new_movie_decisions: int  # that showed a movie that came out when serving began
+    masked_movie_decisions: int  # that showed one that was not on offer
+    regret: float  # summed over the window's decisions
+    candidate: str
+    off_policy: OffPolicy | None
+    gain: tuple[float, float, float] | None  # value, low, high
+    promoted: bool
+    reason: str
+    ingest_seconds: float
+    export_seconds: float
+    train_seconds: float
+    gate_seconds: float
+    freshness_seconds: Seconds  # from a reward's being sent to a policy trained on it serving
+
+
+class ReferenceReport(msgspec.Struct, frozen=True):
+    """Expected reward a decision when serving begins, over all users uniformly."""
+
+    oracle: float
+    best_fixed_action: float
+    uniform: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """`report.json`."""
+
+    settings: LoopSettings
+    reference: ReferenceReport
+    bootstrap: WindowReport
+    windows: list[WindowReport]
+    totals: Totals
+    champion: str
+    freshness_seconds: Seconds
+
+
+class Progress:
+    """The line that is printed for each window."""
+
+    def __init__(self, folder: RunFolder, movielens: MovieLens, settings: LoopSettings) -> None:
+        self._folder = folder
+        self._movielens = movielens
+        self._settings = settings
+        self._truth = TruthReader(folder.truth)
+        self._sessions: list[SessionStart] = []
+        self._served: list[tuple[int, float, float]] = []  # milliseconds, expected reward, oracle's
+        self._users = {row.tobytes(): user for user, row in enumerate(movielens.observations)}
+
+    def decisions_between(self, begin: datetime, end: datetime) -> int:
+        """How many decisions the warehouse holds for `[begin, end)`."""
+        rows, _ = warehouse.read(self._folder.warehouse, schemas.DECISIONS, begin, end, ["decision_id"])
+        count: int = rows.num_rows
+        return count
+
+    def true_value(self, card: PolicyCard) -> float | None:
+        """The expected reward of the policy on the decisions on which the gate judges it; None when there are none.
+
+        It is of what the estimate is of: where tastes drift, those in the middle of the window; where silence takes the
+        default reward, with the share of decisions that get it.
+        """
+        self._read()
+        held_back = gate.held_back(self._folder.windows, card).observation
+        users = np.array([self._users.get(row.tobytes(), -1) for row in held_back], np.int64)
+        observations, users = held_back[users >= 0], users[users >= 0]
+        if not len(observations):
+            return None
+        probabilities = serving.load(self._folder.policies / card.version).probabilities(observations)
+        window = max((trained.window for trained in card.trained_on), key=lambda window: window.start)
+        middle = (window.start + (window.end - window.start) / 2).timestamp()
+        passed = windows_passed(self._sessions, np.array([middle]), self._settings.window_seconds)
+        expected = self._movielens.expected_of_all_actions(users, self._settings.drift * passed)
+        value = float((probabilities * expected).sum(axis=1).mean())
+        if self._settings.missing_reward == "drop":
+            return value
+        answered = self._share_answered_in_time()
+        return answered * value + (1 - answered) * self._settings.default_reward
+
+    def _share_answered_in_time(self) -> float:
+        settings = self._settings
+        serving_began = bool(self._sessions)
+        soonest, latest = ANSWER_SECONDS if serving_began else (0.0, GeneratorSettings.reward_delay_seconds)
+        late = settings.fault_rate * SHARE_LATE if serving_began else 0.0
+        soon = min(max((settings.reward_window_seconds - soonest) / (latest - soonest), 0.0), 1.0)
+        return (1 - settings.no_reward_probability) * (1 - late) * soon
+
+    def line(self, entry: JournalEntry) -> str:
+        """How the window went, in one line."""
+        self._read()
+        begin, end = (utc_microseconds(moment) // 1000 for moment in (entry.window.start, entry.window.end))
+        inside = [(reward, oracle) for moment, reward, oracle in self._served if begin <= moment < end]
+        self._served = [decision for decision in self._served if decision[0] >= end]
+        name = "bootstrap" if entry.number == 0 else f"window {entry.number:>2}/{self._settings.windows}"
+        parts = [f"{'interrupted' if entry.interrupted else name:<12}"]
+        if inside:
+            rewards, oracle = np.array(inside).T
+            parts.append(
+                f"{len(inside):>5} decisions, reward {rewards.mean():.3f} = {rewards.sum() / oracle.sum():.1%} of oracle"
+            )
+        if (evaluation := entry.gate.evaluation) is not None:
+            parts.append(
+                f"next policy {evaluation.value:.2f} [{evaluation.low:.2f}, {evaluation.high:.2f}]"
+                + (f", truth {entry.true_value:.2f}" if entry.true_value is not None else "")
+            )
+        outcome = "promoted" if entry.gate.promoted else f"not promoted: {entry.gate.reason}"
+        after = (
+            f" {(entry.serving_at - entry.window.end).total_seconds():.1f} s after the window"
+            if entry.serving_at and entry.number
+            else ""
+        )
+        parts.append(f"{outcome}{after} (train {entry.train_seconds:.2f} s)")
+        return "  ".join(parts)
+
+    def _read(self) -> None:
+        for entry in self._truth.read():
+            if isinstance(entry, SessionStart):
+                self._sessions.append(entry)
+            elif isinstance(entry, ServedDecision):
+                moment = decided_milliseconds(entry.decision_id)
+                self._served.append((moment, entry.expected_reward, entry.oracle_reward))
+
+
+def write(folder: RunFolder, movielens: MovieLens) -> Report:
+    """Makes both reports of the run in `folder` and returns what is in them."""
+    report = build(folder, movielens)
+    replace_file(folder.report_json, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    replace_file(folder.report_html, report_page.render(report, movielens.catalogue).encode())
+    return report
+
+
+def noted_manifests(folder: RunFolder, journal: list[JournalEntry]) -> dict[datetime, Manifest]:
+    """The manifests of the run's windows by their starts. Raises InputError that names a noted window without one."""
+    manifests = {window.start: window.manifest for window in dataset.ready_windows(folder.windows)}
+    for entry in journal:
+        if entry.window.start not in manifests:
+            raise InputError(f"{folder.windows / entry.window.folder}: no manifest, but the run noted it as trained on")
+    return manifests
+
+
+def build(folder: RunFolder, movielens: MovieLens) -> Report:
+    """Counts everything anew from what the run left. Raises InputError when a part of it cannot be read."""
+    settings = folder.settings()
+    journal = folder.journal()
+    manifests = noted_manifests(folder, journal)
+    happened = Happened.read(folder, movielens)
+    stored = Stored.read(folder, movielens, happened.sessions)
+    champion = policy_store.champion(folder.policies)
+    if champion is None or not journal:
+        raise InputError(f"{folder.root} holds no finished training window to report on")
+    card = serving.read_card(folder.policies / champion.version)
+    freshness = _freshness(settings, folder, happened, stored, journal, card)
+    new = new_movies(settings, movielens)
+    windows = [
+        _window_report(
+            entry,
+            manifests[entry.window.start],
+            stored,
+            freshness[position],
+            movielens if position else movielens.masking(new),  # the bootstrap comes first, and they come after it
+            new,
+        )
+        for position, entry in enumerate(journal)
+    ]
+    reference = movielens.reference
+    return Report(
+        settings=settings,
+        reference=ReferenceReport(reference.oracle, reference.best_fixed_action, reference.uniform),
+        bootstrap=windows[0],
+        windows=windows[1:],
+        totals=accounting.totals(folder, happened, stored, card, movielens),
+        champion=champion.version,
+        freshness_seconds=_percentiles(np.concatenate([*freshness[1:], np.zeros(0)])),
+    )
+
+
+def _window_report(
+    entry: JournalEntry,
+    manifest: Manifest,
+    stored: Stored,
+    freshness: np.ndarray,
+    movielens: MovieLens,
+    new: list[int],
+) -> WindowReport:
+    counts, gate = manifest.counts, entry.gate
+    here = inside(stored.decided_at, entry.window) & (stored.user >= 0)
+    decided_by, actions = stored.policy_version[here], stored.action[here]
+    of_all = movielens.expected_of_all_actions(stored.user[here], stored.angle[here])
+    expected, of_all = of_all[np.arange(len(actions)), actions], of_all[:, movielens.on_offer]
+    oracle = of_all.max(axis=1)
+    versions = {
+        version: VersionShare(
+            decisions=int((decided_by == version).sum()),
+            mean_expected_reward=float(expected[decided_by == version].mean()),
+        )
+        for version in sorted(set(decided_by.tolist()))
+    }
+    off_policy = None
+    if (judged := gate.evaluation) is not None:
+        off_policy = OffPolicy(
+            estimate=judged.value,
+            low=judged.low,
+            high=judged.high,
+            effective_sample_size=judged.effective_sample_size,
+            truth=entry.true_value,
+        )
+    return WindowReport(
+        number=entry.number,
+        start=entry.window.start,
+        end=entry.window.end,
+        interrupted=entry.interrupted,
+        policy_version=max(versions, key=lambda version: versions[version].decisions, default=""),
+        policy_versions=versions,
+        decisions=counts.decisions,
+        rewards=counts.rewards,
+        defaulted=counts.defaulted,
+        dropped=counts.dropped,
+        late_rewards=counts.late_rewards,
+        orphan_rewards=counts.orphan_rewards,
+        duplicates=counts.duplicate_decisions + counts.duplicate_rewards + counts.repeated_rewards,
+        dead_letters=int(inside(stored.failed_at, entry.window).sum()),
+        mean_expected_reward=_mean(expected),
+        oracle_reward=_mean(oracle),
+        best_fixed_reward=float(of_all.mean(axis=0).max()) if len(of_all) else 0.0,
+        uniform_reward=_mean(of_all),
+        new_movie_decisions=int(np.isin(actions, new).sum()),
+        masked_movie_decisions=int((~np.isin(actions, movielens.on_offer)).sum()),
+        regret=float((oracle - expected).sum()),
+        candidate=entry.candidate,
+        off_policy=off_policy,
+        gain=None
+        if gate.gain is None or gate.gain_low is None or gate.gain_high is None
+        else (gate.gain, gate.gain_low, gate.gain_high),
+        promoted=gate.promoted,
+        reason=gate.reason,
+        ingest_seconds=entry.ingest_seconds,
+        export_seconds=entry.export_seconds,
+        train_seconds=entry.train_seconds,
+        gate_seconds=entry.gate_seconds,
+        freshness_seconds=_percentiles(freshness),
+    )
+
+
+def _freshness(
+    settings: LoopSettings,
+    folder: RunFolder,
+    happened: Happened,
+    stored: Stored,
+    journal: list[JournalEntry],
+    card: PolicyCard,
+) -> list[np.ndarray]:
+    """For each journal entry, seconds from a reward's being sent to a policy trained on it serving.
+
+    A reward counts when its decision's split of its window is in the lineage of the policies that served.
+    """
+    decided = stored.moments
+    serving_since: dict[tuple[datetime, str], float] = {}
+    for entry in journal:
+        if entry.serving_at is not None:
+            promoted = serving.read_card(folder.policies / entry.candidate)
+            for trained in promoted.trained_on:
+                serving_since.setdefault((trained.window.start, trained.split), entry.serving_at.timestamp())
+    lags: list[list[float]] = [[] for _ in journal]
+    bounds = np.array([utc_microseconds(entry.window.start) for entry in journal])
+    reward_window = settings.reward_window_seconds * 1e6
+    held_back = in_holdback(pa.array([reward.decision_id for reward in happened.rewards]), settings.holdback_share)
+    for reward, is_held_back in zip(happened.rewards, held_back.tolist(), strict=True):
+        moment = decided.get(reward.decision_id)
+        if moment is None or reward.occurred_at - moment > reward_window:
+            continue
+        position = int(np.searchsorted(bounds, moment, side="right")) - 1
+        if position < 0 or not inside(np.array([moment]), journal[position].window)[0]:
+            continue
+        split = "holdback" if is_held_back else "train"
+        since = serving_since.get((journal[position].window.start, split))
+        if since is not None:
+            lags[position].append(since - reward.sent_at)
+    return [np.array(seconds) for seconds in lags]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _percentiles(seconds: np.ndarray) -> Seconds:
+    if not len(seconds):
+        return Seconds(None, None)
+    p50, p99 = np.percentile(seconds, [50, 99])
+    return Seconds(round(float(p50), 3), round(float(p99), 3))

@@ -1,0 +1,1 @@
+"""The pipelines bootstrap, retrain and tune: their definitions, tasks, plans, runs and triggers."""

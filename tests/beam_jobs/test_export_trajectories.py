@@ -1,0 +1,322 @@
+import dataclasses
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from beam_jobs import export_trajectories, warehouse
+from beam_jobs.export_trajectories import ExportSettings, export
+from beam_jobs.reward_join import in_holdback
+from beam_jobs.tables import record_batch
+from contracts.errors import InputError
+from contracts.records import Decision, RewardEvent
+from contracts.schemas import DECISIONS, REWARDS
+from contracts.windows import Manifest, TrainingWindow, decode_manifest
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+WINDOW = TrainingWindow(START, START + timedelta(seconds=10))
+SETTINGS = ExportSettings(reward_window_seconds=2, settle_seconds=1, default_reward=-1, max_records_per_file=40)
+ROOT = Path(__file__).parents[2]
+
+
+def decision_id(number: int) -> str:
+    return f"019b76da-a800-7000-8000-{number:012x}"
+
+
+def decision(number: int, seconds: float, **fields: object) -> Decision:
+    given = {"policy_version": f"v{number % 2}", "observation": [number / 8, 0.1, -1.0], "propensity": 0.25}
+    moment = START + timedelta(seconds=seconds)
+    return Decision(decision_id=decision_id(number), decided_at=moment, action=number % 7, **(given | fields))
+
+
+def store(folder: Path, name: str, *events: Decision | RewardEvent) -> None:
+    warehouse.create(folder)
+    decisions = [event for event in events if isinstance(event, Decision)]
+    rewards = [event for event in events if isinstance(event, RewardEvent)]
+    warehouse.write(folder, DECISIONS, name, record_batch(DECISIONS, decisions))
+    warehouse.write(folder, REWARDS, name, record_batch(REWARDS, rewards))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 decisions of the window, every second one rewarded half a second later; two before it, one after."""
+    folder = tmp_path_factory.mktemp("warehouse")
+    decisions = [decision(number, number / 10) for number in range(100)]
+    rewards = [
+        RewardEvent(
+            decision_id=event.decision_id, occurred_at=event.decided_at + timedelta(seconds=0.5), reward=float(number)
+        )
+        for number, event in enumerate(decisions)
+        if number % 2 == 0
+    ]
+    late = RewardEvent(decision_id=decision_id(200), occurred_at=START + timedelta(seconds=4), reward=9)
+    orphan = RewardEvent(decision_id=decision_id(201), occurred_at=START + timedelta(seconds=4), reward=9)
+    outside = [decision(200, -1), decision(201, -5000), decision(202, 10)]
+    store(folder, "one", *decisions[:50], *rewards, late, orphan, *outside)
+    store(folder, "two", *decisions[50:], *decisions[:5], rewards[0])
+    return folder
+
+
+def read(windows: Path, manifest: Manifest, split: str) -> list[tuple[float, int, float, float, bool]]:
+    import tensorflow as tf
+
+    from contracts import trajectories
+
+    found = []
+    for file in manifest.files:
+        if file.split == split:
+            path = windows / WINDOW.folder / file.name
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+            assert path.stat().st_size == file.bytes
+            records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+            assert len(records) == file.records <= SETTINGS.max_records_per_file
+            batch = trajectories.decode(records, manifest.observation_dim)
+            assert (batch.observation[:, 1] == np.float32(0.1)).all()
+            found += list(
+                zip(
+                    batch.observation[:, 0].tolist(),
+                    batch.action.tolist(),
+                    batch.reward.tolist(),
+                    batch.propensity.tolist(),
+                    batch.defaulted.tolist(),
+                    strict=True,
+                )
+            )
+    return found
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_a_window_as_trajectories(folder: Path, tmp_path: Path) -> None:
+    manifest = export(folder, tmp_path, WINDOW, SETTINGS)
+    counts = manifest.counts
+    assert (counts.decisions, counts.rewards, counts.defaulted, counts.dropped) == (100, 50, 50, 0)
+    assert (counts.late_rewards, counts.orphan_rewards, counts.repeated_rewards) == (1, 1, 0)
+    assert (counts.duplicate_decisions, counts.duplicate_rewards) == (5, 1)
+    assert manifest.policy_versions == {"v0": 50, "v1": 50}
+    assert manifest.observation_dim == 3
+    assert (manifest.reward_window_seconds, manifest.default_reward, manifest.missing_reward) == (2, -1, "default")
+    train, holdback = read(tmp_path, manifest, "train"), read(tmp_path, manifest, "holdback")
+    held_back = in_holdback(warehouse.read(folder, DECISIONS, WINDOW.start, WINDOW.end).rows["decision_id"], 0.1)
+    rows = [
+        (number / 8, number % 7, -1.0 if number % 2 else float(number), 0.25, bool(number % 2)) for number in range(100)
+    ]
+    assert sorted(train) == [row for row, held in zip(rows, held_back, strict=True) if not held]
+    assert sorted(holdback) == [row for row, held in zip(rows, held_back, strict=True) if held]
+    assert 0 < len(holdback) < 25
+    # Nothing else is there, and what is there is what the manifest says.
+    names = {file.name for file in manifest.files} | {"manifest.json"}
+    assert set(digests(tmp_path / WINDOW.folder)) == names
+    assert all(re.fullmatch(rf"part-{file.split}-\d{{5}}(-\d+)?\.tfrecord", file.name) for file in manifest.files)
+    assert sum(file.split == "train" for file in manifest.files) >= 3
+    written = (tmp_path / WINDOW.folder / "manifest.json").read_bytes()
+    assert decode_manifest(written, "manifest") == manifest
+
+
+def test_records_are_ordered_by_time(folder: Path, tmp_path: Path) -> None:
+    settings = ExportSettings(reward_window_seconds=2)
+    manifest = export(folder, tmp_path, WINDOW, settings)
+    assert [file.name for file in manifest.files] == ["part-holdback-00000.tfrecord", "part-train-00000.tfrecord"]
+    import tensorflow as tf
+
+    from contracts import trajectories
+
+    path = tmp_path / WINDOW.folder / "part-train-00000.tfrecord"
+    batch = trajectories.decode([record.numpy() for record in tf.data.TFRecordDataset(str(path))], 3)
+    assert (np.diff(batch.observation[:, 0]) > 0).all()
+
+
+def test_the_same_bytes_in_another_process_from_another_layout(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "here", WINDOW, SETTINGS)
+    # The same rows, ingested in other batches and an other order.
+    rows = warehouse.read_all(folder, DECISIONS, START - timedelta(days=1), START + timedelta(days=1))
+    rewards = warehouse.read_all(folder, REWARDS, START - timedelta(days=1), START + timedelta(days=1))
+    other = tmp_path / "warehouse"
+    warehouse.create(other)
+    for place in range(rows.num_rows)[::-7]:
+        low = max(0, place - 6)
+        [batch] = rows.slice(low, place + 1 - low).combine_chunks().to_batches()
+        warehouse.write(other, DECISIONS, f"{place:03d}", batch)
+    [batch] = rewards.combine_chunks().to_batches()
+    warehouse.write(other, REWARDS, "all", batch)
+    command = [sys.executable, "-m", "beam_jobs.export_trajectories", "--warehouse", str(other)]
+    command += [
+        "--windows",
+        str(tmp_path / "there"),
+        "--start",
+        WINDOW.start.isoformat(),
+        "--end",
+        WINDOW.end.isoformat(),
+    ]
+    command += ["--reward-window-seconds", "2", "--settle-seconds", "1", "--default-reward=-1"]
+    command += ["--max-records-per-file", "40"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "100 trajectories (decisions 100, rewards 50," in done.stdout
+    assert digests(tmp_path / "here" / WINDOW.folder) == digests(tmp_path / "there" / WINDOW.folder)
+
+
+def test_a_window_is_exported_once_and_leftovers_are_replaced(folder: Path, tmp_path: Path) -> None:
+    manifest = export(folder, tmp_path, WINDOW, SETTINGS)
+    target = tmp_path / WINDOW.folder
+    before = digests(target)
+    moments = {path: path.stat().st_mtime_ns for path in target.iterdir()}
+    assert export(folder, tmp_path, WINDOW, SETTINGS) == manifest
+    assert {path: path.stat().st_mtime_ns for path in target.iterdir()} == moments
+    (target / "manifest.json").unlink()
+    (target / "part-train-00099.tfrecord").write_bytes(b"left by a killed export")
+    (target / "part-train-00000.tfrecord").write_bytes(b"torn")
+    assert export(folder, tmp_path, WINDOW, SETTINGS) == manifest
+    assert digests(target) == before
+
+
+def test_missing_rewards_can_be_dropped(folder: Path, tmp_path: Path) -> None:
+    manifest = export(folder, tmp_path, WINDOW, ExportSettings(reward_window_seconds=2, missing_reward="drop"))
+    assert (manifest.counts.rewards, manifest.counts.dropped, manifest.records("train", "holdback")) == (50, 50, 50)
+    assert manifest.policy_versions == {"v0": 50}
+
+
+def test_a_quiet_window_has_a_manifest_and_no_files(folder: Path, tmp_path: Path) -> None:
+    quiet = TrainingWindow(START + timedelta(days=3), START + timedelta(days=4))
+    manifest = export(folder, tmp_path, quiet, SETTINGS)
+    assert (manifest.files, manifest.counts.decisions, manifest.observation_dim) == ([], 0, 0)
+    assert [path.name for path in (tmp_path / quiet.folder).iterdir()] == ["manifest.json"]
+
+
+def test_adjacent_windows_hold_every_decision_once(folder: Path, tmp_path: Path) -> None:
+    edges = [START + timedelta(seconds=seconds) for seconds in (-6000, 0, 3.3, 3.4, 10, 20)]
+    manifests = [export(folder, tmp_path, TrainingWindow(start, end), SETTINGS) for start, end in pairwise(edges)]
+    assert sum(manifest.counts.decisions for manifest in manifests) == 103
+    assert sum(manifest.records("train", "holdback") for manifest in manifests) == 103
+    assert sum(manifest.counts.rewards for manifest in manifests) == 50
+    assert sum(manifest.counts.late_rewards for manifest in manifests) == 1
+
+
+def test_follow_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--warehouse", str(folder), "--windows", str(tmp_path), "--start", "2026-01-01T00:00:00Z"]
+    flags += ["--follow", "--window-seconds", "5", "--end", "2026-01-01T00:00:17Z"]  # not the end of a window
+    assert export_trajectories.main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.search(r"0000(\d\d)\.0+Z: (\d+) traj", line).groups() for line in lines] == [  # type: ignore[union-attr]
+        ("00", "50"),
+        ("05", "50"),
+        ("10", "1"),
+    ]
+
+
+def test_observations_of_several_lengths_are_refused(tmp_path: Path) -> None:
+    store(tmp_path / "w", "x", decision(1, 1), decision(2, 2), decision(3, 3, observation=[1.0]))
+    with pytest.raises(InputError, match=r"same length, got 3 \(decision_id=.*0001\), 1 \(decision_id=.*0003\)"):
+        export(tmp_path / "w", tmp_path / "windows", WINDOW, SETTINGS)
+    assert not (tmp_path / "windows" / WINDOW.folder).exists()
+
+
+def test_another_window_of_the_same_start_is_refused(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path, WINDOW, SETTINGS)
+    longer = TrainingWindow(WINDOW.start, WINDOW.end + timedelta(seconds=1))
+    with pytest.raises(InputError, match="another window was exported there: it ends at 2026-01-01T00:00:10"):
+        export(folder, tmp_path, longer, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward_window_seconds": 0.001}, "--reward-window-seconds 2.0, got 0.001"),
+        ({"settle_seconds": 2}, "--settle-seconds 1.0, got 2.0"),
+        ({"missing_reward": "drop"}, "--missing-reward default, got drop"),
+        ({"default_reward": 0}, "--default-reward -1.0, got 0.0"),
+        ({"holdback_share": 0.2}, "--holdback-share 0.1, got 0.2"),
+        ({"late_horizon_seconds": 60}, "--late-horizon-seconds 3600.0, got 60.0"),
+    ],
+)
+def test_the_same_window_with_other_settings_is_refused_and_left_alone(
+    folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    export(folder, tmp_path, WINDOW, SETTINGS)
+    before = digests(tmp_path / WINDOW.folder)
+    with pytest.raises(InputError, match=re.escape(f"this window was exported with {message}: remove it first")):
+        export(folder, tmp_path, WINDOW, dataclasses.replace(SETTINGS, **change))
+    assert digests(tmp_path / WINDOW.folder) == before
+
+
+def test_a_window_of_before_a_setting_was_written_down_is_taken(folder: Path, tmp_path: Path) -> None:
+    manifest = export(folder, tmp_path, WINDOW, SETTINGS)
+    path = tmp_path / WINDOW.folder / "manifest.json"
+    older = {name: value for name, value in json.loads(path.read_text()).items() if name != "late_horizon_seconds"}
+    path.write_text(json.dumps(older))
+    assert export(folder, tmp_path, WINDOW, SETTINGS) == msgspec.structs.replace(manifest, late_horizon_seconds=None)
+
+
+def test_a_window_without_time_zone_is_refused(folder: Path, tmp_path: Path) -> None:
+    naive = TrainingWindow(START.replace(tzinfo=None), WINDOW.end.replace(tzinfo=None))
+    with pytest.raises(InputError, match="--start, --end: must carry a time zone"):
+        export(folder, tmp_path, naive, SETTINGS)
+
+
+def test_a_broken_manifest_is_told_and_left_alone(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / WINDOW.folder / "manifest.json"
+    path.parent.mkdir()
+    path.write_text('{"window": 1}')
+    with pytest.raises(InputError, match=r"manifest\.json: not a window manifest"):
+        export(folder, tmp_path, WINDOW, SETTINGS)
+    assert path.read_text() == '{"window": 1}'
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward_window_seconds": 0}, "--reward-window-seconds must be above 0, got 0"),
+        ({"holdback_share": 1.0}, r"--holdback-share must be from 0 to below 1, got 1\.0"),
+        ({"missing_reward": "guess"}, "--missing-reward must be default or drop, got guess"),
+        ({"default_reward": float("nan")}, r"--default-reward must be from -3.40282e\+38 to 3.40282e\+38, got nan"),
+        ({"default_reward": 1e300}, r"--default-reward must be from .* to 3.40282e\+38, got 1e\+300"),
+        ({"max_records_per_file": 0}, "--max-records-per-file must be 1 or more, got 0"),
+    ],
+)
+def test_settings_that_make_no_sense(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ExportSettings(**({"reward_window_seconds": 2} | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--end", "2026-01-01T00:00:00Z"], "--start, --end: training window must end after its start, got"),
+        (["--end", "2025-01-01T00:00:00Z"], "--start, --end: training window must end after its start, got"),
+        (["--end", "2999-01-01T00:00:00Z"], r"the window \[2026-01-01T00:00:00\+00:00, .* closes at 2999-01-01T00:02"),
+        (["--start", "0001-01-01T00:00:00Z", "--end", "2026-01-01T00:00:00Z"], "must lie in the years 1 to 9999"),
+        (["--window-seconds", "5", "--reward-window-seconds", "1e300"], "must lie in the years 1 to 9999"),
+        (["--window-seconds", "5", "--follow", "--end", "2026-01-01T00:00:01Z"], "--end: the first window ends at"),
+        (
+            ["--window-seconds", "5", "--follow", "--template_location", "gs://bucket/job"],
+            "--follow: is not for a template",
+        ),
+        (["--end", "2026-01-01T00:00:05Z", "--windows", "FILE"], "--windows: .* cannot be written to: File exists"),
+        (["--end", "2026-01-02"], "argument --end: a moment with its time zone expected"),
+        (["--end", "2026-01-02T00:00:00Z", "--warehouse", "WINDOWS"], "is not a warehouse"),
+        (["--end", "2026-01-02T00:00:00Z", "--default-reward", "1e300"], "argument --default-reward: a number from"),
+        (["--end", "2026-01-02T00:00:00Z", "--missing-reward", "x"], "argument --missing-reward.*invalid choice: 'x'"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    folder: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    given = ["--warehouse", str(folder), "--windows", str(tmp_path), "--start", "2026-01-01T00:00:00Z", *flags]
+    places = {"WINDOWS": str(tmp_path), "FILE": str(tmp_path / "file")}
+    assert export_trajectories.main([places.get(flag, flag) for flag in given]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("export_trajectories: error: ")
+    assert re.search(message, line)
+    assert not list(tmp_path.glob("window=*"))

@@ -1,0 +1,149 @@
+"""The page, made of reports as they may come out: what a person reads first is on it, and nothing breaks it."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from typing import Any
+
+import msgspec
+import pytest
+
+from contracts.policies import Movie
+from orchestration.loop import report_page
+from orchestration.loop.accounting import Totals
+from orchestration.loop.report import OffPolicy, ReferenceReport, Report, Seconds, VersionShare, WindowReport
+from orchestration.loop.settings import LoopSettings
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+FAULTS = ("redelivered_decisions", "redelivered_rewards", "rewards_sent_twice", "malformed", "orphan_rewards")
+INJECTED = dict.fromkeys((*FAULTS, "late_rewards", "refused_requests"), 0)
+FOUND = dict.fromkeys(("duplicate_decisions", "duplicate_rewards", "malformed", "orphan_rewards", "late_rewards"), 0)
+CATALOGUE = [Movie(action=action, movie_id=str(action), title="A <b>bold</b> & free title") for action in range(2)]
+
+
+def window(number: int, **changed: Any) -> WindowReport:
+    start = START + timedelta(seconds=5 * number)
+    made = WindowReport(
+        number=number,
+        start=start,
+        end=start + timedelta(seconds=5),
+        interrupted=False,
+        policy_version="v-1",
+        policy_versions={"v-1": VersionShare(decisions=100, mean_expected_reward=2.8)},
+        decisions=100,
+        rewards=95,
+        defaulted=0,
+        dropped=5,
+        late_rewards=0,
+        orphan_rewards=0,
+        duplicates=0,
+        dead_letters=0,
+        mean_expected_reward=2.8,
+        oracle_reward=3.0,
+        best_fixed_reward=2.0,
+        uniform_reward=1.0,
+        new_movie_decisions=0,
+        masked_movie_decisions=0,
+        regret=20.0,
+        candidate=f"v-{number + 1}",
+        off_policy=OffPolicy(estimate=2.8, low=2.5, high=3.1, effective_sample_size=9.0, truth=2.7),
+        gain=None,
+        promoted=True,
+        reason="own next update",
+        ingest_seconds=0.1,
+        export_seconds=0.1,
+        train_seconds=0.1,
+        gate_seconds=0.1,
+        freshness_seconds=Seconds(6.0, 8.0),
+    )
+    return msgspec.structs.replace(made, **changed)
+
+
+def page(windows: list[WindowReport], settings: LoopSettings | None = None, **totals: int) -> str:
+    counts = dict.fromkeys(Totals.__struct_fields__, 0) | totals
+    told = Report(
+        settings=settings or LoopSettings(exploration="ucb"),
+        reference=ReferenceReport(3.0, 2.0, 1.0),
+        bootstrap=window(0, mean_expected_reward=1.0),
+        windows=windows,
+        totals=Totals(**(counts | {"faults_injected": INJECTED, "faults_found": FOUND})),
+        champion="v-9",
+        freshness_seconds=Seconds(6.0, 8.0) if windows else Seconds(None, None),
+    )
+    return report_page.render(told, CATALOGUE)
+
+
+def tiles(html: str) -> list[str]:
+    return re.findall(r"<div><b[^>]*>(.*?)</b>", html)
+
+
+def test_the_answers_come_first():
+    html = page([window(1, mean_expected_reward=2.5), window(2, promoted=False, reason="worse: …")])
+    assert tiles(html) == ["✓ 93.3% of the oracle", "✓ 0 lost, 0 duplicated", "1 of 2 promoted", "fresh after 6.0 s"]
+    assert "not promoted: 1" in html
+    assert "next policy not promoted" in html and "kept the champion: worse: …" in html
+
+
+@pytest.mark.parametrize(
+    ("totals", "tile"),
+    [
+        ({"lost": 3}, "✗ 3 lost, 0 duplicated"),
+        ({"duplicated": 2}, "✗ 0 lost, 2 duplicated"),
+        ({"misattributed_rewards": 1}, "✗ 0 lost, 0 duplicated"),
+    ],
+)
+def test_what_is_not_sound_does_not_look_so(totals, tile):
+    assert tiles(page([window(1)], **totals))[1] == tile
+
+
+def test_a_policy_below_the_best_fixed_movie_has_not_learned():
+    assert tiles(page([window(1, mean_expected_reward=1.9)]))[0].startswith("✗")
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        [],
+        [window(1, decisions=0, policy_versions={}, mean_expected_reward=0.0, oracle_reward=0.0)],
+        [window(1, off_policy=None, freshness_seconds=Seconds(None, None))],
+        [window(1, off_policy=OffPolicy(estimate=2, low=-9e9, high=9e9, effective_sample_size=1.0, truth=None))],
+        [window(1), window(1, interrupted=True), window(2)],
+    ],
+)
+def test_a_report_without_some_figures_has_a_page(windows):
+    html = page(windows)
+    assert html.count("<svg") == html.count('role="img" aria-label=') == 4
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL)
+
+
+def test_many_windows_have_few_labels():
+    html = page([window(number) for number in range(1, 201)])
+    for plot in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
+        assert 3 < plot.count('id="xtick_') <= 13
+
+
+def test_columns_and_names_are_there_where_they_say_something():
+    plain, other = page([window(1)]), LoopSettings(exploration="ucb", new_movies=2, missing_reward="default")
+    assert "<th>dropped</th>" in plain and "<th>defaulted</th>" not in plain and "new movies shown" not in plain
+    html = page([window(1)], other)
+    assert "<th>defaulted</th>" in html and "<th>dropped</th>" not in html and "new movies shown" in html
+
+
+def test_what_others_wrote_is_text_and_tags_are_closed():
+    html = page(
+        [window(1, reason="<script>", policy_versions={'"><i>': VersionShare(decisions=1, mean_expected_reward=1)})]
+    )
+    assert "<script>" not in html and "<i>" not in html and "<b>bold" not in html
+    stack: list[str] = []
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag not in ("meta", "br"):
+                stack.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            if tag not in ("p",) or tag in stack:
+                assert stack.pop() == tag
+
+    Tags().feed(html)
+    assert stack == []

@@ -1,0 +1,80 @@
+import argparse
+import re
+from typing import get_args
+
+import msgspec
+import pytest
+
+from contracts.errors import InputError
+from orchestration.loop.settings import LoopSettings, add_flags, changed, from_flags
+from predictor import exploration
+from trainer import agents
+
+
+def parse(*flags: str) -> LoopSettings:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, LoopSettings)
+    return from_flags(parser.parse_args(flags))
+
+
+def test_no_flags_give_the_defaults():
+    assert parse() == LoopSettings()
+
+
+def test_every_setting_can_be_given_as_a_flag():
+    given = LoopSettings(
+        windows=3, window_seconds=0.5, seed=7, ratings="some/folder", missing_reward="default", epsilon=0.2
+    )
+    flags = [
+        part for name in given.__struct_fields__ for part in (f"--{name.replace('_', '-')}", str(getattr(given, name)))
+    ]
+    assert parse(*flags) == given
+
+
+def test_what_is_not_given_can_be_as_it_was_before():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, LoopSettings)
+    before = LoopSettings(seed=7, num_actions=5)
+    assert from_flags(parser.parse_args(["--seed", "8"]), before) == LoopSettings(seed=8, num_actions=5)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--window-seconds", "0", "--window-seconds: Expected `float` >= 0.1, got '0'"),
+        ("--window-seconds", "-5", "--window-seconds: Expected `float` >= 0.1, got '-5'"),
+        ("--window-seconds", "five", "--window-seconds: Expected `float`, got 'five'"),
+        ("--window-seconds", "1e300", "--window-seconds: Expected `float` <= 86400.0, got '1e300'"),
+        ("--decisions-per-window", "1e23", "--decisions-per-window: Expected `int`, got '1e23'"),
+        ("--default-reward", "1e300", "--default-reward: Expected `float` <= 3.4028234663852886e+38, got '1e300'"),
+        ("--reward-noise", "inf", "--reward-noise: must be finite, got 'inf'"),
+        ("--reward-noise", "nan", "--reward-noise: Expected `float` >= 0.0, got 'nan'"),
+        ("--windows", "2.5", "--windows: Expected `int`, got '2.5'"),
+        ("--num-actions", "1", "--num-actions: Expected `int` >= 2, got '1'"),
+        ("--epsilon", "1.5", "--epsilon: Expected `float` <= 1.0, got '1.5'"),
+        ("--out", "", "--out: Expected `str` of length >= 1, got ''"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_flag_fact_and_value(flag, value, message):
+    with pytest.raises(InputError) as caught:
+        parse(f"{flag}={value}")
+    assert str(caught.value) == message
+
+
+def test_every_setting_has_a_help_text():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, LoopSettings)
+    text = parser.format_help()
+    assert all(f"--{name.replace('_', '-')}" in text for name in LoopSettings.__struct_fields__)
+
+
+def test_every_algorithm_and_strategy_is_named_in_the_help():
+    helps = {field.name: get_args(field.type)[1].description for field in msgspec.structs.fields(LoopSettings)}
+    assert set(re.findall(r"[a-z]+(?:_[a-z]+)*", helps["algorithm"])) >= set(agents.DEFAULTS)
+    assert set(re.findall(r"[a-z]+(?:_[a-z]+)*", helps["exploration"])) >= set(exploration.STRATEGIES)
+
+
+def test_changes_are_named():
+    before = LoopSettings()
+    after = msgspec.structs.replace(before, seed=3, windows=20)
+    assert changed(before, after, ignore=("windows",)) == ["seed: 0 → 3"]

@@ -1,0 +1,244 @@
+"""The gate and the roll-out, with policies that were really trained, on decisions whose truth is known."""
+
+import dataclasses
+import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from beam_jobs.payloads import IngestCounts
+from contracts import policies
+from contracts.errors import InputError
+from contracts.event_segments import SEALED_SUFFIX, segment_name
+from contracts.policies import Exploration, Movie, PolicyCard
+from contracts.records import Decision, encoder
+from contracts.trajectories import TrajectoryBatch
+from orchestration import gate, ingestion, policy_store
+from orchestration.pipelines import canary
+from orchestration.places import Places
+from predictor import policy as serving
+from tests.linear_policies import write_policy
+from trainer import dataset, export, task
+
+D, K = 4, 5
+START = datetime(2026, 1, 1, tzinfo=UTC)
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+THETA = np.random.default_rng(5).normal(size=(K, D))
+
+
+def logged(rng: np.random.Generator, count: int, theta: np.ndarray = THETA) -> TrajectoryBatch:
+    """Decisions of a uniform policy, rewards linear in the observation with noise."""
+    observation = rng.normal(size=(count, D)).astype(np.float32)
+    action = rng.integers(0, K, count).astype(np.int32)
+    reward = (observation * theta[action]).sum(axis=1) + rng.normal(0, 0.1, count)
+    return TrajectoryBatch(
+        observation, action, reward.astype(np.float32), np.full(count, 1 / K, np.float32), np.zeros(count, bool)
+    )
+
+
+@dataclasses.dataclass
+class Shop:
+    """A store and windows, to train policies in."""
+
+    store: Path
+    windows: Path
+
+    def window(self, number: int, train: TrajectoryBatch, holdback: TrajectoryBatch) -> None:
+        window = dataset.consecutive_windows(START, 5, number + 1)[number]
+        dataset.write_window(self.windows, window, train, holdback)
+
+    def train(self, parent: str | None, exploration: Exploration | None = None) -> PolicyCard:
+        settings = task.Settings(
+            windows=self.windows,
+            policies=self.store,
+            num_actions=K,
+            catalogue=[Movie(action=k, movie_id=str(k)) for k in range(K)],
+            parent=parent,
+            exploration=exploration or Exploration(),
+        )
+        return task.train(settings)
+
+    def fake(self, theta: np.ndarray, parent: PolicyCard, version: str) -> str:
+        """A policy that claims these parameters, otherwise like the next update of `parent`."""
+        card = msgspec.structs.replace(parent, version=version, parent=parent.version)
+
+        def parts(folder: Path) -> None:
+            shutil.copytree(self.store / parent.version, folder, dirs_exist_ok=True)
+            (folder / policies.CARD_NAME).unlink()  # the other one is written last
+            arrays = dict(np.load(folder / policies.LINEAR_NAME))
+            np.savez(folder / policies.LINEAR_NAME, **(arrays | {"theta": theta.astype(np.float32)}))
+
+        export.write(self.store, card, parts)
+        return version
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    (tmp_path / "store").mkdir()
+    return Shop(tmp_path / "store", tmp_path / "windows")
+
+
+@pytest.fixture
+def champion(shop: Shop) -> PolicyCard:
+    """Trained on a window that is enough to know the movies, and rolled out."""
+    rng = np.random.default_rng(0)
+    shop.window(0, logged(rng, 400), logged(rng, 400))
+    card = shop.train(None)
+    policy_store.roll_out(shop.store, card.version, "first", NOW)
+    return card
+
+
+def test_what_no_policy_could_be_trained_on_is_set_aside_before_there_is_a_champion_and_after(tmp_path):
+    places = Places(tmp_path)
+    places.events.mkdir()
+    places.catalogue.write_bytes(msgspec.json.encode([Movie(action=k, movie_id=str(k)) for k in range(K)]))
+
+    def log(second: int) -> None:
+        """Three decisions: one that fits, one that is too short, one beyond the catalogue."""
+        moment = START + timedelta(seconds=second)
+        fits = Decision(
+            decision_id="019b76da-a800-7000-8000-000000000000",
+            decided_at=moment,
+            policy_version="v",
+            observation=[0.0] * D,
+            action=K - 1,
+            propensity=1.0,
+        )
+        short, beyond = (msgspec.structs.replace(fits, **change) for change in ({"observation": [0.0]}, {"action": K}))
+        lines = encoder.encode_lines([fits, short, beyond])
+        (places.events / f"{segment_name(moment, 'w')}{SEALED_SUFFIX}").write_bytes(lines)
+
+    log(0)
+    assert ingestion.ingest(places, D) == IngestCounts(events=3, decisions=1, dead_letters=2)
+    write_policy(places.policies / "v1", num_actions=K - 1, observation_dim=D)  # the catalogue has grown since
+    policy_store.roll_out(places.policies, "v1", "first", NOW)
+    log(1)
+    assert ingestion.ingest(places) == IngestCounts(events=3, decisions=1, dead_letters=2)
+
+
+def test_the_first_policy_is_promoted(shop):
+    rng = np.random.default_rng(0)
+    shop.window(0, logged(rng, 400), logged(rng, 400))
+    result = gate.evaluate(shop.store, shop.windows, shop.train(None).version, None)
+    assert (result.verdict, result.promoted) == ("undecided", True)
+    assert result.reason == "first policy: there was no champion yet"
+    assert result.evaluation is not None
+    assert result.evaluation.low < result.evaluation.value < result.evaluation.high
+    assert result.evaluation.decisions == 400
+    assert result.evaluation.estimator == "dr"
+
+
+def test_the_first_policys_interval_holds_the_truth_though_the_log_hardly_did_what_it_would_do(tmp_path):
+    """None of the logged decisions is like the policy's: what is left is its own model, which was fitted to few."""
+    repetitions, covered = 20, 0
+    for seed in range(repetitions):
+        shop = Shop(tmp_path / f"{seed}" / "store", tmp_path / f"{seed}" / "windows")
+        rng = np.random.default_rng(seed)
+        held_back = logged(rng, 300)
+        held_back = held_back._replace(action=(held_back.observation @ THETA.T).argmin(axis=1).astype(np.int32))
+        shop.window(0, logged(rng, 15), held_back)
+        card = shop.train(None)
+        result = gate.evaluate(shop.store, shop.windows, card.version, None)
+        assert result.promoted
+        assert result.evaluation is not None
+        doubted = ", the policy's " in result.reason
+        assert result.evaluation.estimator == ("switch_dr" if doubted else "dr")
+        probabilities = serving.load(shop.store / card.version).probabilities(held_back.observation)
+        truth = float((probabilities * (held_back.observation @ THETA.T)).sum(axis=1).mean())
+        covered += result.evaluation.low <= truth <= result.evaluation.high
+    assert covered >= 0.95 * repetitions
+
+
+def test_the_own_next_update_is_promoted_though_undecided(shop, champion):
+    rng = np.random.default_rng(1)
+    shop.window(1, logged(rng, 400), logged(rng, 400))
+    result = gate.evaluate(shop.store, shop.windows, shop.train(champion.version).version, champion.version)
+    assert (result.verdict, result.promoted) == ("undecided", True)
+    assert result.reason.startswith("own next update, undecided: gain ")
+
+
+def test_another_setting_waits_though_undecided(shop, champion):
+    rng = np.random.default_rng(1)
+    shop.window(1, logged(rng, 400), logged(rng, 400))
+    bolder = shop.train(champion.version, exploration=Exploration(alpha=0.6))
+    result = gate.evaluate(shop.store, shop.windows, bolder.version, champion.version)
+    assert (result.verdict, result.promoted) == ("undecided", False)
+    assert result.reason.startswith("not the champion's own next update, undecided: gain ")
+
+
+def test_a_worse_candidate_is_refused_and_a_better_one_promoted(shop, champion):
+    worse = shop.fake(-THETA, champion, "upside-down")
+    result = gate.evaluate(shop.store, shop.windows, worse, champion.version)
+    assert (result.verdict, result.promoted) == ("worse", False)
+    assert result.gain_high is not None and result.gain_high < 0
+    turned = gate.evaluate(shop.store, shop.windows, champion.version, worse)
+    assert (turned.verdict, turned.promoted) == ("better", True)
+
+
+def test_what_few_decisions_speak_for_stays_undecided_and_the_reason_is_given(shop, champion):
+    """Nine decisions, which cannot have an effective sample size of 20: whatever their interval says."""
+    shop.window(1, logged(np.random.default_rng(2), 400), logged(np.random.default_rng(3), 9))
+    candidate = shop.train(champion.version, exploration=Exploration(alpha=0.6))
+    result = gate.evaluate(shop.store, shop.windows, candidate.version, champion.version)
+    assert (result.verdict, result.promoted) == ("undecided", False)
+    assert re.search(r"the candidate's effective sample size is \d\.\d \(largest weight \d\.\d\)$", result.reason)
+
+
+def test_a_candidate_that_always_picks_the_same_movie_is_refused(shop, champion):
+    constant = np.zeros((K, D))
+    result = gate.evaluate(shop.store, shop.windows, shop.fake(constant, champion, "constant"), champion.version)
+    assert (result.verdict, result.promoted) == ("worse", False)
+    assert result.reason == "sanity check failed: action 0 looks best for all of 400 observations"
+
+
+def test_a_candidate_that_is_not_a_number_is_refused(shop, champion):
+    broken = shop.fake(np.full((K, D), np.nan), champion, "nan")
+    result = gate.evaluate(shop.store, shop.windows, broken, champion.version)
+    assert (result.verdict, result.promoted) == ("worse", False)
+    assert "theta must be finite" in result.reason
+
+
+def test_nothing_held_back_leaves_it_undecided(shop):
+    rng = np.random.default_rng(0)
+    shop.window(0, logged(rng, 400), logged(rng, 0))
+    result = gate.evaluate(shop.store, shop.windows, shop.train(None).version, None)
+    assert result.reason == "first policy: no decisions were held back"
+    assert result.evaluation is None
+
+
+def test_roll_out_roll_back_and_history(shop, champion):
+    second = shop.fake(THETA, champion, "second")
+    assert policy_store.roll_out(shop.store, second, "better", NOW).previous == champion.version
+    assert (
+        policy_store.roll_out(shop.store, second, "again", NOW).reason == "better"
+    )  # it is the champion: nothing to do
+    assert policy_store.roll_back(shop.store, "reward fell", NOW).version == champion.version
+    found = policy_store.champion(shop.store)
+    assert found is not None
+    assert (found.version, found.previous, found.reason) == (champion.version, "second", "reward fell")
+    assert [past.version for past in policy_store.history(shop.store)] == [champion.version, "second", champion.version]
+    with pytest.raises(InputError, match=r"has no policy 'third'; it has: .*second"):
+        policy_store.roll_out(shop.store, "third", "", NOW)
+
+
+def test_a_roll_out_that_was_killed_before_its_line_in_the_history_gets_it_the_next_time(shop, champion):
+    second = shop.fake(THETA, champion, "second")
+    history = shop.store / policy_store.HISTORY_NAME
+    before = history.read_bytes()
+    made = policy_store.roll_out(shop.store, second, "better", NOW)
+    history.write_bytes(before)
+    assert policy_store.roll_out(shop.store, second, "better", NOW) == made
+    assert [past.version for past in policy_store.history(shop.store)] == [champion.version, "second"]
+    # A canary beside it changes the pointer, not who was promoted when.
+    canary.start(shop.store, champion.version, 0.5)
+    policy_store.roll_out(shop.store, second, "better", NOW)
+    assert [past.version for past in policy_store.history(shop.store)] == [champion.version, "second"]
+
+
+def test_there_must_be_something_to_go_back_to(shop, champion):
+    with pytest.raises(InputError, match="has no earlier champion"):
+        policy_store.roll_back(shop.store, "", NOW)

@@ -1,0 +1,156 @@
+import concurrent.futures
+import http.client
+import json
+import logging
+import re
+import socket
+import sys
+import time
+
+import psutil
+import pytest
+
+from predictor.guard import JsonFormatter
+from tests.linear_policies import write_policy
+from tests.predictor.test_app import RIGHT, Load, logged, observe
+from tests.servers import predictor
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guard") / "v1"
+    write_policy(folder)
+    return folder
+
+
+def address(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def test_more_requests_at_a_time_than_may_be_are_turned_away(policy, tmp_path):
+    with predictor(policy, tmp_path / "events", "--max-in-flight", "4", "--body-seconds", "3") as server:
+        slow = [socket.create_connection(address(server)) for _ in range(4)]
+        for connection in slow:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        while b"predictor_in_flight 4.0" not in server.read("/metrics"):
+            time.sleep(0.01)
+        message = "4 requests are in hand already, try again later"
+        for _ in range(3):
+            assert server.post("/predict", {"instances": [RIGHT]}) == (429, {"error": message})
+        assert server.get("/health").status == 200
+        for connection in slow:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+            connection.close()
+        assert server.post("/predict", {"instances": [RIGHT]}).status == 200
+
+
+def test_a_flood_of_anything_leaves_the_server_as_it_was(policy, tmp_path):
+    deep = b'{"instances":' + b"[" * 200_000
+    bodies = [b"x" * 2_000_000, deep, b"{}", json.dumps({"instances": [RIGHT]}).encode(), b"\xff" * 1000]
+    with predictor(policy, tmp_path / "events", "--max-in-flight", "8") as server:
+
+        def flood(number):
+            statuses = set()
+            for i in range(25):
+                connection = http.client.HTTPConnection(*address(server), timeout=30)
+                connection.request("POST", ("/predict", "/rewards")[i % 2], bodies[(number + i) % len(bodies)])
+                response = connection.getresponse()
+                assert re.fullmatch(rb'\{"(error|predictions)":.*\}', response.read(), re.DOTALL)
+                statuses.add(response.status)
+                connection.close()
+            return statuses
+
+        process = psutil.Process(server.process.pid)
+        sizes = []
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            for _ in range(4):
+                seen = set().union(*pool.map(flood, range(32)))
+                assert seen <= {200, 400, 413, 429}
+                sizes.append(process.memory_info().rss)
+        assert sizes[-1] - sizes[0] < 40e6, sizes
+        assert server.get("/health").body["events"]["dropped"] == 0
+        assert server.stop() == 0
+        assert "Traceback" not in server.stderr()
+
+
+def test_overload_of_the_event_log(policy, tmp_path):
+    """A buffer too small for a request stands for a disk that is too slow."""
+    body = {"instances": [{"observation": observation} for observation in observe(20)]}
+    rewards = {"rewards": [{"decision_id": "01a20375-ec4c-785b-98a2-17b9d72932ef", "reward": 1}] * 20}
+    full = (429, {"error": "the event log is full, try again later"})
+    with predictor(policy, tmp_path / "a", "--buffer-bytes", "500") as server:
+        assert server.post("/predict", body).status == 200  # answered, not logged, counted
+        assert server.post("/rewards", rewards) == full
+        events = server.get("/health").body["events"]
+        assert (events["logged"], events["dropped"]) == (20, 20)
+    with predictor(
+        policy, tmp_path / "b", "--buffer-bytes", "500", "--on-overload", "block", "--body-seconds", "0.2"
+    ) as server:
+        assert server.post("/predict", body) == full
+        assert server.get("/health").body["events"]["logged"] == 0
+
+
+def test_a_full_event_log_that_blocks_loses_nothing_of_requests_that_come_together(policy, tmp_path):
+    """Room for about two requests, and eight clients: all wait for their turn, and each decision is logged."""
+    flags = ("--buffer-bytes", "8000", "--on-overload", "block", "--segment-seconds", "0.1")
+    with predictor(policy, tmp_path / "events", *flags) as server:
+        load = Load(server, clients=8, instances=5)
+        load.wait_for(1000)
+        load.stop()
+        assert load.failures == []
+        assert server.get("/health").body["events"]["dropped"] == 0
+        assert server.stop() == 0
+    assert sorted(one.decision_id for one in logged(tmp_path / "events")) == sorted(
+        one["decision_id"] for one in load.answered
+    )
+
+
+def test_request_id_comes_back(policy, tmp_path):
+    with predictor(policy, tmp_path / "events", "--log-level", "info", "--log-format", "json") as server:
+        connection = http.client.HTTPConnection(*address(server), timeout=30)
+        for given, expected in (("abc-1", "abc-1"), ("a b", None), (None, None)):
+            connection.request("POST", "/predict", b"{}", {"x-request-id": given} if given else {})
+            response = connection.getresponse()
+            response.read()
+            received = response.headers["x-request-id"]
+            assert received == expected if expected else re.fullmatch("[0-9a-f]{8}-[0-9a-f]+", received)
+        connection.close()
+        while server.stderr().count('"refused"') < 3:  # written after the answer is
+            time.sleep(0.01)
+        refused = [json.loads(line) for line in server.stderr().splitlines() if '"refused"' in line]
+        assert [line["status"] for line in refused] == [400, 400, 400]
+        assert refused[0]["request_id"] == "abc-1"
+        assert refused[0]["route"] == "/predict"
+
+
+def test_metrics_add_up(policy, tmp_path):
+    with predictor(policy, tmp_path / "events") as server:
+        body = {"instances": [{"observation": observation} for observation in observe(30)]}
+        actions = [p["action"] for _ in range(2) for p in server.post("/predict", body).body["predictions"]]
+        server.post("/predict", {})
+        server.post("/rewards", {"rewards": []})
+        text = server.read("/metrics").decode()
+    values = dict(re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE))
+    assert values['predictor_requests_total{route="/predict",status="200"}'] == "2.0"
+    assert values['predictor_requests_total{route="/predict",status="400"}'] == "1.0"
+    assert values['predictor_latency_seconds_count{route="/predict"}'] == "3.0"
+    assert values["predictor_propensity_count"] == "60.0"
+    assert values['predictor_propensity_bucket{le="+Inf"}'] == "60.0"
+    for action in set(actions):
+        name = f'predictor_decisions_total{{action="{action}",policy_version="v1"}}'
+        assert values[name] == f"{actions.count(action)}.0"
+    assert values['predictor_events_total{outcome="logged"}'] == "60.0"
+    assert values["predictor_degraded"] == "0.0"
+
+
+def test_json_lines_keep_the_traceback_in_one():
+    try:
+        raise ValueError("no")
+    except ValueError:
+        record = logging.LogRecord("n", logging.ERROR, __file__, 1, "failed %s", ("x",), sys.exc_info())
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    parsed = json.loads(line)
+    assert (parsed["severity"], parsed["message"]) == ("ERROR", "failed x")
+    assert parsed["stack_trace"].endswith("ValueError: no")
