@@ -1,17 +1,24 @@
-"""What every command line shares: the flag parser, the reading of times, and how a command ends.
+"""What every command line shares: the flag parser, flags derived from structs, the reading of times, and exit codes.
 
 Exit codes: 0 done, 1 a bug (with its traceback), 2 wrong input, 3 a failed operation, 130 interrupted.
 """
 
 import argparse
+import math
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+import msgspec
 
 from contracts.errors import InputError, OperationError
 
 INTERRUPTED = 130
+_METAVARS = {"seconds": "SECONDS", "ratings": "SOURCE", "out": "FOLDER", "str": "NAME", "int": "N", "float": "X"}
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -76,3 +83,65 @@ def time_flag(text: str) -> datetime:
         return parse_time(text, "expected")
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct]) -> None:
+    """Adds one flag per field of `settings`, spelt with hyphens, with its description and default as the help.
+
+    A field's type is `Annotated[…, Meta(description=…)]`; nested annotations may add bounds. `Meta(extra={"default": …})`
+    is shown as the default instead of the field's own.
+    """
+    for field in msgspec.structs.fields(settings):
+        kind, *metas = get_args(field.type)
+        choices = get_args(kind) if get_origin(kind) is Literal else None
+        description = next(meta.description for meta in reversed(metas) if meta.description)
+        extra: dict[str, Any] = next((meta.extra for meta in metas if meta.extra), {})
+        default = extra.get("default", field.default)
+        required = default is msgspec.NODEFAULT
+        parser.add_argument(
+            flag_name(field.name),
+            dest=field.name,
+            metavar=None if choices else _METAVARS.get(field.name.split("_")[-1]) or _METAVARS[kind.__name__],
+            choices=choices,
+            required=required,
+            default=argparse.SUPPRESS,  # so that a flag that was given differs from one that was not
+            help=description.replace("%", "%%") + ("" if required else f" (default: {default})"),
+        )
+
+
+def flag_name(field: str) -> str:
+    """The flag of a field: `--reward-window-seconds` of `reward_window_seconds`."""
+    return f"--{field.replace('_', '-')}"
+
+
+def from_flags(arguments: argparse.Namespace, kind: type[T], otherwise: T | None = None) -> T:
+    """The settings in parsed flags; a flag that was not given is as in `otherwise`, or as declared.
+
+    Raises InputError that names the flag, the fact and the value.
+    """
+    given = {name: value for name, value in vars(arguments).items() if name in kind.__struct_fields__}
+    return build(kind, (msgspec.structs.asdict(otherwise) if otherwise else {}) | given, flag_name)
+
+
+def build(kind: type[T], values: Mapping[str, Any], name: Callable[[str], str] = str) -> T:
+    """A struct made of values, which may be text; bounds are those declared on the struct, and numbers must be finite.
+
+    Args:
+      kind: the struct; its fields' annotations hold the bounds.
+      values: by field.
+      name: how an error calls a field, such as `flag_name`.
+
+    Raises InputError `<name>: <fact>, got <value>`.
+    """
+    try:
+        settings = msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        fact, _, path = str(error).partition(" - at ")
+        field = re.sub(r"[^a-z0-9_].*", "", path.strip("`").removeprefix("$."))
+        fact = fact.removesuffix(", got `str`")  # the type of a flag's text is no news
+        where = f"{name(field)}: " if field else ""
+        raise InputError(f"{where}{fact}" + (f", got {values[field]!r}" if field in values else "")) from None
+    for field, value in msgspec.structs.asdict(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name(field)}: must be finite, got {values[field]!r}")
+    return settings

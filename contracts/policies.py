@@ -12,7 +12,8 @@
 A policy store is a folder of policy folders with `champion.json`, which names the one that serves.
 """
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -57,18 +58,29 @@ class TrainedWindow(msgspec.Struct, frozen=True, kw_only=True):
     records: Annotated[int, Meta(ge=0)]
 
 
-# How actions can be drawn; predictor.exploration says what each does.
-STRATEGIES = ("greedy", "uniform", "epsilon_greedy", "ucb", "softmax", "inverse_gap", "thompson")
+Strategy = Literal["greedy", "uniform", "epsilon_greedy", "ucb", "softmax", "inverse_gap", "thompson"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
-class Exploration(msgspec.Struct, frozen=True, kw_only=True):
-    """How actions are drawn when this policy serves. Not trained: it can be changed without retraining."""
+class Exploration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How actions are drawn when this policy serves. It is not trained, so changing it needs no retraining.
 
-    strategy: str = "ucb"
-    epsilon: Share = 0.02
-    alpha: Annotated[float, Meta(ge=0)] = 0.5  # width of the confidence bound, in standard deviations
-    temperature: Annotated[float, Meta(gt=0)] = 1.0  # softmax
-    gamma: Annotated[float, Meta(gt=0)] = 100.0  # inverse-gap weighting
+    `predictor.exploration` says what each strategy does with these settings. Raises ValueError for a number that is not
+    finite.
+    """
+
+    strategy: Annotated[Strategy, Meta(description="how served actions are drawn")] = "ucb"
+    epsilon: Annotated[float, Meta(ge=0, le=1, description="share of decisions drawn uniformly")] = 0.02
+    alpha: Annotated[float, Meta(ge=0, description="width of the confidence bound, in standard deviations")] = 0.5
+    temperature: Annotated[
+        float, Meta(gt=0, description="softmax: how much more reward makes an action e times as probable")
+    ] = 1.0
+    gamma: Annotated[float, Meta(gt=0, description="inverse_gap: the larger, the greedier")] = 100.0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "temperature", "gamma"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {value}")
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ decisions and their rewards are all there, so exporting it again gives the same 
 manifest is not a window, and nobody reads it.
 """
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ from msgspec import Meta
 
 from contracts import documents
 from contracts.event_segments import compact_time
-from contracts.records import Timestamp
+from contracts.records import FLOAT32_MAX, Timestamp
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -43,6 +44,45 @@ class TrainingWindow(msgspec.Struct, frozen=True, order=True):
     def closes_at(self, reward_window_seconds: float, settle_seconds: float) -> datetime:
         """The moment from which it may be exported."""
         return self.end + timedelta(seconds=reward_window_seconds + settle_seconds)
+
+
+class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How decisions become the records of a training window. The bounds of these settings are declared here alone.
+
+    Raises ValueError for a number that is not finite.
+    """
+
+    reward_window_seconds: Annotated[float, Meta(gt=0, description="how long a reward is waited for")] = 2.0
+    settle_seconds: Annotated[
+        float, Meta(ge=0, description="how long after that an event may still be on its way into the log")
+    ] = 1.0
+    missing_reward: Annotated[
+        Literal["default", "drop"],
+        Meta(
+            description="a decision without a reward in time takes the default reward (right where silence means no), or"
+            " is dropped from training (right where silence says nothing about taste)"
+        ),
+    ] = "default"
+    default_reward: Annotated[
+        float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX, description="reward of silence, with missing_reward default")
+    ] = 0.0
+    holdback_share: Annotated[
+        float,
+        Meta(ge=0, lt=1, description="share of a window that judges the new policy before the next one trains on it"),
+    ] = 0.1
+    late_horizon_seconds: Annotated[
+        float, Meta(ge=0, description="how far before the window decisions are read, to tell late rewards from orphans")
+    ] = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in ("reward_window_seconds", "settle_seconds", "late_horizon_seconds"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {value}")
+
+    @property
+    def closing_seconds(self) -> float:
+        """How long after its end a window closes: its rewards have arrived, and are in the log."""
+        return self.reward_window_seconds + self.settle_seconds
 
 
 class WindowFile(msgspec.Struct, frozen=True, kw_only=True):

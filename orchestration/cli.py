@@ -36,10 +36,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from contracts.command_line import FlagParser
+from contracts.command_line import FlagParser, add_flags
 from contracts.errors import InputError
 from orchestration import policy_store
-from orchestration.loop.settings import LoopSettings, add_flags, from_flags
+from orchestration.loop.settings import LoopSettings, loop_settings
 from orchestration.places import Places
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _how_to_go_on(arguments: argparse.Namespace) -> str:
     if arguments.command is not _loop:
         return ""
-    settings = from_flags(arguments)
+    settings = loop_settings(arguments)
     if settings.backend != "local" or not (Path(settings.out) / "journal.jsonl").is_file():
         return ""
     return f' It can go on: make loop LOOP_ARGS="--resume --out {shlex.quote(settings.out)}"'
@@ -309,7 +309,7 @@ def _print_champions(champions: "Sequence[Champion | Promotion]") -> None:
 
 
 def _loop(arguments: argparse.Namespace) -> int:
-    settings = from_flags(arguments)
+    settings = loop_settings(arguments)
     begin = time.monotonic()
     print("Loading Beam and TensorFlow …", flush=True)
     with _native_messages_withheld():
@@ -320,7 +320,7 @@ def _loop(arguments: argparse.Namespace) -> int:
         from orchestration.loop.run_folder import RunFolder
     if arguments.resume:
         started_with = RunFolder(Path(settings.out)).settings()
-        settings = from_flags(arguments, msgspec.structs.replace(started_with, out=settings.out))
+        settings = loop_settings(arguments, msgspec.structs.replace(started_with, out=settings.out))
     page = local_loop.run(settings, resume=arguments.resume)
     seconds = time.monotonic() - begin
     # Linux counts in kilobytes, macOS in bytes.

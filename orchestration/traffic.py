@@ -33,10 +33,10 @@ from msgspec import Meta
 
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
-from contracts.command_line import FlagParser, parse_time
+from contracts.command_line import FlagParser, add_flags, from_flags, parse_time
 from contracts.errors import InputError
 from contracts.records import RewardEvent, encoder
-from orchestration.loop.settings import DAY_SECONDS, add_flags, convert_flags
+from orchestration.loop.settings import DAY_SECONDS
 from predictor.client import Client, RefusedError, UnavailableError
 from predictor.messages import Instance, SentReward
 
@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; 0 when all viewers came, 2 after wrong input."""
     try:
         arguments = build_parser().parse_args(argv)
-        settings = convert_flags(arguments, TrafficSettings)
+        settings = from_flags(arguments, TrafficSettings)
         now = datetime.now(UTC)
         begin = parse_time(arguments.start, "--start") if arguments.start else now
         if begin > now:

@@ -21,6 +21,7 @@ import msgspec
 from beam_jobs import export_trajectories, generate_movielens
 from beam_jobs.movielens import MovieLens
 from beam_jobs.payloads import DecisionShape
+from contracts.command_line import build, flag_name
 from contracts.errors import InputError
 from contracts.event_segments import sealed_segments
 from contracts.policies import Exploration, PolicyCard
@@ -345,13 +346,8 @@ def _hyperparameters(settings: LoopSettings) -> agents.Hyperparameters:
 
 
 def _exploration(settings: LoopSettings) -> Exploration:
-    return Exploration(
-        strategy=settings.exploration,
-        epsilon=settings.epsilon,
-        alpha=settings.alpha,
-        temperature=settings.temperature,
-        gamma=settings.gamma,
-    )
+    values = {name: getattr(settings, name) for name in ("epsilon", "alpha", "temperature", "gamma")}
+    return build(Exploration, values | {"strategy": settings.exploration}, flag_name)
 
 
 def _flags(settings: LoopSettings) -> list[str]:

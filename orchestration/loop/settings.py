@@ -4,20 +4,16 @@ Command-line flags, validation and the `settings` of the report derive from `Loo
 """
 
 import argparse
-import math
-import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from contracts.errors import InputError
+from contracts.command_line import from_flags
+from contracts.records import FLOAT32_MAX
 
-T = TypeVar("T", bound=msgspec.Struct)
 DAY_SECONDS = 86_400.0
-_METAVARS = {"seconds": "SECONDS", "ratings": "SOURCE", "out": "FOLDER", "str": "NAME", "int": "N", "float": "X"}
-FLOAT32_MAX = 3.4028234663852886e38  # rewards are stored as float32
 
 
 def _described(text: str, **limits: Any) -> Meta:
@@ -113,44 +109,9 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     out: Annotated[str, _described("folder of the run; an earlier run there is replaced", min_length=1)] = "runs/loop"
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct]) -> None:
-    """One flag for each field of `settings`, spelt with hyphens, with its help and default."""
-    for field in msgspec.structs.fields(settings):
-        kind, meta = get_args(field.type)[:2]
-        choices = get_args(kind) if get_origin(kind) is Literal else None
-        default = (meta.extra or {}).get("default", field.default)
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            dest=field.name,
-            metavar=None if choices else _METAVARS.get(field.name.split("_")[-1]) or _METAVARS[kind.__name__],
-            choices=choices,
-            default=argparse.SUPPRESS,  # so that what was not given can be told from what was
-            help=f"{meta.description} (default: {default})",
-        )
-
-
-def from_flags(arguments: argparse.Namespace, otherwise: LoopSettings | None = None) -> LoopSettings:
-    """The settings of the loop in parsed flags. Raises InputError as `convert_flags` does."""
-    return convert_flags(arguments, LoopSettings, otherwise)
-
-
-def convert_flags(arguments: argparse.Namespace, kind: type[T], otherwise: T | None = None) -> T:
-    """The settings in parsed flags; what was not given is as in `otherwise`, or as declared.
-
-    Raises InputError that names the flag, what is wrong and what was given.
-    """
-    given = {name: value for name, value in vars(arguments).items() if name in kind.__struct_fields__}
-    try:
-        settings = msgspec.convert((msgspec.structs.asdict(otherwise) if otherwise else {}) | given, kind, strict=False)
-    except msgspec.ValidationError as error:
-        fact, _, path = str(error).partition(" - at ")
-        name = re.sub(r"[^a-z_]", "", path)
-        fact = fact.removesuffix(", got `str`")  # of what type the flag's text is, is no news
-        raise InputError(f"--{name.replace('_', '-')}: {fact}, got {given.get(name)!r}") from None
-    for name, value in msgspec.structs.asdict(settings).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"--{name.replace('_', '-')}: must be finite, got {given[name]!r}")
-    return settings
+def loop_settings(arguments: argparse.Namespace, otherwise: LoopSettings | None = None) -> LoopSettings:
+    """The settings of the loop in parsed flags. Raises InputError as `contracts.command_line.from_flags` does."""
+    return from_flags(arguments, LoopSettings, otherwise)
 
 
 def changed(before: msgspec.Struct, after: msgspec.Struct, ignore: Sequence[str] = ()) -> list[str]:

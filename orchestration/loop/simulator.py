@@ -34,11 +34,11 @@ import numpy as np
 
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
-from contracts.command_line import FlagParser, parse_time
+from contracts.command_line import FlagParser, add_flags, parse_time
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, sealed_segments, segment_name
 from contracts.records import utc_microseconds
-from orchestration.loop.settings import LoopSettings, add_flags, from_flags
+from orchestration.loop.settings import LoopSettings, loop_settings
 from orchestration.loop.truth import (
     Entry,
     Fault,
@@ -366,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         if not arguments.endpoint.startswith(("http://", "https://")):
             raise InputError(f"--endpoint must be as http://host:port, got {arguments.endpoint!r}")
-        settings = from_flags(arguments)
+        settings = loop_settings(arguments)
         start = parse_time(arguments.start, "--start").timestamp() if arguments.start else None
         movielens = load_movielens(settings)
         truth = TruthLog(arguments.truth)

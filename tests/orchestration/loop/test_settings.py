@@ -5,8 +5,9 @@ from typing import get_args
 import msgspec
 import pytest
 
+from contracts.command_line import add_flags
 from contracts.errors import InputError
-from orchestration.loop.settings import LoopSettings, add_flags, changed, from_flags
+from orchestration.loop.settings import LoopSettings, changed, loop_settings
 from predictor import exploration
 from trainer import agents
 
@@ -14,7 +15,7 @@ from trainer import agents
 def parse(*flags: str) -> LoopSettings:
     parser = argparse.ArgumentParser()
     add_flags(parser, LoopSettings)
-    return from_flags(parser.parse_args(flags))
+    return loop_settings(parser.parse_args(flags))
 
 
 def test_no_flags_give_the_defaults():
@@ -35,7 +36,7 @@ def test_what_is_not_given_can_be_as_it_was_before():
     parser = argparse.ArgumentParser()
     add_flags(parser, LoopSettings)
     before = LoopSettings(seed=7, num_actions=5)
-    assert from_flags(parser.parse_args(["--seed", "8"]), before) == LoopSettings(seed=8, num_actions=5)
+    assert loop_settings(parser.parse_args(["--seed", "8"]), before) == LoopSettings(seed=8, num_actions=5)
 
 
 @pytest.mark.parametrize(
