@@ -32,7 +32,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -40,11 +39,7 @@ from contracts.command_line import FlagParser, add_flags
 from contracts.errors import InputError
 from orchestration import policy_store
 from orchestration.loop.settings import LoopSettings, loop_settings
-from orchestration.places import Places
-
-if TYPE_CHECKING:
-    from contracts.policies import Champion
-    from orchestration.cloud.vertex import Promotion, Vertex
+from orchestration.pipelines import commands
 
 PROGRAM = "orchestration.cli"
 _LOOP = """Runs the closed loop on this machine: real ratings, a real predictor, simulated viewers.
@@ -105,207 +100,46 @@ def build_parser() -> argparse.ArgumentParser:
     parser = FlagParser(
         prog=f"python -m {PROGRAM}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="command")
-    loop = commands.add_parser("loop", description=_LOOP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(required=True, metavar="command")
+    loop = subparsers.add_parser("loop", description=_LOOP, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(loop, LoopSettings)
     loop.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, which was interrupted, with its settings"
     )
     loop.set_defaults(command=_loop)
-    report = commands.add_parser("report", description="write the report of a run again, from its data")
+    report = subparsers.add_parser("report", description="write the report of a run again, from its data")
     report.add_argument("--out", default="runs/loop", help="folder of the run (default: runs/loop)")
     report.set_defaults(command=_report)
-    status = commands.add_parser("status", description="what a policy store serves, and what it served before")
+    status = subparsers.add_parser("status", description="what a policy store serves, and what it served before")
     _add_store_or_config(status)
     status.set_defaults(command=_status)
-    rollback = commands.add_parser("rollback", description="make the champion before this one serve again")
+    rollback = subparsers.add_parser("rollback", description="make the champion before this one serve again")
     _add_store_or_config(rollback)
     rollback.add_argument("--reason", required=True, help="why, for the history")
     rollback.set_defaults(command=_rollback)
-    promote = commands.add_parser("promote", description="make a policy the champion by hand")
+    promote = subparsers.add_parser("promote", description="make a policy the champion by hand")
     promote.add_argument("version", help="of the policy")
     _add_store_or_config(promote)
     promote.add_argument("--reason", required=True, help="why, for the history")
     promote.set_defaults(command=_promote)
-    _add_pipeline_commands(commands)
+    commands.add_commands(subparsers)
     return parser
 
 
 def _add_store_or_config(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--policies", type=Path, help="the policy store")
-    _add_environment(parser, where)
-
-
-def _add_environment(parser: argparse.ArgumentParser, where: argparse._MutuallyExclusiveGroup) -> None:
-    where.add_argument("--config", help="an environment on Vertex AI: dev, prod, or a TOML file")
-    parser.add_argument("--project", default="", help="in place of the configuration's")
-
-
-def _add_pipeline_commands(commands: "argparse._SubParsersAction[FlagParser]") -> None:
-    run_local = commands.add_parser("run-local", description="run a pipeline here, with KFP's local runner")
-    _add_pipeline(run_local)
-    run_local.set_defaults(command=_run_local)
-    check = commands.add_parser("check", description="check the configurations against the pipelines, and compile each")
-    check.add_argument("--config", action="append", help="a configuration, or a TOML file (default: all there are)")
-    check.set_defaults(command=_check)
-    compile_ = commands.add_parser("compile", description="write a pipeline's YAML")
-    _add_pipeline(compile_)
-    compile_.add_argument("--out", type=Path, required=True, help="the file to write")
-    compile_.set_defaults(command=_compile)
-    submit = commands.add_parser("submit", description="run a pipeline on Vertex AI")
-    _add_pipeline(submit)
-    submit.add_argument(
-        "--job-id", help="of the run; one that is there already is not started again (default: by time)"
-    )
-    submit.set_defaults(command=_submit)
-    schedule = commands.add_parser(
-        "schedule", description="create, pause, resume, delete or list the schedules on Vertex AI"
-    )
-    schedule.add_argument("action", choices=("create", "pause", "resume", "delete", "list"))
-    _add_pipeline(schedule, optional=True)
-    schedule.set_defaults(command=_schedule)
-    history = commands.add_parser(
-        "history", description="what each run of a pipeline did, and which policy served when"
-    )
-    where = history.add_mutually_exclusive_group(required=True)
-    where.add_argument("--root", type=Path, help="the root folder of the environment")
-    _add_environment(history, where)
-    history.set_defaults(command=_history)
-
-
-def _add_pipeline(parser: argparse.ArgumentParser, optional: bool = False) -> None:
-    if optional:
-        parser.add_argument("pipeline", nargs="?", default="retrain", help="default: retrain")
-    else:
-        parser.add_argument("pipeline", help="bootstrap, retrain or tune")
-    # No default: an environment may cost money.
-    parser.add_argument("--config", required=True, help="local, emulators, dev, prod, or a TOML file")
-    parser.add_argument("--project", default="", help="in place of the configuration's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; can be repeated"
-    )
-
-
-def _given(arguments: argparse.Namespace) -> dict[str, str]:
-    given = {}
-    for setting in arguments.set:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise InputError(f"--set: NAME=VALUE expected, got {setting!r}")
-        given[name] = value
-    return given
-
-
-def _run_local(arguments: argparse.Namespace) -> int:
-    from orchestration.cloud import configuration
-    from orchestration.pipelines import local_run
-
-    loaded = configuration.load(arguments.config, arguments.project)
-    report = local_run.run(arguments.pipeline, loaded, _given(arguments))
-    if report.wrong_input:
-        return 2
-    return 1 if report.outcome == "failed" else 0
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    from orchestration.cloud import configuration
-    from orchestration.pipelines import definitions
-
-    for name in arguments.config or configuration.names():
-        compiled = definitions.check(configuration.load(name))
-        print(f"{name}: {', '.join(compiled)} compile")
-    return 0
-
-
-def _compile(arguments: argparse.Namespace) -> int:
-    from orchestration.cloud import configuration
-    from orchestration.pipelines import definitions
-
-    loaded = configuration.load(arguments.config, arguments.project)
-    pipeline = definitions.build(arguments.pipeline, loaded)
-    definitions.parameters(arguments.pipeline, loaded, _given(arguments), pipeline)
-    try:
-        arguments.out.write_text(definitions.compiled(pipeline))
-    except OSError as error:
-        raise InputError(f"--out: {arguments.out}: {error.strerror}") from None
-    print(arguments.out)
-    return 0
-
-
-def _submit(arguments: argparse.Namespace) -> int:
-    from orchestration.cloud import configuration
-    from orchestration.pipelines import triggers
-
-    loaded = configuration.load(arguments.config, arguments.project)
-    name = arguments.job_id or triggers.job_id(arguments.pipeline, f"{datetime.now(UTC):%Y%m%dt%H%M%S}")
-    print(triggers.submit(arguments.pipeline, loaded, _given(arguments), name))
-    return 0
-
-
-def _schedule(arguments: argparse.Namespace) -> int:
-    from orchestration.cloud import configuration
-    from orchestration.pipelines import triggers
-
-    loaded = configuration.load(arguments.config, arguments.project)
-    loaded.needed_cloud()
-    if arguments.action == "create":
-        print(triggers.schedule(arguments.pipeline, loaded, _given(arguments)))
-        return 0
-    vertex = _vertex(arguments)
-    if arguments.action == "list":
-        for one in vertex.schedules():
-            print(f"{one.name}  {one.state}  {one.cron}  next: {one.next_run or 'unknown'}")
-        return 0
-    change = {"pause": vertex.pause_schedule, "resume": vertex.resume_schedule, "delete": vertex.delete_schedule}
-    print(change[arguments.action](arguments.pipeline))
-    return 0
-
-
-def _vertex(arguments: argparse.Namespace) -> "Vertex":
-    from orchestration.cloud import configuration
-    from orchestration.cloud.vertex import Vertex
-    from orchestration.pipelines import definitions
-
-    return Vertex(definitions.place(configuration.load(arguments.config, arguments.project).needed_cloud()))
+    commands.add_environment(parser, where)
 
 
 def _promote(arguments: argparse.Namespace) -> int:
 
     if arguments.config:
-        print(_vertex(arguments).promote(arguments.version, arguments.reason))
+        print(commands.vertex_of(arguments).promote(arguments.version, arguments.reason))
         return 0
     champion = policy_store.roll_out(arguments.policies, arguments.version, arguments.reason, datetime.now(UTC))
     print(f"{champion.version} is the champion")
     return 0
-
-
-def _history(arguments: argparse.Namespace) -> int:
-    from orchestration.cloud import configuration
-    from orchestration.pipelines import runs
-
-    if arguments.config:
-        vertex = _vertex(arguments)
-        print("Runs")
-        for pipeline in configuration.PIPELINES:
-            for name, state in reversed(vertex.runs(pipeline)):
-                print(f"  {name}  {state}")
-        _print_champions(vertex.history())
-        return 0
-    places = Places(arguments.root)
-    if not places.policies.is_dir():
-        raise InputError(f"--root: {arguments.root} has no policy store")
-    print("Runs")
-    for report in runs.reports(arguments.root):
-        print(f"  {report.ended_at:%Y-%m-%d %H:%M:%S} {report.line}")
-    _print_champions(policy_store.history(places.policies))
-    return 0
-
-
-def _print_champions(champions: "Sequence[Champion | Promotion]") -> None:
-    print("Champions")
-    for past in champions:
-        print(f"  {past.promoted_at:%Y-%m-%d %H:%M:%S} {past.version}  {past.reason}")
 
 
 def _loop(arguments: argparse.Namespace) -> int:
@@ -341,7 +175,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
 
     if arguments.config:
-        vertex = _vertex(arguments)
+        vertex = commands.vertex_of(arguments)
         champion = vertex.champion()
         for one in vertex.deployed():
             print(f"{'→' if one.version == champion else ' '} {one.version}  {one.traffic}% of the traffic")
@@ -364,7 +198,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _rollback(arguments: argparse.Namespace) -> int:
 
     if arguments.config:
-        print(_vertex(arguments).roll_back(arguments.reason))
+        print(commands.vertex_of(arguments).roll_back(arguments.reason))
         return 0
     champion = policy_store.roll_back(arguments.policies, arguments.reason, datetime.now(UTC))
     print(f"{champion.version} is the champion")
