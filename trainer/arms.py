@@ -38,6 +38,11 @@ def arm_features(catalogue: Sequence[Movie]) -> np.ndarray:
     )
 
 
+def has_features(catalogue: Sequence[Movie]) -> bool:
+    """Whether anything is known of a movie besides its identifier, so that `arm_features` tells movies apart."""
+    return any(movie.features or movie.genres or movie.year is not None for movie in catalogue)
+
+
 def genres(catalogue: Sequence[Movie]) -> list[str]:
     """The genres in the catalogue, in the order in which they first occur."""
     return list(dict.fromkeys(genre for movie in catalogue for genre in movie.genres))

@@ -11,15 +11,17 @@ goes on from there when started again; the best settings found are printed as JS
 import argparse
 import multiprocessing
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
 from contracts.errors import InputError
 from contracts.policies import Movie
-from trainer import agents, evaluation, task
+from trainer import agents, arms, evaluation, task
 from trainer.flags import FlagParser, mounted
+from trainer.search_space import Choices, FloatRange, Parameter, search_space
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,26 +87,22 @@ def search(told: Search) -> Best:
     return best
 
 
-def suggest(trial: Any, algorithm: str, catalogue: list[Movie]) -> agents.Hyperparameters:
-    """Hyperparameters to try, from an Optuna trial."""
-    if algorithm not in agents.LINEAR_ALGORITHMS:
-        told: agents.Hyperparameters = {
-            "layers": trial.suggest_categorical("layers", ["32,16", "64,20", "64,64", "128,64"]),
-            "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-2, log=True),
-            "batch_size": trial.suggest_categorical("batch_size", [64, 256, 1024]),
-        }
-        if "tikhonov" in agents.DEFAULTS[algorithm]:
-            told["tikhonov"] = trial.suggest_float("tikhonov", 1e-2, 1e2, log=True)
-        return told
-    told = {
-        "tikhonov": trial.suggest_float("tikhonov", 1e-2, 1e2, log=True),
-        "half_life": trial.suggest_categorical("half_life", [0.0, 4.0, 16.0]),
-    }
-    if any(movie.features or movie.genres or movie.year is not None for movie in catalogue):
-        told["arm_features"] = trial.suggest_categorical("arm_features", ["none", "shared", "hybrid"])
-        if told["arm_features"] == "hybrid":
-            told["arm_tikhonov"] = trial.suggest_float("arm_tikhonov", 0.1, 10, log=True)
-    return told
+def suggest(trial: Any, space: Sequence[Parameter]) -> agents.Hyperparameters:
+    """Hyperparameters to try, drawn by an Optuna trial from the search space."""
+    suggested: agents.Hyperparameters = {}
+    for parameter in space:
+        condition = parameter.condition
+        if condition is not None and suggested.get(condition.name) != condition.value:
+            continue
+        match parameter:
+            case FloatRange():
+                value = trial.suggest_float(parameter.name, parameter.low, parameter.high, log=parameter.log)
+            case Choices():
+                value = trial.suggest_categorical(parameter.name, parameter.values)
+            case _:
+                assert_never(parameter)
+        suggested[parameter.name] = value
+    return suggested
 
 
 def _work(told: Search, worker: int) -> None:
@@ -113,8 +111,10 @@ def _work(told: Search, worker: int) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _study(told, told.seed + worker)
 
+    space = search_space(told.algorithm, arms.has_features(told.catalogue))
+
     def objective(trial: Any) -> float:
-        hyperparameters = suggest(trial, told.algorithm, told.catalogue)
+        hyperparameters = suggest(trial, space)
         card, estimates = evaluation.measure(_settings(told, hyperparameters))
         assert estimates.dr is not None  # there is a reward model
         trial.set_user_attr("hyperparameters", card.hyperparameters)

@@ -9,6 +9,7 @@ from contracts.errors import InputError
 from contracts.policies import Movie
 from contracts.trajectories import TrajectoryBatch
 from trainer import agents, dataset, tune
+from trainer.search_space import search_space
 
 NUM_ACTIONS, DIM = 12, 4
 WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
@@ -69,12 +70,16 @@ def test_workers_share_the_trials(told):
 
 
 @pytest.mark.parametrize("algorithm", sorted(agents.DEFAULTS))
-def test_what_is_suggested_can_be_trained(told, algorithm):
+@pytest.mark.parametrize("has_arm_features", [False, True])
+def test_what_is_suggested_can_be_trained(algorithm, has_arm_features):
     import optuna
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = search_space(algorithm, has_arm_features)
     for _ in range(20):
-        agents.complete(algorithm, tune.suggest(study.ask(), algorithm, told.catalogue))
+        suggested = tune.suggest(study.ask(), space)
+        agents.complete(algorithm, suggested)
+        assert ("arm_tikhonov" in suggested) == (suggested.get("arm_features") == "hybrid")
 
 
 @pytest.mark.parametrize(
