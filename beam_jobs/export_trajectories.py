@@ -25,10 +25,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apache_beam as beam
 import msgspec
@@ -50,8 +49,8 @@ from beam_jobs.reward_join import (
     observations,
     split_into_buckets,
 )
+from contracts import command_line
 from contracts.errors import InputError
-from contracts.records import FLOAT32_MAX
 from contracts.schemas import DECISIONS, REWARDS, Table
 from contracts.windows import (
     MANIFEST_NAME,
@@ -60,6 +59,7 @@ from contracts.windows import (
     TrainingWindow,
     WindowCounts,
     WindowFile,
+    WindowSettings,
     decode_manifest,
     encode_manifest,
 )
@@ -68,45 +68,8 @@ if TYPE_CHECKING:
     from beam_jobs.bigquery import Dataset
 
 JOB = "export_trajectories"
+MAX_RECORDS_PER_FILE = 100_000
 NO_COUNTS = WindowCounts(**dict.fromkeys(WindowCounts.__struct_fields__, 0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    """How a window becomes trajectories. Raises InputError for numbers that make no sense."""
-
-    reward_window_seconds: float
-    settle_seconds: float = 1.0
-    missing_reward: Literal["default", "drop"] = "default"
-    default_reward: float = 0.0
-    holdback_share: float = 0.1
-    late_horizon_seconds: float = 3600.0
-    max_records_per_file: int = 100_000
-
-    def __post_init__(self) -> None:
-        for name, valid, wanted in (
-            ("reward_window_seconds", 0 < self.reward_window_seconds < np.inf, "above 0"),
-            ("settle_seconds", 0 <= self.settle_seconds < np.inf, "0 or more"),
-            ("missing_reward", self.missing_reward in ("default", "drop"), "default or drop"),
-            ("default_reward", abs(self.default_reward) <= FLOAT32_MAX, f"from -{FLOAT32_MAX:g} to {FLOAT32_MAX:g}"),
-            ("holdback_share", 0 <= self.holdback_share < 1, "from 0 to below 1"),
-            ("late_horizon_seconds", 0 <= self.late_horizon_seconds < np.inf, "0 or more"),
-            ("max_records_per_file", self.max_records_per_file >= 1, "1 or more"),
-        ):
-            if not valid:
-                raise InputError(f"--{name.replace('_', '-')} must be {wanted}, got {getattr(self, name)}")
-
-    def recorded(self) -> dict[str, Any]:
-        """The settings that decide what a window holds, as its manifest has them: how it is cut into files does not."""
-        return {
-            # As floats, so that 2 and 2.0 give the same bytes.
-            "reward_window_seconds": float(self.reward_window_seconds),
-            "settle_seconds": float(self.settle_seconds),
-            "missing_reward": self.missing_reward,
-            "default_reward": float(self.default_reward),
-            "holdback_share": float(self.holdback_share),
-            "late_horizon_seconds": float(self.late_horizon_seconds),
-        }
 
 
 class WrittenBucket(NamedTuple):
@@ -128,7 +91,7 @@ class RowRange(NamedTuple):
     columns: tuple[str, ...] | None
 
 
-def row_ranges(window: TrainingWindow, settings: ExportSettings) -> list[RowRange]:
+def row_ranges(window: TrainingWindow, settings: WindowSettings) -> list[RowRange]:
     """What the join of `window` needs."""
     reward_window = timedelta(seconds=settings.reward_window_seconds)
     earliest = window.start - timedelta(seconds=settings.late_horizon_seconds)
@@ -271,7 +234,7 @@ class WriteBucketFn(beam.DoFn):
 class WriteManifestFn(beam.DoFn):
     """All that was written -> the manifest, written."""
 
-    def __init__(self, folder: str, window: TrainingWindow, settings: ExportSettings) -> None:
+    def __init__(self, folder: str, window: TrainingWindow, settings: WindowSettings) -> None:
         self._folder = folder
         self._window = window
         self._settings = settings
@@ -283,7 +246,7 @@ class WriteManifestFn(beam.DoFn):
             raise ValueError(describe_mixed_dims(dims))
         manifest = Manifest(
             window=self._window,
-            **self._settings.recorded(),
+            **msgspec.structs.asdict(self._settings),
             observation_dim=dims[0][0] if dims else 0,
             files=sorted(written.files, key=lambda file: file.name),
             counts=written.counts,
@@ -319,8 +282,9 @@ def build_pipeline(
     source: "Path | Dataset",
     window_folder: str,
     window: TrainingWindow,
-    settings: ExportSettings,
+    settings: WindowSettings,
     num_buckets: int,
+    max_records_per_file: int,
 ) -> beam.PCollection[Manifest]:
     """The job for one window. Returns the manifest, once it is written."""
     join = JoinSettings(window, settings.reward_window_seconds, settings.missing_reward, settings.default_reward)
@@ -328,8 +292,7 @@ def build_pipeline(
         pipeline
         | "ReadRows" >> ReadRows(source, row_ranges(window, settings), num_buckets)
         | "JoinRewards" >> JoinRewards(join)
-        | "WriteBucket"
-        >> beam.ParDo(WriteBucketFn(window_folder, settings.holdback_share, settings.max_records_per_file))
+        | "WriteBucket" >> beam.ParDo(WriteBucketFn(window_folder, settings.holdback_share, max_records_per_file))
         | "AddUp" >> beam.CombineGlobally(add_up)
         | "WriteManifest" >> beam.ParDo(WriteManifestFn(window_folder, window, settings))
     )
@@ -339,21 +302,26 @@ def export(
     source: "Path | Dataset",
     windows: Path | str,
     window: TrainingWindow,
-    settings: ExportSettings,
+    settings: WindowSettings,
     pipeline_options: PipelineOptions | None = None,
+    max_records_per_file: int = MAX_RECORDS_PER_FILE,
 ) -> Manifest:
     """Exports `window` of the warehouse `source` below `windows`, unless it is there already.
 
+    `max_records_per_file` (at least 1) decides only how the records are cut into files.
+
     Raises InputError when `source` is no warehouse, when observations differ in length, when the window's moments carry
-    no time zone, or when what is there already is another window, one of other settings, or not a window.
+    no time zone, when a setting is out of its bounds, or when what is there already is another window, one of other
+    settings, or not a window.
     """
+    settings = _checked(settings)
     window_folder = _window_folder(windows, window)
     with _alone(windows):
         if (manifest := _exported(window_folder, window, settings)) is not None:
             return manifest
-        num_buckets = _prepare(source, window_folder, window, settings)
+        num_buckets = _prepare(source, window_folder, window, max_records_per_file)
         with beam.Pipeline(options=options.local_by_default(pipeline_options or PipelineOptions([]))) as pipeline:
-            build_pipeline(pipeline, source, window_folder, window, settings, num_buckets)
+            build_pipeline(pipeline, source, window_folder, window, settings, num_buckets, max_records_per_file)
     manifest = _exported(window_folder, window, settings)
     assert manifest is not None
     return manifest
@@ -363,41 +331,45 @@ def submit(
     source: "Path | Dataset",
     windows: str,
     window: TrainingWindow,
-    settings: ExportSettings,
+    settings: WindowSettings,
     pipeline_options: PipelineOptions,
+    max_records_per_file: int = MAX_RECORDS_PER_FILE,
 ) -> bool:
     """Like `export`, but returns once the runner has taken the job; False when there is nothing to do."""
+    settings = _checked(settings)
     window_folder = _window_folder(windows, window)
     if _exported(window_folder, window, settings) is not None:
         return False
-    num_buckets = _prepare(source, window_folder, window, settings)
+    num_buckets = _prepare(source, window_folder, window, max_records_per_file)
     pipeline = beam.Pipeline(options=pipeline_options)
-    build_pipeline(pipeline, source, window_folder, window, settings, num_buckets)
+    build_pipeline(pipeline, source, window_folder, window, settings, num_buckets, max_records_per_file)
     pipeline.run()
     return True
 
 
-def follow(
-    source: "Path | Dataset",
-    windows: Path | str,
+def closed_windows(
     first: TrainingWindow,
-    settings: ExportSettings,
-    pipeline_options: PipelineOptions | None = None,
+    settings: WindowSettings,
     until: datetime | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[Manifest]:
-    """Exports `first` and the windows after it, of the same length, each once it has closed.
+) -> Iterator[TrainingWindow]:
+    """`first` and the windows after it, of the same length, each once it has closed.
 
-    Ends with the last window that ends by `until`; without one it never ends. Same errors as `export`.
+    Ends with the last window that ends by `until`; without `until` it never ends.
     """
     window = first
     while until is None or window.end <= until:
         closes_at = window.closes_at(settings.reward_window_seconds, settings.settle_seconds)
         while (seconds := (closes_at - now()).total_seconds()) > 0:
             sleep(seconds)
-        yield export(source, windows, window, settings, pipeline_options)
+        yield window
         window = TrainingWindow(window.end, window.end + (window.end - window.start))
+
+
+def _checked(settings: WindowSettings) -> WindowSettings:
+    """The settings with every number a float, so that 2 and 2.0 give the same bytes; InputError when out of bounds."""
+    return command_line.build(WindowSettings, msgspec.structs.asdict(settings), command_line.flag_name)
 
 
 def _window_folder(windows: Path | str, window: TrainingWindow) -> str:
@@ -406,7 +378,7 @@ def _window_folder(windows: Path | str, window: TrainingWindow) -> str:
     return FileSystems.join(str(windows), window.folder)
 
 
-def _prepare(source: "Path | Dataset", window_folder: str, window: TrainingWindow, settings: ExportSettings) -> int:
+def _prepare(source: "Path | Dataset", window_folder: str, window: TrainingWindow, max_records_per_file: int) -> int:
     """Clears what a killed export left; returns how many buckets the window's decisions are worth."""
     if isinstance(source, Path):
         dims = warehouse.observation_dims(source, window.start, window.end)
@@ -418,17 +390,17 @@ def _prepare(source: "Path | Dataset", window_folder: str, window: TrainingWindo
         raise InputError(describe_mixed_dims([(dim.length, dim.example) for dim in dims]))
     decisions = sum(dim.decisions for dim in dims)
     clear(window_folder)
-    return max(1, -(-decisions // settings.max_records_per_file))
+    return max(1, -(-decisions // max_records_per_file))
 
 
-def _exported(window_folder: str, window: TrainingWindow, settings: ExportSettings) -> Manifest | None:
+def _exported(window_folder: str, window: TrainingWindow, settings: WindowSettings) -> Manifest | None:
     path = FileSystems.join(window_folder, MANIFEST_NAME)
     if (data := read(path)) is None:
         return None
     manifest = decode_manifest(data, path)
     if manifest.window != window:
         raise InputError(f"{path}: another window was exported there: it ends at {manifest.window.end.isoformat()}")
-    for name, wanted in settings.recorded().items():
+    for name, wanted in msgspec.structs.asdict(settings).items():
         # None: exported before the manifest had this setting.
         if (found := getattr(manifest, name)) not in (wanted, None):
             flag = f"--{name.replace('_', '-')}"
@@ -463,34 +435,15 @@ def parser() -> options.JobParser:
     flags.flag("end", options.MOMENT, "the moment after the (last) window's last", default=None)
     flags.flag("window-seconds", options.number(0, above=True), "length of a window, in place of --end", default=None)
     flags.switch("follow", "export one window after the other, from --start on, until --end or for ever")
-    flags.flag("reward-window-seconds", options.number(0, above=True), "how long a reward is waited for", default=60.0)
-    flags.flag(
-        "settle-seconds", options.number(0), "how long after that an event may still be on its way", default=60.0
-    )
-    flags.flag(
-        "missing-reward",
-        options.TEXT,
-        "a decision without a reward in time takes the default reward, or is dropped",
-        default="default",
-        choices=("default", "drop"),
-    )
-    flags.flag("default-reward", options.number(-FLOAT32_MAX, FLOAT32_MAX), "the reward of silence", default=0.0)
-    flags.flag("holdback-share", options.number(0, 1), "share set aside to judge the next policy by", default=0.1)
-    flags.flag(
-        "late-horizon-seconds",
-        options.number(0),
-        "a reward for a decision made longer before the window counts as an orphan",
-        default=3600.0,
-    )
-    flags.flag("max-records-per-file", options.whole(1), "records in a file, at most", default=100_000)
+    flags.settings(WindowSettings, reward_window_seconds=60.0, settle_seconds=60.0)
+    flags.flag("max-records-per-file", options.whole(1), "records in a file, at most", default=MAX_RECORDS_PER_FILE)
     return flags
 
 
 def run(argv: Sequence[str] | None) -> None:
     """Parses flags and runs the job."""
     arguments, pipeline_options = parser().parse_with_beam(argv)
-    chosen: dict[str, Any] = vars(arguments)
-    settings = ExportSettings(**{name: chosen[name] for name in ExportSettings.__dataclass_fields__})
+    settings = command_line.from_flags(arguments, WindowSettings)
     window = _first_window(arguments)
     source = parse_warehouse(arguments.warehouse, pipeline_options)
     check_folder("--windows", arguments.windows, pipeline_options)
@@ -504,14 +457,12 @@ def run(argv: Sequence[str] | None) -> None:
             f" {closes_at.isoformat()}: what belongs to it may still be on its way (--follow waits)"
         )
     if options.is_dataflow(pipeline_options) and not arguments.follow:
-        started = submit(source, arguments.windows, window, settings, pipeline_options)
+        started = submit(source, arguments.windows, window, settings, pipeline_options, arguments.max_records_per_file)
         print("submitted" if started else "exported already", _window_folder(arguments.windows, window))
         return
-    if arguments.follow:
-        manifests = follow(source, arguments.windows, window, settings, pipeline_options, until=arguments.end)
-    else:
-        manifests = iter([export(source, arguments.windows, window, settings, pipeline_options)])
-    for manifest in manifests:
+    windows = closed_windows(window, settings, until=arguments.end) if arguments.follow else [window]
+    for window in windows:
+        manifest = export(source, arguments.windows, window, settings, pipeline_options, arguments.max_records_per_file)
         counts = ", ".join(f"{name} {value}" for name, value in msgspec.structs.asdict(manifest.counts).items())
         folder = _window_folder(arguments.windows, manifest.window)
         print(f"{folder}: {manifest.records('train', 'holdback')} trajectories ({counts})", flush=True)
@@ -536,7 +487,7 @@ def _first_window(arguments: Any) -> TrainingWindow:
     return window
 
 
-def _closes_at(window: TrainingWindow, settings: ExportSettings) -> datetime:
+def _closes_at(window: TrainingWindow, settings: WindowSettings) -> datetime:
     try:
         row_ranges(window, settings)
         return window.closes_at(settings.reward_window_seconds, settings.settle_seconds)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+import msgspec
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult
@@ -68,6 +69,24 @@ class JobParser(FlagParser):
             help = f"{help} (default: {settings['default']})"
         settings.setdefault("metavar", None if "choices" in settings else name.split("-")[-1].upper())
         self.add_argument(f"--{name}", type=kind, help=help.replace("%", "%%"), **settings)
+
+    def settings(self, struct: type[msgspec.Struct], **defaults: Any) -> None:
+        """Adds one flag for each field of `struct`, with its description and bounds.
+
+        `defaults` of the job, by field, replace those of the struct.
+        """
+        for field in msgspec.inspect.type_info(struct).fields:  # type: ignore[attr-defined]
+            annotated = field.type
+            choices = (
+                {"choices": annotated.type.values} if isinstance(annotated.type, msgspec.inspect.LiteralType) else {}
+            )
+            self.flag(
+                field.name.replace("_", "-"),
+                kind_of(annotated.type),
+                annotated.extra_json_schema["description"],
+                default=defaults.get(field.name, field.default),
+                **choices,
+            )
 
     def switch(self, name: str, help: str) -> None:
         """Adds `--name`, which is on when given (or given as `--name=true`, as template parameters are)."""
@@ -152,11 +171,11 @@ def whole(low: int) -> Kind:
     return Kind(parse, r"^\d+$" if low == 0 else r"^0*[1-9]\d*$")
 
 
-def number(low: float, high: float = float("inf"), *, above: bool = False) -> Kind:
-    """Finite numbers in [low, high], or in (low, high] with `above`."""
+def number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Kind:
+    """Finite numbers in [low, high]; without `low` itself with `above`, without `high` itself with `below`."""
     limits = f"above {low:g}" if above else f"from {low:g}"
     if high < float("inf"):
-        limits += f" to {high:g}"
+        limits += f" to below {high:g}" if below else f" to {high:g}"
     elif low == float("-inf"):
         limits = "that is finite"
 
@@ -165,12 +184,26 @@ def number(low: float, high: float = float("inf"), *, above: bool = False) -> Ki
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not (low <= value <= high and abs(value) < float("inf")) or (above and value == low):
+        inside = low <= value <= high and abs(value) < float("inf")
+        if not inside or (above and value == low) or (below and value == high):
             raise argparse.ArgumentTypeError(f"a number {limits} expected, got {text!r:.60}")
         return value
 
     sign = "-?" if low < 0 else ""
     return Kind(parse, rf"^{sign}(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+
+
+def kind_of(declared: msgspec.inspect.Type) -> Kind:
+    """What the flag of a struct's field takes, by the field's type and its bounds."""
+    match declared:
+        case msgspec.inspect.FloatType(gt=gt, ge=ge, lt=lt, le=le):
+            low = next((bound for bound in (gt, ge) if bound is not None), float("-inf"))
+            high = next((bound for bound in (lt, le) if bound is not None), float("inf"))
+            return number(low, high, above=gt is not None, below=lt is not None)
+        case msgspec.inspect.LiteralType():
+            return TEXT
+        case _:
+            raise TypeError(f"no flag is declared for fields of {declared}")
 
 
 def _yes_or_no(text: str) -> bool:

@@ -14,14 +14,14 @@ import apache_beam as beam
 import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_jobs.export_trajectories import ExportSettings, export
+from beam_jobs.export_trajectories import export
 from beam_jobs.generate_movielens import GeneratorSettings, generate
 from beam_jobs.ingest_events import ingest
 from beam_jobs.movielens import MovieLens
 from beam_jobs.options import LOCAL_RUNNER
 from beam_jobs.ratings import load_ratings
 from bench.measure import Result, compare, seconds
-from contracts.windows import TrainingWindow
+from contracts.windows import TrainingWindow, WindowSettings
 
 ROWS = 200_000
 REFERENCE_ROWS = 10_000
@@ -74,7 +74,7 @@ def export_record_by_record(warehouse: Path, folder: Path) -> None:
 def run() -> Result:
     """Both ways in turn, after one small export that loads what is loaded late."""
     viewers = MovieLens.build(load_ratings("sample"), num_actions=100, rank=20, reward_noise=0.5, seed=0)
-    settings = ExportSettings(reward_window_seconds=REWARD_WINDOW.total_seconds())
+    settings = WindowSettings(reward_window_seconds=REWARD_WINDOW.total_seconds())
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         for rows in (ROWS, REFERENCE_ROWS):

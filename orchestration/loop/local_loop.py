@@ -25,7 +25,7 @@ from contracts.command_line import build, flag_name
 from contracts.errors import InputError
 from contracts.event_segments import sealed_segments
 from contracts.policies import Exploration, PolicyCard
-from contracts.windows import TrainingWindow
+from contracts.windows import TrainingWindow, WindowSettings
 from orchestration import gate as gates
 from orchestration import policy_store
 from orchestration.loop import report
@@ -108,7 +108,7 @@ class LocalLoop:
         self._viewers_timeout_seconds = START_TIMEOUT_SECONDS + 5 * loading_seconds
         self._folder = folder
         self._movielens = movielens
-        self._export_settings = export_trajectories.ExportSettings(
+        self._export_settings = WindowSettings(
             reward_window_seconds=settings.reward_window_seconds,
             settle_seconds=settings.settle_seconds,
             missing_reward=settings.missing_reward,

@@ -22,7 +22,7 @@ GRID_ORIGIN = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a run makes training windows of the log. The export checks the values (`export_trajectories.ExportSettings`)."""
+    """How a run makes training windows of the log. The export checks the values (`contracts.windows.WindowSettings`)."""
 
     window_seconds: float
     reward_window_seconds: float

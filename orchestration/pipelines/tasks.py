@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+import contracts.windows
 from contracts import policies
 from contracts.command_line import parse_time
 from contracts.errors import InputError
@@ -108,7 +109,7 @@ def export_windows(plan: str) -> str:
         from beam_jobs import export_trajectories, warehouse
 
         places, wanted = made.places, made.settings
-        settings = export_trajectories.ExportSettings(
+        settings = contracts.windows.WindowSettings(
             reward_window_seconds=wanted.reward_window_seconds,
             settle_seconds=wanted.settle_seconds,
             missing_reward=wanted.missing_reward,  # type: ignore[arg-type]  # checked there

@@ -18,7 +18,7 @@ from google.cloud.bigquery_storage_v1 import types
 
 from beam_jobs import bigquery, export_trajectories, ingest_events, replay_dead_letters
 from beam_jobs.bigquery import Dataset
-from beam_jobs.export_trajectories import ExportSettings, export
+from beam_jobs.export_trajectories import export
 from beam_jobs.options import LOCAL_RUNNER
 from beam_jobs.payloads import MAX_EVENT_BYTES, DecisionShape, IngestCounts, ParseEventsFn, PayloadBatch
 from beam_jobs.replay_dead_letters import ReplayCounts
@@ -27,12 +27,12 @@ from contracts.errors import InputError
 from contracts.event_segments import segment_name
 from contracts.records import Decision, encoder, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES
-from contracts.windows import TrainingWindow
+from contracts.windows import TrainingWindow, WindowSettings
 from tests.simulated import events, rows
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = TrainingWindow(START, START + timedelta(seconds=5))
-SETTINGS = ExportSettings(reward_window_seconds=2, max_records_per_file=4_000)
+SETTINGS = WindowSettings(reward_window_seconds=2)
 PROJECT = "local-test"
 
 
@@ -249,7 +249,7 @@ def test_how_old_events_are_once_stored_is_a_metric(dataset: Dataset, tmp_path: 
 
 
 def test_a_quiet_window_of_bigquery(dataset: Dataset, tmp_path: Path) -> None:
-    manifest = export(dataset, tmp_path, WINDOW, SETTINGS)
+    manifest = export(dataset, tmp_path, WINDOW, SETTINGS, max_records_per_file=4_000)
     assert (manifest.counts.decisions, manifest.files) == (0, [])
 
 
@@ -262,7 +262,7 @@ def test_observations_of_several_lengths_are_refused(dataset: Dataset, tmp_path:
     client.insert_rows_json(dataset.table(DECISIONS), bigquery.json_rows(record_batch(DECISIONS, decisions)))
     client.close()
     with pytest.raises(InputError, match=rf"same length, got 10 \(.*\), 1 \(decision_id={decisions[-1].decision_id}\)"):
-        export(dataset, tmp_path, WINDOW, SETTINGS)
+        export(dataset, tmp_path, WINDOW, SETTINGS, max_records_per_file=4_000)
     assert not (tmp_path / WINDOW.folder).exists()
 
 

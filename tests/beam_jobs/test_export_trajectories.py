@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import json
 import re
@@ -14,17 +13,18 @@ import numpy as np
 import pytest
 
 from beam_jobs import export_trajectories, warehouse
-from beam_jobs.export_trajectories import ExportSettings, export
+from beam_jobs.export_trajectories import export
 from beam_jobs.reward_join import in_holdback
 from beam_jobs.tables import record_batch
 from contracts.errors import InputError
 from contracts.records import Decision, RewardEvent
 from contracts.schemas import DECISIONS, REWARDS
-from contracts.windows import Manifest, TrainingWindow, decode_manifest
+from contracts.windows import Manifest, TrainingWindow, WindowSettings, decode_manifest
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = TrainingWindow(START, START + timedelta(seconds=10))
-SETTINGS = ExportSettings(reward_window_seconds=2, settle_seconds=1, default_reward=-1, max_records_per_file=40)
+SETTINGS = WindowSettings(reward_window_seconds=2, settle_seconds=1, default_reward=-1)
+RECORDS_PER_FILE = 40
 ROOT = Path(__file__).parents[2]
 
 
@@ -78,7 +78,7 @@ def read(windows: Path, manifest: Manifest, split: str) -> list[tuple[float, int
             assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
             assert path.stat().st_size == file.bytes
             records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
-            assert len(records) == file.records <= SETTINGS.max_records_per_file
+            assert len(records) == file.records <= RECORDS_PER_FILE
             batch = trajectories.decode(records, manifest.observation_dim)
             assert (batch.observation[:, 1] == np.float32(0.1)).all()
             found += list(
@@ -99,7 +99,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_a_window_as_trajectories(folder: Path, tmp_path: Path) -> None:
-    manifest = export(folder, tmp_path, WINDOW, SETTINGS)
+    manifest = export(folder, tmp_path, WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE)
     counts = manifest.counts
     assert (counts.decisions, counts.rewards, counts.defaulted, counts.dropped) == (100, 50, 50, 0)
     assert (counts.late_rewards, counts.orphan_rewards, counts.repeated_rewards) == (1, 1, 0)
@@ -125,7 +125,7 @@ def test_a_window_as_trajectories(folder: Path, tmp_path: Path) -> None:
 
 
 def test_records_are_ordered_by_time(folder: Path, tmp_path: Path) -> None:
-    settings = ExportSettings(reward_window_seconds=2)
+    settings = WindowSettings(reward_window_seconds=2)
     manifest = export(folder, tmp_path, WINDOW, settings)
     assert [file.name for file in manifest.files] == ["part-holdback-00000.tfrecord", "part-train-00000.tfrecord"]
     import tensorflow as tf
@@ -138,7 +138,7 @@ def test_records_are_ordered_by_time(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_bytes_in_another_process_from_another_layout(folder: Path, tmp_path: Path) -> None:
-    export(folder, tmp_path / "here", WINDOW, SETTINGS)
+    export(folder, tmp_path / "here", WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE)
     # The same rows, ingested in other batches and an other order.
     rows = warehouse.read_all(folder, DECISIONS, START - timedelta(days=1), START + timedelta(days=1))
     rewards = warehouse.read_all(folder, REWARDS, START - timedelta(days=1), START + timedelta(days=1))
@@ -168,21 +168,21 @@ def test_the_same_bytes_in_another_process_from_another_layout(folder: Path, tmp
 
 
 def test_a_window_is_exported_once_and_leftovers_are_replaced(folder: Path, tmp_path: Path) -> None:
-    manifest = export(folder, tmp_path, WINDOW, SETTINGS)
+    manifest = export(folder, tmp_path, WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE)
     target = tmp_path / WINDOW.folder
     before = digests(target)
     moments = {path: path.stat().st_mtime_ns for path in target.iterdir()}
-    assert export(folder, tmp_path, WINDOW, SETTINGS) == manifest
+    assert export(folder, tmp_path, WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE) == manifest
     assert {path: path.stat().st_mtime_ns for path in target.iterdir()} == moments
     (target / "manifest.json").unlink()
     (target / "part-train-00099.tfrecord").write_bytes(b"left by a killed export")
     (target / "part-train-00000.tfrecord").write_bytes(b"torn")
-    assert export(folder, tmp_path, WINDOW, SETTINGS) == manifest
+    assert export(folder, tmp_path, WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE) == manifest
     assert digests(target) == before
 
 
 def test_missing_rewards_can_be_dropped(folder: Path, tmp_path: Path) -> None:
-    manifest = export(folder, tmp_path, WINDOW, ExportSettings(reward_window_seconds=2, missing_reward="drop"))
+    manifest = export(folder, tmp_path, WINDOW, WindowSettings(reward_window_seconds=2, missing_reward="drop"))
     assert (manifest.counts.rewards, manifest.counts.dropped, manifest.records("train", "holdback")) == (50, 50, 50)
     assert manifest.policy_versions == {"v0": 50}
 
@@ -218,12 +218,12 @@ def test_follow_from_the_command_line(folder: Path, tmp_path: Path, capsys: pyte
 def test_observations_of_several_lengths_are_refused(tmp_path: Path) -> None:
     store(tmp_path / "w", "x", decision(1, 1), decision(2, 2), decision(3, 3, observation=[1.0]))
     with pytest.raises(InputError, match=r"same length, got 3 \(decision_id=.*0001\), 1 \(decision_id=.*0003\)"):
-        export(tmp_path / "w", tmp_path / "windows", WINDOW, SETTINGS)
+        export(tmp_path / "w", tmp_path / "windows", WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE)
     assert not (tmp_path / "windows" / WINDOW.folder).exists()
 
 
 def test_another_window_of_the_same_start_is_refused(folder: Path, tmp_path: Path) -> None:
-    export(folder, tmp_path, WINDOW, SETTINGS)
+    export(folder, tmp_path, WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE)
     longer = TrainingWindow(WINDOW.start, WINDOW.end + timedelta(seconds=1))
     with pytest.raises(InputError, match="another window was exported there: it ends at 2026-01-01T00:00:10"):
         export(folder, tmp_path, longer, SETTINGS)
@@ -243,19 +243,21 @@ def test_another_window_of_the_same_start_is_refused(folder: Path, tmp_path: Pat
 def test_the_same_window_with_other_settings_is_refused_and_left_alone(
     folder: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    export(folder, tmp_path, WINDOW, SETTINGS)
+    export(folder, tmp_path, WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE)
     before = digests(tmp_path / WINDOW.folder)
     with pytest.raises(InputError, match=re.escape(f"this window was exported with {message}: remove it first")):
-        export(folder, tmp_path, WINDOW, dataclasses.replace(SETTINGS, **change))
+        export(folder, tmp_path, WINDOW, msgspec.structs.replace(SETTINGS, **change))
     assert digests(tmp_path / WINDOW.folder) == before
 
 
 def test_a_window_of_before_a_setting_was_written_down_is_taken(folder: Path, tmp_path: Path) -> None:
-    manifest = export(folder, tmp_path, WINDOW, SETTINGS)
+    manifest = export(folder, tmp_path, WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE)
     path = tmp_path / WINDOW.folder / "manifest.json"
     older = {name: value for name, value in json.loads(path.read_text()).items() if name != "late_horizon_seconds"}
     path.write_text(json.dumps(older))
-    assert export(folder, tmp_path, WINDOW, SETTINGS) == msgspec.structs.replace(manifest, late_horizon_seconds=None)
+    assert export(folder, tmp_path, WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE) == msgspec.structs.replace(
+        manifest, late_horizon_seconds=None
+    )
 
 
 def test_a_window_without_time_zone_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -269,24 +271,26 @@ def test_a_broken_manifest_is_told_and_left_alone(folder: Path, tmp_path: Path) 
     path.parent.mkdir()
     path.write_text('{"window": 1}')
     with pytest.raises(InputError, match=r"manifest\.json: not a window manifest"):
-        export(folder, tmp_path, WINDOW, SETTINGS)
+        export(folder, tmp_path, WINDOW, SETTINGS, max_records_per_file=RECORDS_PER_FILE)
     assert path.read_text() == '{"window": 1}'
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reward_window_seconds": 0}, "--reward-window-seconds must be above 0, got 0"),
-        ({"holdback_share": 1.0}, r"--holdback-share must be from 0 to below 1, got 1\.0"),
-        ({"missing_reward": "guess"}, "--missing-reward must be default or drop, got guess"),
-        ({"default_reward": float("nan")}, r"--default-reward must be from -3.40282e\+38 to 3.40282e\+38, got nan"),
-        ({"default_reward": 1e300}, r"--default-reward must be from .* to 3.40282e\+38, got 1e\+300"),
-        ({"max_records_per_file": 0}, "--max-records-per-file must be 1 or more, got 0"),
+        ({"reward_window_seconds": 0}, "--reward-window-seconds: Expected `float` > 0.0, got 0"),
+        ({"holdback_share": 1.0}, r"--holdback-share: Expected `float` < 1.0, got 1\.0"),
+        ({"missing_reward": "guess"}, "--missing-reward: Invalid enum value 'guess', got 'guess'"),
+        ({"default_reward": float("nan")}, "--default-reward: Expected `float` >= .*, got nan"),
+        ({"default_reward": 1e300}, r"--default-reward: Expected `float` <= 3.40282346\d*e\+38, got 1e\+300"),
     ],
 )
-def test_settings_that_make_no_sense(change: dict[str, object], message: str) -> None:
+def test_settings_out_of_their_bounds_are_refused(
+    folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        ExportSettings(**({"reward_window_seconds": 2} | change))  # type: ignore[arg-type]
+        export(folder, tmp_path, WINDOW, WindowSettings(**change))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -307,6 +311,8 @@ def test_settings_that_make_no_sense(change: dict[str, object], message: str) ->
         (["--end", "2026-01-02T00:00:00Z", "--warehouse", "WINDOWS"], "is not a warehouse"),
         (["--end", "2026-01-02T00:00:00Z", "--default-reward", "1e300"], "argument --default-reward: a number from"),
         (["--end", "2026-01-02T00:00:00Z", "--missing-reward", "x"], "argument --missing-reward.*invalid choice: 'x'"),
+        (["--end", "2026-01-02T00:00:00Z", "--holdback-share", "1"], "--holdback-share: a number from 0 to below 1"),
+        (["--end", "2026-01-02T00:00:00Z", "--max-records-per-file", "0"], "--max-records-per-file: a whole number"),
     ],
 )
 def test_wrong_input_is_one_line(

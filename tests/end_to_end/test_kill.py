@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from beam_jobs import warehouse
-from beam_jobs.export_trajectories import ExportSettings, export
+from beam_jobs.export_trajectories import export
 from beam_jobs.generate_movielens import GeneratorSettings, ShardEncoder, simulate_shard
 from beam_jobs.ingest_events import ingest
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
 from contracts.event_segments import segment_name
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
-from contracts.windows import TrainingWindow
+from contracts.windows import TrainingWindow, WindowSettings
 from tests.killed import MOMENTS
 
 ROOT = Path(__file__).parents[2]
@@ -86,13 +86,13 @@ def test_export_killed_and_run_again(tmp_path: Path, moment: str) -> None:
     (events / f"{segment_name(START, 'test')}.jsonl").write_bytes(lines)
     ingest(events, folder)
     window = TrainingWindow(START, START + timedelta(seconds=5))
-    export_settings = ExportSettings(reward_window_seconds=2, max_records_per_file=100)
-    untouched = export(folder, tmp_path / "untouched", window, export_settings)
+    export_settings = WindowSettings(reward_window_seconds=2)
+    untouched = export(folder, tmp_path / "untouched", window, export_settings, max_records_per_file=100)
     flags = ["--warehouse", str(folder), "--windows", str(tmp_path / "windows")]
     flags += ["--start", START.isoformat(), "--window-seconds", "5", "--reward-window-seconds", "2"]
     flags += ["--settle-seconds", "1", "--max-records-per-file", "100"]
     kill(moment, 5, "export_trajectories", flags)
     assert not (tmp_path / "windows" / window.folder / "manifest.json").exists()
-    assert export(folder, tmp_path / "windows", window, export_settings) == untouched
+    assert export(folder, tmp_path / "windows", window, export_settings, max_records_per_file=100) == untouched
     files = {path.name: path.read_bytes() for path in (tmp_path / "untouched" / window.folder).iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "windows" / window.folder).iterdir()} == files

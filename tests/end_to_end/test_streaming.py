@@ -13,18 +13,18 @@ from apache_beam.testing import test_stream
 from apache_beam.transforms.window import TimestampedValue
 
 from beam_jobs import warehouse
-from beam_jobs.export_trajectories import ExportSettings, export, follow
+from beam_jobs.export_trajectories import closed_windows, export
 from beam_jobs.ingest_events import StoreEvents
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import IngestCounts, ParseEvents, add_counts
 from beam_jobs.pubsub import BatchMessages, dead_letter_messages
 from contracts.records import Decision, RewardEvent, encoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES
-from contracts.windows import TrainingWindow
+from contracts.windows import TrainingWindow, WindowSettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = TrainingWindow(START, START + timedelta(seconds=10))
-SETTINGS = ExportSettings(reward_window_seconds=2, settle_seconds=1, default_reward=-1.0, holdback_share=0)
+SETTINGS = WindowSettings(reward_window_seconds=2, settle_seconds=1, default_reward=-1.0, holdback_share=0)
 
 
 def at(seconds: float) -> datetime:
@@ -204,7 +204,7 @@ def test_a_redelivered_bundle_has_the_same_files(tmp_path: Path) -> None:
     assert found == {DECISIONS.name: 2, REWARDS.name: 1, DEAD_LETTERS.name: 0}
 
 
-def test_follow_exports_each_window_once_it_has_closed(tmp_path: Path) -> None:
+def test_follow_gives_each_window_once_it_has_closed(tmp_path: Path) -> None:
     folder = tmp_path / "warehouse"
     stream(folder, [[decision(1, 0), reward(1, 1), decision(2, 11), decision(3, 29)]])
     clock = at(5)
@@ -215,11 +215,12 @@ def test_follow_exports_each_window_once_it_has_closed(tmp_path: Path) -> None:
         slept.append(seconds)
         clock += timedelta(seconds=seconds)
 
-    manifests = follow(folder, tmp_path / "windows", WINDOW, SETTINGS, until=at(35), now=lambda: clock, sleep=sleep)
+    closed = closed_windows(WINDOW, SETTINGS, until=at(35), now=lambda: clock, sleep=sleep)
+    manifests = (export(folder, tmp_path / "windows", window, SETTINGS) for window in closed)
     done = [(manifest.window.start, clock, manifest.counts.decisions) for manifest in manifests]
     assert done == [(at(0), at(13), 1), (at(10), at(23), 1), (at(20), at(33), 1)]
     assert slept == [8, 10, 10]
     # Started anew later, it has nothing to wait for and exports nothing again.
-    again = follow(folder, tmp_path / "windows", WINDOW, SETTINGS, until=at(35), now=lambda: at(100), sleep=sleep)
-    assert [manifest.window.start for manifest in again] == [at(0), at(10), at(20)]
+    again = closed_windows(WINDOW, SETTINGS, until=at(35), now=lambda: at(100), sleep=sleep)
+    assert [window.start for window in again] == [at(0), at(10), at(20)]
     assert len(slept) == 3

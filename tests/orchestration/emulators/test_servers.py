@@ -21,21 +21,21 @@ from google.api_core import exceptions
 
 from beam_jobs import bigquery, export_trajectories, ingest_events, warehouse
 from beam_jobs.bigquery import Dataset
-from beam_jobs.export_trajectories import ExportSettings, export
+from beam_jobs.export_trajectories import export
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import IngestCounts
 from contracts.errors import InputError
 from contracts.event_segments import segment_name
 from contracts.records import RewardEvent, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES
-from contracts.windows import TrainingWindow
+from contracts.windows import TrainingWindow, WindowSettings
 from orchestration.emulators import servers
 from orchestration.processes import Child
 from tests.simulated import events, rows
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = TrainingWindow(START, START + timedelta(seconds=5))
-SETTINGS = ExportSettings(reward_window_seconds=2, max_records_per_file=4_000)
+SETTINGS = WindowSettings(reward_window_seconds=2)
 PROJECT = "local-test"
 _names = itertools.count()
 
@@ -140,7 +140,7 @@ def test_fifty_thousand_events_are_all_accounted_for(queue: Queue, dataset: Data
     bad = sorted(payload for payload in sent.payloads if not readable(payload))
     assert letters == bad
     # The export tells the late ones apart, over all windows in which rewards occurred.
-    manifest = export(dataset, tmp_path / "windows", WINDOW, SETTINGS)
+    manifest = export(dataset, tmp_path / "windows", WINDOW, SETTINGS, max_records_per_file=4_000)
     after = export(dataset, tmp_path / "windows", TrainingWindow(WINDOW.end, START + timedelta(seconds=30)), SETTINGS)
     assert manifest.counts.decisions == sent.decisions
     assert manifest.counts.rewards == sent.rewards - sent.late
@@ -154,7 +154,7 @@ def test_fifty_thousand_events_are_all_accounted_for(queue: Queue, dataset: Data
     (folder / f"{segment_name(START, 'test')}.jsonl").write_bytes(b"\n".join(sent.payloads) + b"\n")
     counts = ingest_events.ingest(folder, tmp_path / "warehouse")
     assert counts.dead_letters == sent.malformed
-    export(tmp_path / "warehouse", tmp_path / "embedded", WINDOW, SETTINGS)
+    export(tmp_path / "warehouse", tmp_path / "embedded", WINDOW, SETTINGS, max_records_per_file=4_000)
     assert digests(tmp_path / "windows" / WINDOW.folder) == digests(tmp_path / "embedded" / WINDOW.folder)
 
 
