@@ -20,15 +20,12 @@ folder (--root) or such an environment.
 """
 
 import argparse
-import os
 import resource
 import shlex
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -40,6 +37,7 @@ from contracts.errors import InputError
 from orchestration import policy_store
 from orchestration.loop.settings import LoopSettings, loop_settings
 from orchestration.pipelines import commands
+from orchestration.processes import native_messages_withheld
 
 PROGRAM = "orchestration.cli"
 _LOOP = """Runs the closed loop on this machine: real ratings, a real predictor, simulated viewers.
@@ -146,7 +144,7 @@ def _loop(arguments: argparse.Namespace) -> int:
     settings = loop_settings(arguments)
     begin = time.monotonic()
     print("Loading Beam and TensorFlow …", flush=True)
-    with _native_messages_withheld():
+    with native_messages_withheld():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
@@ -203,26 +201,6 @@ def _rollback(arguments: argparse.Namespace) -> int:
     champion = policy_store.roll_back(arguments.policies, arguments.reason, datetime.now(UTC))
     print(f"{champion.version} is the champion")
     return 0
-
-
-@contextmanager
-def _native_messages_withheld() -> Iterator[None]:
-    """Keeps what native code writes to standard error from the terminal, unless an error leaves the block.
-
-    TensorFlow 2.21 tells of oneDNN, CUDA and the CPU as it is loaded, whatever TF_CPP_MIN_LOG_LEVEL says.
-    """
-    with tempfile.TemporaryFile() as withheld:
-        terminal = os.dup(2)
-        os.dup2(withheld.fileno(), 2)
-        try:
-            yield
-        except Exception:  # not an interruption: what was said before has no part in it
-            withheld.seek(0)
-            os.write(terminal, withheld.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,73 @@
-"""What a predictor says it serves, and waiting until that is a given policy."""
+"""Which policy a predictor serves, and waiting until it serves a given one."""
 
 import http.client
-import time
 import urllib.request
+from collections.abc import Callable
 
 import msgspec
 
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
+from orchestration.processes import wait_until
 
 SWAP_TIMEOUT_SECONDS = 30.0
 HEALTH_TIMEOUT_SECONDS = 10.0
 
 
-def wait_until_served(endpoint: str, version: str) -> None:
-    """Returns once the predictor at `endpoint` says that it serves `version`. Raises InputError when it does not."""
-    deadline = time.monotonic() + SWAP_TIMEOUT_SECONDS
-    while True:
+def wait_until_served(
+    endpoint: str,
+    version: str,
+    timeout_seconds: float = SWAP_TIMEOUT_SECONDS,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Returns once the predictor at `endpoint` reports that it serves `version`.
+
+    Args:
+      endpoint: the predictor's URL.
+      version: a policy version.
+      timeout_seconds: how long to wait.
+      check: called while waiting; raises an exception when waiting longer is pointless.
+
+    Raises OperationError when the predictor serves another version or does not answer within the time-out, and
+    InputError when `endpoint` is not a predictor.
+    """
+    problem: Exception | None = None
+
+    def is_served() -> bool:
+        nonlocal problem
         try:
-            if (found := served(endpoint)) == version:
-                return
-            problem = InputError(
-                f"endpoint: {endpoint} still serves {found} after {SWAP_TIMEOUT_SECONDS:g} s, not {version}"
-            )
-        except InputError as error:  # it may be back in time
+            found = served(endpoint)
+        except (InputError, OperationError) as error:  # it may answer in time
             problem = error
-        if time.monotonic() > deadline:
-            raise problem
-        time.sleep(0.05)
+            return False
+        problem = OperationError(
+            f"endpoint: {endpoint} still serves {found} after {timeout_seconds:g} s, not {version}"
+        )
+        return found == version
+
+    if not wait_until(is_served, timeout_seconds, check):
+        assert problem is not None
+        raise problem
 
 
 def served(endpoint: str) -> str:
-    """The policy that the predictor at `endpoint` says it serves. Raises InputError when it is gone, or is none."""
+    """The version of the policy that the predictor at `endpoint` serves.
+
+    Raises OperationError when the predictor does not answer, or has no policy yet, and InputError when `endpoint` is not
+    a predictor.
+    """
     answer = b""
     try:
         with urllib.request.urlopen(f"{endpoint.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS) as response:
             answer = response.read()
         return msgspec.json.decode(answer, type=_Health).policy_version
     except msgspec.DecodeError:
-        raise InputError(f"endpoint: {endpoint} is no predictor: its /health says {answer.decode()!r:.200}") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and HTTPError are OSErrors
-        raise InputError(f"endpoint: {endpoint} is gone: {error}") from None
+        raise InputError(
+            f"endpoint: {endpoint} is not a predictor: its /health answers {answer.decode(errors='replace')!r:.200}"
+        ) from None
+    except (http.client.InvalidURL, ValueError) as error:
+        raise InputError(f"endpoint: must be http://host:port, got {endpoint!r} ({error})") from None
+    except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
+        raise OperationError(f"endpoint: {endpoint} does not answer: {error}") from None
 
 
 class _Health(msgspec.Struct):

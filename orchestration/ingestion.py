@@ -1,20 +1,44 @@
-"""Ingests the event log below a root into its warehouse, setting aside what no policy could be trained on."""
+"""The embedded event log on its way into the warehouse: waiting until it is sealed, and ingesting it."""
 
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contracts.errors import OperationError
+from contracts.event_segments import open_segments, opened_at, seal_abandoned
 from orchestration import policy_store
 from orchestration.places import Places
+from orchestration.processes import sleep_until, wait_until
 from predictor import policy as serving
 
 if TYPE_CHECKING:
     from beam_jobs.payloads import IngestCounts
 
+SEAL_TIMEOUT_SECONDS = 60.0
+
+
+def wait_until_sealed(events: Path, moment: datetime, check: Callable[[], None] = lambda: None) -> None:
+    """Returns at `moment` or later, when every event written to the log in `events` before it is in a sealed segment.
+
+    Segments that a killed writer left open are sealed first. `check` is called while waiting; it raises an exception
+    when waiting longer is pointless. Raises OperationError when a writer does not seal its segment in time.
+    """
+    sleep_until(moment, check)
+    seal_abandoned(events)
+
+    def sealed() -> bool:
+        return not any(opened_at(segment) < moment for segment in open_segments(events))
+
+    if not wait_until(sealed, SEAL_TIMEOUT_SECONDS, check):
+        raise OperationError(f"the event log in {events} was not sealed within {SEAL_TIMEOUT_SECONDS:g} s")
+
 
 def ingest(places: Places, observation_dim: int | None = None) -> "IngestCounts":
-    """Ingests what is new in the event log, and says what it held.
+    """Ingests the new segments of the event log into the warehouse, and returns the counts of what they held.
 
-    A decision for no movie of the catalogue, or with an observation of another length than `observation_dim` (None: than
-    the champion takes), could not be trained on and becomes a dead letter.
+    A decision becomes a dead letter when no policy could be trained on it: its action is not in the catalogue, or its
+    observation does not have `observation_dim` elements (None: as many as the champion takes).
     """
     from beam_jobs import ingest_events
     from beam_jobs.payloads import DecisionShape

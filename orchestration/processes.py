@@ -1,8 +1,8 @@
-"""Child processes that cannot outlive their parent.
+"""Child processes that cannot outlive their parent, waiting for what they do, and this process's standard error.
 
-A child is started through a guard, `python -m orchestration.processes COMMAND…`, whose standard input is a pipe from the
-parent. When the pipe closes, because the parent stops the child or because the parent was killed, the guard sends the
-command SIGTERM, and SIGKILL if it has not ended in time. This works wherever pipes do.
+A child is started through a guard, `python -m orchestration.processes COMMAND…`. The guard's standard input is a pipe
+from the parent. The pipe closes when the parent stops the child, and also when the parent is killed. The guard then
+sends the command SIGTERM, and SIGKILL if the command has not ended in time. This works wherever pipes do.
 """
 
 import contextlib
@@ -11,14 +11,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Any, Self
 
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 
 STOP_TIMEOUT_SECONDS = 15.0
+POLL_SECONDS = 0.02
 
 
 class Child:
@@ -29,7 +34,7 @@ class Child:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            # A session of its own: ctrl-C in the terminal reaches the parent alone, which stops its children in order.
+            # A new session: ctrl-C in the terminal reaches only the parent, which stops its children in order.
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", "orchestration.processes", *command],
                 stdin=subprocess.PIPE,
@@ -39,18 +44,18 @@ class Child:
             )
 
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The exit code of the guard; None while the process runs."""
         return self._guard.poll()
 
     def check(self) -> None:
-        """Raises InputError with the last line of its log when the process has ended with an error."""
+        """Raises OperationError when the process has failed: with the last line of its log, or the signal that ended it."""
         code = self.exit_code()
         if code and not 0 < code <= 128:
-            # Below 0: of the guard itself; above 128: how the guard, as a shell would, passes on the command's.
-            raise InputError(f"{self.name} was ended by {_signal_name(-code if code < 0 else code - 128)}")
+            # A signal ended the guard itself (below 0) or the command (above 128, as a shell reports it).
+            raise OperationError(f"{self.name} was ended by {_signal_name(-code if code < 0 else code - 128)}")
         if code:
             lines = self.log.read_text(errors="replace").strip().splitlines()
-            raise InputError(f"{self.name} ended with exit code {code}: {lines[-1] if lines else 'no output'}")
+            raise OperationError(f"{self.name} ended with exit code {code}: {lines[-1] if lines else 'no output'}")
 
     def wait(self, timeout_seconds: float) -> int | None:
         """The exit code, or None if it still runs after the time-out."""
@@ -65,7 +70,7 @@ class Child:
             self._guard.stdin.close()
         code = self.wait(STOP_TIMEOUT_SECONDS + 5)
         if code is None or code < 0:
-            # The guard hangs or was killed, so nobody looks after the command: it is in the guard's process group.
+            # The guard hangs or was killed and can no longer stop the command, which is in its process group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._guard.pid, signal.SIGKILL)
             code = self._guard.wait()
@@ -86,8 +91,65 @@ def _signal_name(number: int) -> str:
     return f"signal {number}"
 
 
+def wait_until(done: Callable[[], bool], timeout_seconds: float, check: Callable[[], None] = lambda: None) -> bool:
+    """Whether `done()` became true in time.
+
+    Args:
+      done: called until it returns True.
+      timeout_seconds: how long to go on calling it; it is called at least once.
+      check: called between two calls of `done`; raises an exception when waiting longer is pointless.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while not done():
+        if time.monotonic() >= deadline:
+            return False
+        check()
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def sleep_until(moment: datetime, check: Callable[[], None] = lambda: None) -> None:
+    """Returns at `moment`; until then calls `check` ten times per second, and once at the end."""
+    while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:
+        check()
+        time.sleep(min(left, 0.1))
+    check()
+
+
+@contextlib.contextmanager
+def standard_error_in(file: IO[Any]) -> Iterator[int]:
+    """Sends what this process writes to standard error to `file`, including what native code writes.
+
+    Yields the descriptor of the standard error it replaces.
+    """
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield before
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+
+
+@contextlib.contextmanager
+def native_messages_withheld() -> Iterator[None]:
+    """Keeps what native code writes to standard error from the terminal, unless an error leaves the block.
+
+    TensorFlow 2.21 writes about oneDNN, CUDA and the CPU when it is loaded, whatever TF_CPP_MIN_LOG_LEVEL is.
+    """
+    with tempfile.TemporaryFile() as withheld, standard_error_in(withheld) as terminal:
+        try:
+            yield
+        except Exception:  # an interruption is not caught: the messages did not cause it
+            withheld.seek(0)
+            os.write(terminal, withheld.read())
+            raise
+
+
 def free_port() -> int:
-    """A TCP port on the loopback address that nobody listens on at this moment."""
+    """A TCP port on the loopback address that is free at this moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -116,7 +178,7 @@ def _guard(command: list[str]) -> int:
         except subprocess.TimeoutExpired:
             child.kill()
 
-    # Not a signal's business: the guard ends when its child does.
+    # The guard ends when its child does, and not earlier.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     threading.Thread(target=stop_when_parent_is_gone, daemon=True).start()

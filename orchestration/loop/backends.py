@@ -7,7 +7,6 @@ tables that the export reads, and knows when they are there.
 import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,18 +17,18 @@ import msgspec
 from beam_jobs import ingest_events, warehouse
 from beam_jobs.payloads import DecisionShape
 from contracts import schemas
-from contracts.errors import InputError
-from contracts.event_segments import open_segments, opened_at, seal_abandoned, sealed_segments
+from contracts.errors import OperationError
+from contracts.event_segments import open_segments, opened_at, sealed_segments
 from orchestration.cloud.configuration import EMULATED_WAREHOUSE
+from orchestration.ingestion import wait_until_sealed
 from orchestration.loop.run_folder import RunFolder
-from orchestration.processes import Child
+from orchestration.processes import Child, wait_until
 from predictor.publisher import STATUS_NAME, Status
 
 if TYPE_CHECKING:
     from beam_jobs.bigquery import Dataset
 
 ARRIVAL_TIMEOUT_SECONDS = 60.0
-POLL_SECONDS = 0.02
 
 
 class Backend(Protocol):
@@ -78,9 +77,8 @@ class EmbeddedBackend:
         """The log is where ingestion looks."""
 
     def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
-        """Waits until the segments are sealed, then ingests them; what a killed predictor left is sealed first."""
-        seal_abandoned(self._folder.events)
-        _wait(lambda: not _written_before(moment, open_segments(self._folder.events)), "sealed", check)
+        """Waits until the segments are sealed, then ingests them."""
+        wait_until_sealed(self._folder.events, moment, check)
         ingest_events.ingest(self._folder.events, self._folder.warehouse, self._shape)
 
     def finish(self) -> None:
@@ -112,11 +110,11 @@ class EmulatedBackend:
     def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
         """Waits until the segments are published and what was published is stored."""
 
-        def carried() -> bool:
-            events = self._folder.events
-            return not _written_before(moment, [*open_segments(events), *sealed_segments(events)])
+        def published() -> bool:
+            segments = [*open_segments(self._folder.events), *sealed_segments(self._folder.events)]
+            return not any(opened_at(segment) < moment for segment in segments)
 
-        _wait(carried, "published", check)
+        _wait(published, "published", check)
         self._wait_until_stored(check)
 
     def finish(self) -> None:
@@ -146,14 +144,6 @@ class EmulatedBackend:
         return int(self._status.read_bytes()) if self._status.is_file() else 0
 
 
-def _written_before(moment: datetime, segments: list[Path]) -> bool:
-    return any(opened_at(segment) < moment for segment in segments)
-
-
 def _wait(done: Callable[[], bool], what: str, check: Callable[[], None]) -> None:
-    deadline = time.monotonic() + ARRIVAL_TIMEOUT_SECONDS
-    while not done():
-        if time.monotonic() > deadline:
-            raise InputError(f"the event log was not {what} within {ARRIVAL_TIMEOUT_SECONDS:g} s")
-        check()
-        time.sleep(POLL_SECONDS)
+    if not wait_until(done, ARRIVAL_TIMEOUT_SECONDS, check):
+        raise OperationError(f"the event log was not {what} within {ARRIVAL_TIMEOUT_SECONDS:g} s")

@@ -15,32 +15,31 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import msgspec
 
 from beam_jobs import export_trajectories, generate_movielens
 from beam_jobs.movielens import MovieLens
 from beam_jobs.payloads import DecisionShape
 from contracts.command_line import build, flag_name
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 from contracts.event_segments import sealed_segments
 from contracts.policies import Exploration, PolicyCard
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration import gate as gates
 from orchestration import policy_store
+from orchestration.endpoint import wait_until_served
 from orchestration.loop import report
 from orchestration.loop.backends import Backend, EmbeddedBackend, open_backend
 from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings, changed
 from orchestration.loop.simulator import load_movielens, new_movies
 from orchestration.loop.truth import SessionStart, TruthReader
-from orchestration.processes import Child, check_port, free_port
+from orchestration.processes import Child, check_port, free_port, sleep_until, wait_until
 from predictor import exploration as explorers
 from predictor import policy
 from trainer import agents, dataset, task
 
 START_TIMEOUT_SECONDS = 60.0
-SWAP_TIMEOUT_SECONDS = 30.0
 LATE_SECONDS = 60.0  # no viewer answers later than this after the reward window
 
 
@@ -183,7 +182,7 @@ class LocalLoop:
         self._children.append(children.enter_context(Child("predictor", command, self._folder.logs / "predictor.log")))
         champion = policy_store.champion(self._folder.policies)
         assert champion is not None  # the bootstrap made one, or said why not
-        self._wait_until_served(endpoint, champion.version, START_TIMEOUT_SECONDS)
+        wait_until_served(endpoint, champion.version, START_TIMEOUT_SECONDS, self._check_children)
         say(f"Predictor: {endpoint} serves {champion.version}")
         return endpoint
 
@@ -222,25 +221,27 @@ class LocalLoop:
         length = timedelta(seconds=self._settings.window_seconds)
         windows = [(first + i, TrainingWindow(start + i * length, start + (i + 1) * length)) for i in range(count)]
         while windows:
-            self._sleep_until(self._closes_at(windows[0][1]))
+            sleep_until(self._closes_at(windows[0][1]), self._check_children)
             closed = [item for item in windows if self._closes_at(item[1]) <= datetime.now(UTC)]
             windows = windows[len(closed) :]
             self._update(closed, interrupted=False, endpoint=endpoint)
-        while viewers.exit_code() is None:  # the last late rewards
-            self._sleep_until(datetime.now(UTC) + timedelta(seconds=0.2))
+        while viewers.exit_code() is None:  # the viewers send the last late rewards
+            sleep_until(datetime.now(UTC) + timedelta(seconds=0.2), self._check_children)
         viewers.check()
 
     def _first_window_starts(self, launched: float) -> datetime:
         """When the viewers' process, launched at that moment, has begun: it says so when it is ready."""
         truth = TruthReader(self._folder.truth)
-        deadline = time.monotonic() + self._viewers_timeout_seconds
-        while time.monotonic() < deadline:
-            for entry in truth.read():
-                if isinstance(entry, SessionStart) and entry.start >= launched:
-                    return datetime.fromtimestamp(entry.start, UTC)
-            self._check_children()
-            time.sleep(0.05)
-        raise InputError(f"no viewers came within {self._viewers_timeout_seconds:.0f} s")
+        starts: list[float] = []
+
+        def begun() -> bool:
+            sessions = [entry.start for entry in truth.read() if isinstance(entry, SessionStart)]
+            starts.extend(start for start in sessions if start >= launched)
+            return bool(starts)
+
+        if not wait_until(begun, self._viewers_timeout_seconds, self._check_children):
+            raise OperationError(f"no viewers came within {self._viewers_timeout_seconds:.0f} s")
+        return datetime.fromtimestamp(starts[0], UTC)
 
     def _update(self, closed: list[tuple[int, TrainingWindow]], interrupted: bool, endpoint: str | None) -> None:
         """Deals with windows that have closed: ingest, export, train, evaluate, and roll out or not."""
@@ -267,7 +268,7 @@ class LocalLoop:
         if gate.promoted:
             policy_store.roll_out(self._folder.policies, card.version, gate.reason, datetime.now(UTC))
             if endpoint is not None:
-                self._wait_until_served(endpoint, card.version, SWAP_TIMEOUT_SECONDS)
+                wait_until_served(endpoint, card.version, check=self._check_children)
             serving_at = datetime.now(UTC)
         for number, window in closed:
             entry = JournalEntry(
@@ -303,30 +304,9 @@ class LocalLoop:
     def _closes_at(self, window: TrainingWindow) -> datetime:
         return window.closes_at(self._settings.reward_window_seconds, self._settings.settle_seconds)
 
-    def _sleep_until(self, moment: datetime) -> None:
-        while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:
-            self._check_children()
-            time.sleep(min(left, 0.1))
-        self._check_children()
-
     def _check_children(self) -> None:
         for child in self._children:
             child.check()
-
-    def _wait_until_served(self, endpoint: str, version: str, timeout_seconds: float) -> None:
-        deadline = time.monotonic() + timeout_seconds
-        answer = "no answer"
-        while time.monotonic() < deadline:
-            self._check_children()
-            try:
-                response = httpx.get(f"{endpoint}/health", timeout=2)
-                answer = response.text
-                if response.status_code == httpx.codes.OK and response.json()["policy_version"] == version:
-                    return
-            except httpx.TransportError as error:
-                answer = str(error)
-            time.sleep(0.05)
-        raise InputError(f"the predictor did not serve {version} within {timeout_seconds:g} s: {answer}")
 
 
 @contextmanager

@@ -58,19 +58,3 @@ def test_wrong_input_is_one_line(tmp_path, capsys, arguments):
     error = capsys.readouterr().err
     assert error.startswith("orchestration.cli: error: ")
     assert error.count("\n") == 1
-
-
-def test_what_native_code_says_is_shown_only_when_loading_fails(capfd):
-    import os
-
-    with cli._native_messages_withheld():
-        os.write(2, b"chatter\n")
-    assert capfd.readouterr().err == ""
-    with pytest.raises(ImportError), cli._native_messages_withheld():
-        os.write(2, b"cannot open shared object\n")
-        raise ImportError
-    assert capfd.readouterr().err == "cannot open shared object\n"
-    with pytest.raises(KeyboardInterrupt), cli._native_messages_withheld():
-        os.write(2, b"chatter\n")
-        raise KeyboardInterrupt
-    assert capfd.readouterr().err == ""

@@ -4,12 +4,13 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from contracts.errors import InputError
-from orchestration.processes import Child, check_port, free_port
+from contracts.errors import InputError, OperationError
+from orchestration.processes import Child, check_port, free_port, native_messages_withheld, sleep_until, wait_until
 
 SLEEPER = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
 
@@ -44,6 +45,7 @@ def test_leaving_the_context_ends_the_process(tmp_path):
 def test_a_killed_parent_takes_its_child_along(tmp_path):
     script = f"""
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from orchestration.processes import Child
 Child("sleeper", {SLEEPER!r}, Path({str(tmp_path / "log")!r}))
@@ -65,7 +67,7 @@ def test_a_killed_guard_leaves_nothing_running(tmp_path):
         pid = wait_for_pid(tmp_path / "log")
         os.kill(os.getpgid(pid), signal.SIGKILL)
         assert child.wait(30) == -signal.SIGKILL
-        with pytest.raises(InputError, match="sleeper was ended by SIGKILL"):
+        with pytest.raises(OperationError, match="sleeper was ended by SIGKILL"):
             child.check()
     wait_until_gone(pid)
 
@@ -73,7 +75,7 @@ def test_a_killed_guard_leaves_nothing_running(tmp_path):
 def test_a_process_that_failed_is_reported_with_its_last_line(tmp_path):
     child = Child("broken", [sys.executable, "-c", "raise SystemExit('no such policy')"], tmp_path / "log")
     assert child.wait(30) == 1
-    with pytest.raises(InputError, match=r"broken ended with exit code 1: no such policy"):
+    with pytest.raises(OperationError, match=r"broken ended with exit code 1: no such policy"):
         child.check()
     child.stop()
 
@@ -82,7 +84,7 @@ def test_a_process_that_was_killed_is_reported_with_the_signal(tmp_path):
     with Child("sleeper", SLEEPER, tmp_path / "log") as child:
         os.kill(wait_for_pid(tmp_path / "log"), signal.SIGKILL)
         assert child.wait(30) is not None
-        with pytest.raises(InputError, match="sleeper was ended by SIGKILL"):
+        with pytest.raises(OperationError, match="sleeper was ended by SIGKILL"):
             child.check()
 
 
@@ -94,3 +96,37 @@ def test_a_port_in_use_is_refused():
         with pytest.raises(InputError, match=f"port {port} cannot be used: Address already in use"):
             check_port(port)
     check_port(free_port())
+
+
+def test_what_native_code_says_is_shown_only_when_loading_fails(capfd):
+    with native_messages_withheld():
+        os.write(2, b"chatter\n")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(ImportError), native_messages_withheld():
+        os.write(2, b"cannot open shared object\n")
+        raise ImportError
+    assert capfd.readouterr().err == "cannot open shared object\n"
+    with pytest.raises(KeyboardInterrupt), native_messages_withheld():
+        os.write(2, b"chatter\n")
+        raise KeyboardInterrupt
+    assert capfd.readouterr().err == ""
+
+
+def test_waiting_ends_with_what_is_waited_for_its_time_or_a_failed_check():
+    calls = iter([False, False, True])
+    assert wait_until(lambda: next(calls), 60)
+    checked: list[int] = []
+    assert not wait_until(lambda: False, 0.0, lambda: checked.append(1))
+    assert not wait_until(lambda: False, 0.1, lambda: checked.append(1))
+    assert checked
+
+    def broken() -> None:
+        raise OperationError("it crashed")
+
+    with pytest.raises(OperationError, match="it crashed"):
+        wait_until(lambda: False, 60, broken)
+    moment = datetime.now(UTC) + timedelta(seconds=0.2)
+    sleep_until(moment)
+    assert datetime.now(UTC) >= moment
+    with pytest.raises(OperationError, match="it crashed"):
+        sleep_until(datetime.now(UTC) + timedelta(seconds=600), broken)

@@ -24,7 +24,7 @@ from beam_jobs.bigquery import Dataset
 from beam_jobs.export_trajectories import export
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import IngestCounts
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 from contracts.event_segments import segment_name
 from contracts.records import RewardEvent, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES
@@ -228,7 +228,7 @@ def test_a_job_that_fails_ends_and_says_so(
         client.close()
         publish(queue.topic, events(10))
         wait_until(lambda: child.exit_code() is not None)
-        with pytest.raises(InputError, match=r"ingest ended with exit code 1: .*StoreEvents/Write_rewards"):
+        with pytest.raises(OperationError, match=r"ingest ended with exit code 1: .*StoreEvents/Write_rewards"):
             child.check()
 
 

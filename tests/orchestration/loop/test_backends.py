@@ -5,6 +5,7 @@ from beam_jobs.payloads import ANY_SHAPE
 from contracts import schemas
 from contracts.event_segments import OPEN_SUFFIX, segment_name
 from contracts.records import Decision, encoder
+from orchestration import ingestion
 from orchestration.loop import backends
 from orchestration.loop.run_folder import RunFolder
 
@@ -12,7 +13,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def test_what_a_killed_predictor_left_is_ingested_and_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(backends, "ARRIVAL_TIMEOUT_SECONDS", 0.0)
+    monkeypatch.setattr(ingestion, "SEAL_TIMEOUT_SECONDS", 0.0)
     folder = RunFolder(tmp_path)
     folder.events.mkdir()
     decision = Decision(

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 from contracts.policies import Movie, PolicyCard
 from contracts.trajectories import TrajectoryBatch
 from orchestration import gate, policy_store
@@ -193,9 +193,9 @@ def test_the_store_follows_what_was_promoted_and_rolled_back_by_hand(environment
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (None, r"is gone: <urlopen error \[Errno 111\] Connection refused>"),
-        (b"<html>", r"is no predictor: its /health says '<html>'"),
-        (b'{"status": "fine"}', r"is no predictor: its /health says '\{\"status\": \"fine\"\}'"),
+        (None, r"does not answer: <urlopen error \[Errno 111\] Connection refused>"),
+        (b"<html>", r"is not a predictor: its /health answers '<html>'"),
+        (b'{"status": "fine"}', r"is not a predictor: its /health answers '\{\"status\": \"fine\"\}'"),
     ],
 )
 def test_an_endpoint_that_is_gone_or_none_is_told_before_anything_changes(environment, answer, message):
@@ -214,7 +214,7 @@ def test_an_endpoint_that_is_gone_or_none_is_told_before_anything_changes(enviro
             server.server_close()
         else:
             threading.Thread(target=server.serve_forever).start()
-        with pytest.raises(InputError, match=f"^endpoint: {endpoint} {message}$"):
+        with pytest.raises(OperationError if answer is None else InputError, match=f"^endpoint: {endpoint} {message}$"):
             tasks.promote(environment.plan, "new", PASSED, endpoint, "")
         if answer is not None:
             server.shutdown()
