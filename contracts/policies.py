@@ -131,6 +131,7 @@ class Champion(msgspec.Struct, frozen=True, kw_only=True):
     candidate: PolicyVersion | None = None
     candidate_share: Share = 0.0
     mode: Literal["canary", "shadow", "apprentice"] = "canary"
+    rolled_back: PolicyVersion | None = None  # the version that this one replaced, when that was rolled back
 
 
 Verdict = Literal["better", "worse", "undecided"]

@@ -185,8 +185,9 @@ def _status(arguments: argparse.Namespace) -> int:
     current = policy_store.champion(arguments.policies)
     if current is None:
         raise InputError(f"{arguments.policies} has no champion")
-    for past in policy_store.history(arguments.policies):
-        mark = "→" if past.promoted_at == current.promoted_at else " "
+    past_champions = policy_store.history(arguments.policies)
+    for position, past in enumerate(past_champions, start=1):
+        mark = "→" if position == len(past_champions) else " "
         print(f"{mark} {past.promoted_at:%Y-%m-%d %H:%M:%S} {past.version}  {past.reason}")
     if current.candidate is not None:
         print(f"  {current.mode} beside it: {current.candidate}, share {current.candidate_share:g}")

@@ -1,6 +1,8 @@
-"""Where the embedded backend keeps things: all below one folder, the root.
+"""Where the embedded backend keeps its files: all below one folder, the root.
 
 events/, warehouse/, windows/, policies/, catalogue.json, and runs/ (what each run of a pipeline did)
+
+Files are replaced whole, or grow by whole lines, so that a process that is killed leaves nothing half-written.
 """
 
 import os
@@ -8,7 +10,7 @@ from pathlib import Path
 
 
 class Places:
-    """Where things are below a root."""
+    """The paths below a root."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -21,10 +23,30 @@ class Places:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` so that a reader finds the old content or the new, never a part."""
+    """Writes `data` to `path` so that a reader finds either the old content or all of the new."""
     hidden = path.with_name(f".{path.name}")
     with hidden.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     hidden.replace(path)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file to which lines are appended; none when there is no file.
+
+    A last line without its end is left out: the process died while it wrote it.
+    """
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Appends `line` and its end to `path`; first cuts off a last line that has no end."""
+    with path.open("ab") as file:
+        if file.tell():
+            data = path.read_bytes()
+            file.truncate(data.rfind(b"\n") + 1)
+        file.write(line + b"\n")

@@ -1,6 +1,7 @@
 """The policy store: a folder of policies, the pointer to the champion, and the history of champions.
 
-`champion.json` names the policy that serves, `history.jsonl` every policy that did.
+`champion.json` names the policy that serves. `history.jsonl` holds one line for every champion; if the process died
+while it wrote the last line, that line is ignored, and the next write removes it.
 """
 
 from datetime import datetime
@@ -11,48 +12,61 @@ import msgspec
 from contracts import policies
 from contracts.errors import InputError
 from contracts.policies import Champion
-from orchestration.places import replace_file
+from orchestration.places import append_line, replace_file, whole_lines
+from predictor import policy as serving
 
 HISTORY_NAME = "history.jsonl"
 
 
 def champion(store: Path) -> Champion | None:
-    """The champion of the policy store, if it has one."""
+    """The champion of the policy store; None when the store has none. Raises InputError when it cannot be read."""
     path = store / policies.CHAMPION_NAME
     return policies.decode_champion(path.read_bytes(), str(path)) if path.is_file() else None
 
 
 def roll_out(store: Path, version: str, reason: str, now: datetime) -> Champion:
-    """Makes `version` the champion; the one before stays the way back. Does nothing when it is the champion already.
+    """Makes `version` the champion, and returns it. Changes nothing when it is the champion already.
 
-    Raises InputError when the store has no such version.
+    Raises InputError when the store has no such version, or when the policy cannot be loaded. Then nothing has changed.
     """
-    if not (store / version / policies.CARD_NAME).is_file():
-        raise InputError(f"{store} has no policy {version!r}; it has: {', '.join(versions(store)) or 'none'}")
     before = champion(store)
-    if before is not None and before.version == version:
-        _remember(store, before)  # who made it the champion may have been killed before that
-        return before
-    after = Champion(version=version, previous=before.version if before else None, promoted_at=now, reason=reason)
-    replace_file(store / policies.CHAMPION_NAME, policies.encode_json(after))
-    _remember(store, after)
-    return after
+    return _point(
+        store,
+        version,
+        Champion(version=version, previous=before.version if before else None, promoted_at=now, reason=reason),
+    )
 
 
 def roll_back(store: Path, reason: str, now: datetime) -> Champion:
-    """Makes the champion before this one serve again, in one step. Raises InputError when there was none."""
-    current = champion(store)
-    if current is None or current.previous is None:
+    """Makes the version serve again that served before the champion, and returns it.
+
+    Rolling back again goes further back: a version that was rolled back never serves again this way. Raises InputError
+    when no version served before, or when the policy cannot be loaded. Then nothing has changed.
+    """
+    trail = _trail(store)
+    if len(trail) < 2:
         raise InputError(f"{store} has no earlier champion to go back to")
-    return roll_out(store, current.previous, reason, now)
+    target, earlier = trail[-2], trail[-3:-2]
+    return _point(
+        store,
+        target,
+        Champion(
+            version=target,
+            previous=earlier[0] if earlier else None,
+            promoted_at=now,
+            reason=reason,
+            rolled_back=trail[-1],
+        ),
+    )
 
 
 def history(store: Path) -> list[Champion]:
-    """Every champion there was, oldest first."""
-    path = store / HISTORY_NAME
-    if not path.is_file():
-        return []
-    return [policies.decode_champion(line, str(path)) for line in path.read_bytes().splitlines()]
+    """Every champion, oldest first. Raises InputError that names a line which is not one."""
+    past = _recorded(store)
+    current = champion(store)
+    if current is not None and not (past and _same(past[-1], current)):
+        past.append(_alone(current))  # the process died after it wrote the pointer
+    return past
 
 
 def versions(store: Path) -> list[str]:
@@ -60,9 +74,51 @@ def versions(store: Path) -> list[str]:
     return sorted(path.parent.name for path in store.glob(f"*/{policies.CARD_NAME}"))
 
 
+def _point(store: Path, version: str, after: Champion) -> Champion:
+    """Writes the pointer, then the history, once the policy is known to load."""
+    if not (store / version / policies.CARD_NAME).is_file():
+        raise InputError(f"{store} has no policy {version!r}; it has: {', '.join(versions(store)) or 'none'}")
+    serving.load(store / version)
+    before = champion(store)
+    if before is not None:
+        _remember(store, before)  # the process may have died before it could
+        if before.version == version:
+            return before
+    replace_file(store / policies.CHAMPION_NAME, policies.encode_json(after))
+    _remember(store, after)
+    return after
+
+
+def _trail(store: Path) -> list[str]:
+    """The versions on the way back: the champion last, without those that were rolled back."""
+    trail: list[str] = []
+    for past in history(store):
+        if past.rolled_back is not None and past.version in trail:
+            while trail[-1] != past.version:
+                trail.pop()
+        else:
+            trail += [past.previous] if past.previous is not None and not trail else []
+            trail.append(past.version)
+    return trail
+
+
+def _recorded(store: Path) -> list[Champion]:
+    path = store / HISTORY_NAME
+    lines = enumerate(whole_lines(path), start=1)
+    return [policies.decode_champion(line, f"{path}, line {number}") for number, line in lines]
+
+
 def _remember(store: Path, current: Champion) -> None:
-    """Adds a champion to the history, unless it ends with it."""
-    if [(past.version, past.promoted_at) for past in history(store)[-1:]] != [(current.version, current.promoted_at)]:
-        alone = msgspec.structs.replace(current, candidate=None, candidate_share=0.0, mode="canary")
-        with (store / HISTORY_NAME).open("ab") as file:
-            file.write(msgspec.json.encode(alone) + b"\n")
+    """Adds a champion to the history, unless the history ends with it."""
+    past = _recorded(store)
+    if not (past and _same(past[-1], current)):
+        append_line(store / HISTORY_NAME, msgspec.json.encode(_alone(current)))
+
+
+def _same(one: Champion, other: Champion) -> bool:
+    return (one.version, one.promoted_at) == (other.version, other.promoted_at)
+
+
+def _alone(current: Champion) -> Champion:
+    """Without the candidate beside it: a canary changes the pointer, but not who was promoted when."""
+    return msgspec.structs.replace(current, candidate=None, candidate_share=0.0, mode="canary")

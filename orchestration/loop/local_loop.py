@@ -76,7 +76,6 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
     )
     with folder.locked():
         if folder.journal() and resume:
-            folder.discard_torn_line()
             folder.write_settings(settings)  # perhaps of another number of windows
         else:
             folder.create(settings, movielens.catalogue)

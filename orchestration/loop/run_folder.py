@@ -28,7 +28,7 @@ from contracts.policies import Movie
 from contracts.windows import TrainingWindow
 from orchestration.gate import GateResult
 from orchestration.loop.settings import LoopSettings
-from orchestration.places import Places, replace_file
+from orchestration.places import Places, append_line, replace_file, whole_lines
 
 SETTINGS_NAME = "settings.json"
 LOCK_NAME = "running.lock"
@@ -124,15 +124,12 @@ class RunFolder(Places):
             self.settings()
 
     def journal(self) -> list[JournalEntry]:
-        """What was done so far. A torn last line is passed over: that window is dealt with again.
+        """The windows that are finished, in order. A last line that was cut short is ignored: its window is not finished.
 
         Raises InputError that names a line which is not an entry.
         """
-        if not self._journal.is_file():
-            return []
-        data = self._journal.read_bytes()
         entries = []
-        for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        for number, line in enumerate(whole_lines(self._journal), start=1):
             try:
                 entries.append(msgspec.json.decode(line, type=JournalEntry))
             except msgspec.DecodeError as error:
@@ -140,12 +137,5 @@ class RunFolder(Places):
         return entries
 
     def append(self, entry: JournalEntry) -> None:
-        """Notes that a window was dealt with."""
-        with self._journal.open("ab") as file:
-            file.write(msgspec.json.encode(entry) + b"\n")
-
-    def discard_torn_line(self) -> None:
-        """Cuts off what a killed run left of its last line."""
-        if self._journal.is_file():
-            data = self._journal.read_bytes()
-            replace_file(self._journal, data[: data.rfind(b"\n") + 1])
+        """Records that a window is finished."""
+        append_line(self._journal, msgspec.json.encode(entry))

@@ -3,27 +3,15 @@ from datetime import UTC, datetime
 import pytest
 
 from contracts import policies
-from contracts.policies import Exploration, PolicyCard
 from orchestration import cli, policy_store
+from tests.linear_policies import write_policy
 
 
 @pytest.fixture
 def store(tmp_path):
-    """Two policies (their cards; nothing here loads more), the second one champion."""
+    """Two policies, the second one champion."""
     for day, version in ((1, "v1"), (2, "v2")):
-        card = PolicyCard(
-            version=version,
-            parent=None,
-            algorithm="lin_ucb",
-            hyperparameters={},
-            observation_dim=1,
-            num_actions=2,
-            catalogue=[],
-            trained_on=[],
-            exploration=Exploration(),
-        )
-        (tmp_path / version).mkdir()
-        (tmp_path / version / policies.CARD_NAME).write_bytes(policies.encode_json(card))
+        write_policy(tmp_path / version)
         policy_store.roll_out(tmp_path, version, f"reason {day}", datetime(2026, 1, day, tzinfo=UTC))
     return tmp_path
 
@@ -37,6 +25,34 @@ def test_rollback_goes_back_in_one_step_and_is_remembered(store, capsys):
     assert cli.main(["rollback", "--policies", str(store), "--reason", "reward fell"]) == 0
     assert capsys.readouterr().out == "v1 is the champion\n"
     assert [past.reason for past in policy_store.history(store)] == ["reason 1", "reason 2", "reward fell"]
+
+
+def test_rolling_back_twice_does_not_go_forward(store, capsys):
+    command = ["rollback", "--policies", str(store), "--reason", "reward fell"]
+    assert cli.main(command) == 0
+    assert cli.main(command) == 2
+    assert "has no earlier champion to go back to" in capsys.readouterr().err
+    assert cli.main(["status", "--policies", str(store)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" v1  reward fell")
+
+
+def test_a_policy_without_its_arrays_does_not_become_the_champion(store, capsys):
+    (store / "v1" / policies.LINEAR_NAME).unlink()
+    before = {path: path.read_bytes() for path in store.iterdir() if path.is_file()}
+    for command in (["promote", "v1"], ["rollback"]):
+        assert cli.main([*command, "--policies", str(store), "--reason", "x"]) == 2
+        error = capsys.readouterr().err
+        assert "v1" in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in store.iterdir() if path.is_file()} == before
+
+
+def test_a_torn_history_stops_neither_status_nor_rollback(store, capsys):
+    with (store / policy_store.HISTORY_NAME).open("ab") as file:
+        file.write(b'{"version":"v')
+    assert cli.main(["status", "--policies", str(store)]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
+    assert cli.main(["rollback", "--policies", str(store), "--reason", "reward fell"]) == 0
+    assert len(policy_store.history(store)) == 3
 
 
 @pytest.mark.parametrize(

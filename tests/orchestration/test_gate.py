@@ -3,25 +3,18 @@
 import dataclasses
 import re
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from beam_jobs.payloads import IngestCounts
 from contracts import policies
-from contracts.errors import InputError
-from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.policies import Exploration, Movie, PolicyCard
-from contracts.records import Decision, encoder
 from contracts.trajectories import TrajectoryBatch
-from orchestration import gate, ingestion, policy_store
-from orchestration.pipelines import canary
-from orchestration.places import Places
+from orchestration import gate, policy_store
 from predictor import policy as serving
-from tests.linear_policies import write_policy
 from trainer import dataset, export, task
 
 D, K = 4, 5
@@ -90,34 +83,6 @@ def champion(shop: Shop) -> PolicyCard:
     card = shop.train(None)
     policy_store.roll_out(shop.store, card.version, "first", NOW)
     return card
-
-
-def test_what_no_policy_could_be_trained_on_is_set_aside_before_there_is_a_champion_and_after(tmp_path):
-    places = Places(tmp_path)
-    places.events.mkdir()
-    places.catalogue.write_bytes(msgspec.json.encode([Movie(action=k, movie_id=str(k)) for k in range(K)]))
-
-    def log(second: int) -> None:
-        """Three decisions: one that fits, one that is too short, one beyond the catalogue."""
-        moment = START + timedelta(seconds=second)
-        fits = Decision(
-            decision_id="019b76da-a800-7000-8000-000000000000",
-            decided_at=moment,
-            policy_version="v",
-            observation=[0.0] * D,
-            action=K - 1,
-            propensity=1.0,
-        )
-        short, beyond = (msgspec.structs.replace(fits, **change) for change in ({"observation": [0.0]}, {"action": K}))
-        lines = encoder.encode_lines([fits, short, beyond])
-        (places.events / f"{segment_name(moment, 'w')}{SEALED_SUFFIX}").write_bytes(lines)
-
-    log(0)
-    assert ingestion.ingest(places, D) == IngestCounts(events=3, decisions=1, dead_letters=2)
-    write_policy(places.policies / "v1", num_actions=K - 1, observation_dim=D)  # the catalogue has grown since
-    policy_store.roll_out(places.policies, "v1", "first", NOW)
-    log(1)
-    assert ingestion.ingest(places) == IngestCounts(events=3, decisions=1, dead_letters=2)
 
 
 def test_the_first_policy_is_promoted(shop):
@@ -208,37 +173,3 @@ def test_nothing_held_back_leaves_it_undecided(shop):
     result = gate.evaluate(shop.store, shop.windows, shop.train(None).version, None)
     assert result.reason == "first policy: no decisions were held back"
     assert result.evaluation is None
-
-
-def test_roll_out_roll_back_and_history(shop, champion):
-    second = shop.fake(THETA, champion, "second")
-    assert policy_store.roll_out(shop.store, second, "better", NOW).previous == champion.version
-    assert (
-        policy_store.roll_out(shop.store, second, "again", NOW).reason == "better"
-    )  # it is the champion: nothing to do
-    assert policy_store.roll_back(shop.store, "reward fell", NOW).version == champion.version
-    found = policy_store.champion(shop.store)
-    assert found is not None
-    assert (found.version, found.previous, found.reason) == (champion.version, "second", "reward fell")
-    assert [past.version for past in policy_store.history(shop.store)] == [champion.version, "second", champion.version]
-    with pytest.raises(InputError, match=r"has no policy 'third'; it has: .*second"):
-        policy_store.roll_out(shop.store, "third", "", NOW)
-
-
-def test_a_roll_out_that_was_killed_before_its_line_in_the_history_gets_it_the_next_time(shop, champion):
-    second = shop.fake(THETA, champion, "second")
-    history = shop.store / policy_store.HISTORY_NAME
-    before = history.read_bytes()
-    made = policy_store.roll_out(shop.store, second, "better", NOW)
-    history.write_bytes(before)
-    assert policy_store.roll_out(shop.store, second, "better", NOW) == made
-    assert [past.version for past in policy_store.history(shop.store)] == [champion.version, "second"]
-    # A canary beside it changes the pointer, not who was promoted when.
-    canary.start(shop.store, champion.version, 0.5)
-    policy_store.roll_out(shop.store, second, "better", NOW)
-    assert [past.version for past in policy_store.history(shop.store)] == [champion.version, "second"]
-
-
-def test_there_must_be_something_to_go_back_to(shop, champion):
-    with pytest.raises(InputError, match="has no earlier champion"):
-        policy_store.roll_back(shop.store, "", NOW)
