@@ -1,10 +1,7 @@
-"""The steps of near-continuous training that are our own, as plain functions: evaluate, roll out, roll back.
-
-A policy store is a folder of policies. `champion.json` names the one that serves, `history.jsonl` every one that did.
-"""
+"""The gate: whether a candidate may serve, judged on held-back decisions that neither policy was trained on."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, assert_never
 
 import msgspec
 import numpy as np
@@ -17,22 +14,22 @@ from trainer import dataset, off_policy
 if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch  # TensorFlow: only judging needs it, rolling out does not
 
-# With fewer observations than this, choosing the same movie for all of them may well be right.
+# With fewer observations than this, choosing the same arm for all of them may be right.
 MIN_OBSERVATIONS_FOR_CONSTANT_ACTION = 50
 STANDARD_ERRORS = 1.96  # on either side: 95% of a normal distribution
-# Below this, or with the mean weight further from 1, the interval says little: see trainer.off_policy.
+# An interval from a smaller sample, or with a mean weight further from 1, is not reliable: see trainer.off_policy.
 MIN_EFFECTIVE_SAMPLE_SIZE = 20.0
 MAX_MEAN_WEIGHT_ERROR = 0.5
 
 
 class GateResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a candidate, and why."""
+    """The verdict on a candidate, whether it is promoted, and the reason in words."""
 
     verdict: Verdict
     promoted: bool
     reason: str
     evaluation: Evaluation | None  # of the candidate, on decisions neither policy was trained on
-    gain: float | None = None  # candidate minus champion, reward a decision
+    gain: float | None = None  # candidate minus champion, reward per decision
     gain_low: float | None = None
     gain_high: float | None = None
 
@@ -40,13 +37,20 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
 def evaluate(store: Path, windows: Path, candidate: str, champion: str | None) -> GateResult:
     """Compares `candidate` with `champion` on the held-back decisions of the newest window.
 
-    Both are judged by the doubly robust estimate that switches to the model alone where weights are large (switch-DR,
-    Wang et al., 2017), with the champion's reward model, which was fitted without those decisions, and with the
-    probabilities of the very explorer that serves. Where the candidate would take actions that the champion hardly ever
-    takes, the log has no say; there the interval is widened by what the champion's model does not know about them.
+    Both are judged by switch-DR, the doubly robust estimate that relies on the reward model alone where weights are
+    large (Wang et al., 2017). The reward model is the champion's, which was fitted without those decisions; the
+    probabilities are those of the explorer that serves. Where the candidate takes actions that the champion hardly ever
+    takes, the log holds no evidence: there the interval is widened by the uncertainty of the champion's model.
 
-    Better: the interval of the gain lies above 0. Worse: below; refused. Undecided: promoted only as the champion's own
-    next update. A candidate whose scores or probabilities are not sane is refused whatever the estimate.
+    better     the interval of the gain lies above 0: the candidate is promoted
+    worse      the interval lies below 0, or scores or probabilities are not sane: the candidate is refused
+    undecided  the candidate is promoted only if it is the champion's next update: same settings, more data
+
+    Args:
+      store: the policy store that holds both policies.
+      windows: the folder of training windows.
+      candidate: a version.
+      champion: a version; None while no policy serves yet.
 
     Raises InputError when the champion or the window cannot be read.
     """
@@ -64,10 +68,11 @@ def evaluate(store: Path, windows: Path, candidate: str, champion: str | None) -
 
 
 def _judge_first(policy: serving.Policy, decisions: "TrajectoryBatch") -> GateResult:
-    """The first policy has none to be compared with, and no model but its own, which thinks too well of what it chooses.
+    """The estimated value of the first policy, which has no champion to be compared with.
 
-    The log corrects that (doubly robust) where enough of it did what the policy would do. Where it did not, the estimate
-    is the model's, and the interval is widened by what the model does not know.
+    The only reward model is the policy's, which overrates the actions that it chooses. The doubly robust estimate
+    corrects this where the log holds enough decisions like the policy's. Where it does not, the estimate is the
+    model's, and the interval is widened by the model's uncertainty.
     """
     rows = np.arange(len(decisions.action))
     probabilities = policy.probabilities(decisions.observation)
@@ -87,43 +92,82 @@ def _judge_first(policy: serving.Policy, decisions: "TrajectoryBatch") -> GateRe
 
 
 def _compare(new: serving.Policy, old: serving.Policy, decisions: "TrajectoryBatch") -> GateResult:
-    """Candidate and champion on the same decisions, by the champion's model: the candidate has no say in it."""
-    rows = np.arange(len(decisions.action))
-    new_probabilities, old_probabilities = (policy.probabilities(decisions.observation) for policy in (new, old))
-    mean, std = old.scores(decisions.observation)
-    q_logged, q_candidate = mean[rows, decisions.action], (new_probabilities * mean).sum(axis=1)
+    """Candidate and champion on the same decisions, by the champion's reward model, which does not favour the candidate.
+
+    When one of them knows more arms, both are restricted to the arms that both know: the champion's model has no value
+    for the others.
+    """
+    arms = min(new.card.num_actions, old.card.num_actions)
+    scope = _scope(new.card.num_actions, old.card.num_actions)
+    for policy in (new, old):
+        if policy.active is not None and not policy.active[:arms].any():
+            reason = f"undecided: {policy.card.version} offers none of the {arms} arms that both policies know"
+            return _result("undecided", reason, new.card, old)
+    new_probabilities, old_probabilities = (
+        _probabilities(policy, decisions.observation, arms) for policy in (new, old)
+    )
+    mean, std = (scores[:, :arms] for scores in old.scores(decisions.observation))
+    rows, known = np.arange(len(decisions.action)), decisions.action < arms
+    actions = np.where(known, decisions.action, 0)
+
+    def of_logged(values: np.ndarray) -> np.ndarray:
+        """[N, arms] -> [N], for the logged action; 0 for an action that is not among the arms."""
+        return np.where(known, values[rows, actions], 0.0)
+
+    q_logged, q_candidate = of_logged(mean), (new_probabilities * mean).sum(axis=1)
     estimates = off_policy.estimate(
         decisions.reward,
         decisions.propensity,
-        new_probabilities[rows, decisions.action],
+        of_logged(new_probabilities),
         q_logged=q_logged,
         q_target=q_candidate,
     )
     gain = off_policy.gain(
         decisions.reward,
         decisions.propensity,
-        new_probabilities[rows, decisions.action],
-        old_probabilities[rows, decisions.action],
+        of_logged(new_probabilities),
+        of_logged(old_probabilities),
         q_logged=q_logged,
         q_candidate=q_candidate,
         q_champion=(old_probabilities * mean).sum(axis=1),
     )
     untried = new_probabilities * (old_probabilities < 1 / len(rows))  # expected less than once in such a log
     unknown = STANDARD_ERRORS * float((untried * std).sum(axis=1).mean())
-    value, low, high = gain.gain.value, gain.gain.low - unknown, gain.gain.high + unknown
-    doubt = _doubt("candidate", gain.candidate) or _doubt("champion", gain.champion)
-    verdict: Verdict = "undecided"
-    if high < 0 and gain.champion.effective_sample_size >= MIN_EFFECTIVE_SAMPLE_SIZE:
-        verdict = "worse"
-    elif low > 0 and doubt is None:
-        verdict = "better"
-    reason = f"{verdict}: gain {value:+.3f} [{low:+.3f}, {high:+.3f}] on {len(rows)} decisions"
+    interval = off_policy.Interval(gain.gain.value, gain.gain.low - unknown, gain.gain.high + unknown)
+    verdict, doubt = _verdict(interval, gain)
+    reason = (
+        f"{verdict}: gain {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] on {len(rows)} decisions"
+    )
     if (share := float(untried.sum(axis=1).mean())) > 0.01:
         reason += f", {share:.0%} of its choices untried by the champion"
     if verdict == "undecided" and doubt is not None:
         reason += f", {doubt}"
-    evaluation = _evaluation("switch_dr", estimates, unknown)
-    return _result(verdict, reason, new.card, old, evaluation, off_policy.Interval(value, low, high))
+    return _result(verdict, reason + scope, new.card, old, _evaluation("switch_dr", estimates, unknown), interval)
+
+
+def _probabilities(policy: serving.Policy, observations: np.ndarray, arms: int) -> np.ndarray:
+    """[N, arms]: the policy's probabilities when only its first `arms` arms are on offer."""
+    everything = policy.card.num_actions == arms
+    candidates = None if everything else [range(arms)] * len(observations)
+    return policy.probabilities(observations, candidates)[:, :arms]
+
+
+def _scope(candidate_arms: int, champion_arms: int) -> str:
+    """The end of the reason: on which arms the policies were compared, if not on all."""
+    arms, more = min(candidate_arms, champion_arms), candidate_arms - champion_arms
+    if not more:
+        return ""
+    return f", compared over the {arms} arms both know; " + (f"{more} new" if more > 0 else f"{-more} fewer")
+
+
+def _verdict(interval: off_policy.Interval, gain: off_policy.Gain) -> tuple[Verdict, str | None]:
+    """The verdict, and why the interval should not be believed, if there is a reason."""
+    doubt = _doubt("candidate", gain.candidate) or _doubt("champion", gain.champion)
+    if interval.high < 0 and gain.champion.effective_sample_size >= MIN_EFFECTIVE_SAMPLE_SIZE:
+        return "worse", doubt
+    if interval.low > 0 and doubt is None:
+        return "better", None
+    return "undecided", doubt
 
 
 def _result(
@@ -134,15 +178,19 @@ def _result(
     evaluation: Evaluation | None = None,
     gain: off_policy.Interval | None = None,
 ) -> GateResult:
-    promoted = verdict == "better"
-    if verdict == "undecided":
-        promoted = champion is None or _is_own_update(candidate, champion.card)
-        if champion is None:
-            reason = f"first policy: {reason}"
-        elif promoted:
-            reason = f"own next update, {reason}"
-        else:
-            reason = f"not the champion's own next update, {reason}"
+    match verdict:
+        case "better":
+            promoted = True
+        case "worse":
+            promoted = False
+        case "undecided" if champion is None:
+            promoted, reason = True, f"first policy: {reason}"
+        case "undecided":
+            promoted = _is_own_update(candidate, champion.card)
+            whose = "own next update" if promoted else "not the champion's own next update"
+            reason = f"{whose}, {reason}"
+        case _:
+            assert_never(verdict)
     value, low, high = gain or (None, None, None)
     return GateResult(
         verdict=verdict,
@@ -156,7 +204,7 @@ def _result(
 
 
 def _is_own_update(candidate: PolicyCard, champion: PolicyCard) -> bool:
-    """Same algorithm and settings, more data."""
+    """Whether the candidate continues the champion's training with the same algorithm and settings."""
     return (
         candidate.parent == champion.version
         and candidate.algorithm == champion.algorithm
@@ -166,6 +214,7 @@ def _is_own_update(candidate: PolicyCard, champion: PolicyCard) -> bool:
 
 
 def _insane(policy: serving.Policy, observations: np.ndarray) -> str | None:
+    """What is wrong with the policy's scores and probabilities on these observations; None when nothing is."""
     mean, std = policy.scores(observations)
     if not (np.isfinite(mean).all() and np.isfinite(std).all()):
         return "scores are not finite"
@@ -195,7 +244,7 @@ def _doubt(role: str, weights: off_policy.Weights) -> str | None:
 def _evaluation(
     estimator: Literal["dr", "switch_dr"], estimates: off_policy.Estimates, unknown: float = 0.0
 ) -> Evaluation:
-    """The estimate for the policy's card; `unknown` (reward a decision) widens its interval on either side."""
+    """The estimate for the policy's card; `unknown` (reward per decision) widens its interval on either side."""
     interval = getattr(estimates, estimator)
     return Evaluation(
         estimator=estimator,
@@ -210,7 +259,7 @@ def _evaluation(
 def held_back(windows: Path, card: PolicyCard) -> "TrajectoryBatch":
     """The decisions on which the policy is judged: the holdback of the newest window that it was trained on.
 
-    Raises InputError when that window is not there.
+    Raises InputError when that window is missing.
     """
     from contracts.trajectories import TrajectoryBatch
 

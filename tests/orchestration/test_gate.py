@@ -15,6 +15,7 @@ from contracts.policies import Exploration, Movie, PolicyCard
 from contracts.trajectories import TrajectoryBatch
 from orchestration import gate, policy_store
 from predictor import policy as serving
+from tests.linear_policies import write_policy
 from trainer import dataset, export, task
 
 D, K = 4, 5
@@ -44,12 +45,12 @@ class Shop:
         window = dataset.consecutive_windows(START, 5, number + 1)[number]
         dataset.write_window(self.windows, window, train, holdback)
 
-    def train(self, parent: str | None, exploration: Exploration | None = None) -> PolicyCard:
+    def train(self, parent: str | None, exploration: Exploration | None = None, num_actions: int = K) -> PolicyCard:
         settings = task.Settings(
             windows=self.windows,
             policies=self.store,
-            num_actions=K,
-            catalogue=[Movie(action=k, movie_id=str(k)) for k in range(K)],
+            num_actions=num_actions,
+            catalogue=[Movie(action=k, movie_id=str(k)) for k in range(num_actions)],
             parent=parent,
             exploration=exploration or Exploration(),
         )
@@ -173,3 +174,68 @@ def test_nothing_held_back_leaves_it_undecided(shop):
     result = gate.evaluate(shop.store, shop.windows, shop.train(None).version, None)
     assert result.reason == "first policy: no decisions were held back"
     assert result.evaluation is None
+
+
+def small_policy(folder: Path, theta: np.ndarray, trained_on: list[policies.TrainedWindow]) -> None:
+    """A linear policy with these parameters that is sure of them."""
+    card = write_policy(folder, num_actions=len(theta), observation_dim=D, exploration=Exploration(epsilon=0.2))
+    covariance = np.tile(np.eye(D, dtype=np.float32) * 1e-4, (len(theta), 1, 1))
+    samples = np.full(len(theta), 100.0, np.float32)
+    np.savez(folder / policies.LINEAR_NAME, theta=theta.astype(np.float32), covariance=covariance, num_samples=samples)
+    card = msgspec.structs.replace(card, trained_on=trained_on)
+    (folder / policies.CARD_NAME).write_bytes(policies.encode_json(card))
+
+
+def test_after_the_catalogue_has_grown_the_arms_that_both_know_are_compared(shop):
+    rng = np.random.default_rng(1)
+    shop.window(0, logged(rng, 400), logged(rng, 400))
+    trained_on = [
+        policies.TrainedWindow(window=dataset.consecutive_windows(START, 5, 1)[0], split="train", records=400)
+    ]
+    new_arms = rng.normal(size=(2, D))
+    small_policy(shop.store / "old", THETA, trained_on)
+    small_policy(shop.store / "good", np.concatenate([THETA, new_arms]), trained_on)
+    small_policy(shop.store / "bad", np.concatenate([-THETA, new_arms]), trained_on)
+    # Without the new arms, they are one and the same policy.
+    result = gate.evaluate(shop.store, shop.windows, "good", "old")
+    assert (result.gain, result.gain_low, result.gain_high) == pytest.approx((0, 0, 0))
+    assert result.reason.endswith(" on 400 decisions, compared over the 5 arms both know; 2 new")
+    result = gate.evaluate(shop.store, shop.windows, "bad", "old")
+    assert (result.verdict, result.promoted) == ("worse", False)
+    assert result.reason.endswith(", compared over the 5 arms both know; 2 new")
+    # Judged the other way round, by the model of the one with more arms.
+    result = gate.evaluate(shop.store, shop.windows, "old", "bad")
+    assert (result.verdict, result.promoted) == ("better", True)
+    assert result.reason.endswith(", compared over the 5 arms both know; 2 fewer")
+
+
+def test_the_own_next_update_passes_after_two_items_were_added_to_the_catalogue(shop, champion):
+    """With decisions for the new ones among the held-back ones, as another policy may have made them."""
+    rng = np.random.default_rng(1)
+    held_back = logged(rng, 400)
+    held_back.action[:3] = K + 1
+    shop.window(1, logged(rng, 400), held_back)
+    candidate = shop.train(champion.version, num_actions=K + 2)
+    result = gate.evaluate(shop.store, shop.windows, candidate.version, champion.version)
+    assert (result.verdict, result.promoted) == ("undecided", True)
+    assert result.reason.startswith("own next update, undecided: gain ")
+    assert result.reason.endswith(", compared over the 5 arms both know; 2 new")
+
+
+def test_without_an_arm_in_common_that_is_on_offer_it_stays_undecided(shop):
+    rng = np.random.default_rng(1)
+    shop.window(0, logged(rng, 400), logged(rng, 400))
+    trained_on = [
+        policies.TrainedWindow(window=dataset.consecutive_windows(START, 5, 1)[0], split="train", records=400)
+    ]
+    small_policy(shop.store / "old", THETA, trained_on)
+    small_policy(shop.store / "new", np.random.default_rng(3).normal(size=(2 * K, D)), trained_on)
+    path = shop.store / "new" / policies.CARD_NAME
+    card = policies.decode_card(path.read_bytes(), "card")
+    catalogue = [
+        msgspec.structs.replace(movie, status="retired" if movie.action < K else "active") for movie in card.catalogue
+    ]
+    path.write_bytes(policies.encode_json(msgspec.structs.replace(card, catalogue=catalogue)))
+    result = gate.evaluate(shop.store, shop.windows, "new", "old")
+    assert (result.verdict, result.promoted, result.evaluation) == ("undecided", False, None)
+    assert "new offers none of the 5 arms that both policies know" in result.reason
