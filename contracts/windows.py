@@ -19,6 +19,7 @@ from contracts.records import FLOAT32_MAX, Timestamp
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+YEAR_SECONDS = 366 * 86_400.0
 
 # "holdback": a share chosen by `decision_id`, on which a candidate is compared with the champion before either has
 # trained on it; the window after next trains on it.
@@ -52,9 +53,12 @@ class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Raises ValueError for a number that is not finite.
     """
 
-    reward_window_seconds: Annotated[float, Meta(gt=0, description="how long a reward is waited for")] = 2.0
+    reward_window_seconds: Annotated[
+        float, Meta(gt=0, le=YEAR_SECONDS, description="how long a reward is waited for")
+    ] = 2.0
     settle_seconds: Annotated[
-        float, Meta(ge=0, description="how long after that an event may still be on its way into the log")
+        float,
+        Meta(ge=0, le=YEAR_SECONDS, description="how long after that an event may still be on its way into the log"),
     ] = 1.0
     missing_reward: Annotated[
         Literal["default", "drop"],
@@ -71,7 +75,12 @@ class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Meta(ge=0, lt=1, description="share of a window that judges the new policy before the next one trains on it"),
     ] = 0.1
     late_horizon_seconds: Annotated[
-        float, Meta(ge=0, description="how far before the window decisions are read, to tell late rewards from orphans")
+        float,
+        Meta(
+            ge=0,
+            le=YEAR_SECONDS,
+            description="how far before the window decisions are read, to tell late rewards from orphans",
+        ),
     ] = 3600.0
 
     def __post_init__(self) -> None:

@@ -20,11 +20,10 @@ import msgspec
 from beam_jobs import export_trajectories, generate_movielens
 from beam_jobs.movielens import MovieLens
 from beam_jobs.payloads import DecisionShape
-from contracts.command_line import build, flag_name
 from contracts.errors import InputError, OperationError
 from contracts.event_segments import sealed_segments
-from contracts.policies import Exploration, PolicyCard
-from contracts.windows import TrainingWindow, WindowSettings
+from contracts.policies import PolicyCard
+from contracts.windows import TrainingWindow
 from orchestration import gate as gates
 from orchestration import policy_store
 from orchestration.endpoint import wait_until_served
@@ -35,12 +34,10 @@ from orchestration.loop.settings import LoopSettings, changed
 from orchestration.loop.simulator import load_movielens, new_movies
 from orchestration.loop.truth import SessionStart, TruthReader
 from orchestration.processes import Child, check_port, free_port, sleep_until, wait_until
-from predictor import exploration as explorers
 from predictor import policy
 from trainer import agents, dataset, task
 
 START_TIMEOUT_SECONDS = 60.0
-LATE_SECONDS = 60.0  # no viewer answers later than this after the reward window
 
 
 def run(settings: LoopSettings, resume: bool = False) -> Path:
@@ -51,10 +48,10 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
 
     Raises InputError for settings that cannot be used, or when one of the processes fails.
     """
-    agents.complete(settings.algorithm, _hyperparameters(settings))
+    agents.complete(settings.algorithm, settings.hyperparameters())
     if not settings.exploration:
         settings = msgspec.structs.replace(settings, exploration=agents.EXPLORATION[settings.algorithm])
-    explorers.check(_exploration(settings))
+    settings.exploration_settings()
     folder = RunFolder(Path(settings.out))
     if resume:
         started_with = folder.settings()
@@ -106,14 +103,7 @@ class LocalLoop:
         self._viewers_timeout_seconds = START_TIMEOUT_SECONDS + 5 * loading_seconds
         self._folder = folder
         self._movielens = movielens
-        self._export_settings = WindowSettings(
-            reward_window_seconds=settings.reward_window_seconds,
-            settle_seconds=settings.settle_seconds,
-            missing_reward=settings.missing_reward,
-            default_reward=settings.default_reward,
-            holdback_share=settings.holdback_share,
-            late_horizon_seconds=settings.reward_window_seconds + LATE_SECONDS,
-        )
+        self._window_settings = settings.window_settings()
         self._children: list[Child] = []
         self._shape = DecisionShape(movielens.observation_dim, movielens.num_actions)
         self._backend: Backend = EmbeddedBackend(folder, self._shape)
@@ -149,7 +139,7 @@ class LocalLoop:
         """The first policy, from decisions of the uniform policy in a window that has closed already."""
         length = timedelta(seconds=self._settings.window_seconds)
         now = datetime.now(UTC).replace(microsecond=0)
-        wait = timedelta(seconds=self._settings.reward_window_seconds + self._settings.settle_seconds)
+        wait = timedelta(seconds=self._window_settings.closing_seconds)
         window = TrainingWindow(now - wait - length, now - wait)
         say(f"Bootstrap: {self._settings.bootstrap_decisions} decisions of the uniform policy")
         # Into the truth, and from there into the log: what was simulated stays known however the log is carried away.
@@ -207,7 +197,7 @@ class LocalLoop:
                 *(sys.executable, "-m", "orchestration.loop.simulator"),
                 *("--endpoint", endpoint, "--events", str(self._folder.events), "--session", str(session)),
                 *("--truth", str(self._folder.truth / f"viewers-{session:04d}.jsonl"), "--first-window", str(first)),
-                *_flags(msgspec.structs.replace(self._settings, windows=count)),
+                *msgspec.structs.replace(self._settings, windows=count).flags(),
             ],
             self._folder.logs / "simulator.log",
         )
@@ -248,7 +238,7 @@ class LocalLoop:
             self._backend.ingest_until(self._closes_at(closed[-1][1]), self._check_children)
         with _timed() as export_seconds:
             for _, window in closed:
-                export_trajectories.export(self._backend.source, self._folder.windows, window, self._export_settings)
+                export_trajectories.export(self._backend.source, self._folder.windows, window, self._window_settings)
         champion = policy_store.champion(self._folder.policies)
         with _timed() as train_seconds:
             card = self._train(champion.version if champion else None)
@@ -295,13 +285,13 @@ class LocalLoop:
                 catalogue=self._movielens.catalogue,
                 parent=parent,
                 algorithm=self._settings.algorithm,
-                hyperparameters=_hyperparameters(self._settings),
-                exploration=_exploration(self._settings),
+                hyperparameters=self._settings.hyperparameters(),
+                exploration=self._settings.exploration_settings(),
             )
         )
 
     def _closes_at(self, window: TrainingWindow) -> datetime:
-        return window.closes_at(self._settings.reward_window_seconds, self._settings.settle_seconds)
+        return window.end + timedelta(seconds=self._window_settings.closing_seconds)
 
     def _check_children(self) -> None:
         for child in self._children:
@@ -315,23 +305,3 @@ def _timed() -> Iterator[list[float]]:
     begin = time.monotonic()
     yield spent
     spent[0] = time.monotonic() - begin
-
-
-def _hyperparameters(settings: LoopSettings) -> agents.Hyperparameters:
-    """Those settings that the algorithm has; an unknown algorithm is for `agents.complete` to refuse."""
-    known = agents.DEFAULTS.get(settings.algorithm, {})
-    names = ("tikhonov", "arm_features", "half_life")
-    return {name: getattr(settings, name) for name in names if name in known}
-
-
-def _exploration(settings: LoopSettings) -> Exploration:
-    values = {name: getattr(settings, name) for name in ("epsilon", "alpha", "temperature", "gamma")}
-    return build(Exploration, values | {"strategy": settings.exploration}, flag_name)
-
-
-def _flags(settings: LoopSettings) -> list[str]:
-    return [part for name in settings.__struct_fields__ for part in _flag(name, getattr(settings, name))]
-
-
-def _flag(name: str, value: object) -> tuple[str, str]:
-    return f"--{name.replace('_', '-')}", str(value)

@@ -1,27 +1,41 @@
-"""The settings of the closed loop: each is declared once, with its default, its limits and its help text.
+"""The settings of the closed loop: each is declared once, with its default, its bounds and its help text.
 
-Command-line flags, validation and the `settings` of the report derive from `LoopSettings`.
+Command-line flags, validation and the `settings` of the report derive from `LoopSettings`. Settings that another part
+owns have the bounds of that part's struct.
 """
 
 import argparse
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
-from contracts.command_line import from_flags
-from contracts.records import FLOAT32_MAX
+from contracts.command_line import build, flag_name, from_flags
+from contracts.policies import STRATEGIES, Exploration
+from contracts.windows import WindowSettings
+
+if TYPE_CHECKING:
+    from trainer.agents import Hyperparameters
 
 DAY_SECONDS = 86_400.0
+LATEST_ANSWER_SECONDS = 60.0  # no viewer answers later than this after the reward window
+_HYPERPARAMETERS = ("tikhonov", "arm_features", "half_life")
 
 
 def _described(text: str, **limits: Any) -> Meta:
     return Meta(description=text, **limits)
 
 
+def _owned(owner: type[msgspec.Struct], field: str) -> Meta:
+    """The bounds and the description of that field of `owner`."""
+    kinds = {one.name: one.type for one in msgspec.structs.fields(owner)}
+    meta: Meta = get_args(kinds[field])[1]
+    return meta
+
+
 class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run of the loop depends on. The same settings and seed give the same viewers, noise and faults."""
+    """Everything a run of the loop depends on. The same settings give the same viewers, noise and faults."""
 
     ratings: Annotated[
         str,
@@ -35,12 +49,8 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reward_noise: Annotated[float, _described("standard deviation of a reward around its expectation", ge=0)] = 0.5
     windows: Annotated[int, _described("training windows to serve", ge=1, le=1_000_000)] = 10
     window_seconds: Annotated[float, _described("length of a training window", ge=0.1, le=DAY_SECONDS)] = 5.0
-    reward_window_seconds: Annotated[float, _described("how long a reward is waited for", ge=0.001, le=DAY_SECONDS)] = (
-        2.0
-    )
-    settle_seconds: Annotated[
-        float, _described("how long after that an event may still be on its way into the log", ge=0.001, le=DAY_SECONDS)
-    ] = 1.0
+    reward_window_seconds: Annotated[float, _owned(WindowSettings, "reward_window_seconds")] = 2.0
+    settle_seconds: Annotated[float, _owned(WindowSettings, "settle_seconds")] = 1.0
     decisions_per_window: Annotated[
         int, _described("decisions that viewers ask for in a window", ge=1, le=1_000_000)
     ] = 2000
@@ -48,25 +58,21 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, _described("decisions of the uniform policy that the first policy is trained on", ge=10, le=1_000_000_000)
     ] = 2000
     no_reward_probability: Annotated[float, _described("share of viewers who never answer", ge=0, lt=1)] = 0.05
-    missing_reward: Annotated[
-        Literal["drop", "default"],
-        _described(
-            "a decision without a reward in time is dropped from training, or takes the default reward. Here silence "
-            "says nothing about taste, so dropping is right; where silence means no, it isn't"
-        ),
-    ] = "drop"
-    default_reward: Annotated[
-        float, _described("the reward of silence, with --missing-reward default", ge=-FLOAT32_MAX, le=FLOAT32_MAX)
-    ] = 0.0
+    # Here silence says nothing about taste, so decisions without a reward are dropped.
+    missing_reward: Annotated[Literal["drop", "default"], _owned(WindowSettings, "missing_reward")] = "drop"
+    default_reward: Annotated[float, _owned(WindowSettings, "default_reward")] = 0.0
     drift: Annotated[float, _described("how far tastes turn in a training window, in radians", ge=0)] = 0.0
     new_movies: Annotated[
-        int, _described("how many of the movies come out only when serving begins: nobody has seen them yet", ge=0)
+        int, _described("how many of the movies come out only when serving begins, unknown to the first policy", ge=0)
     ] = 0
     masked_movies: Annotated[
-        int, _described("how many of the movies the catalogue masks: they are known, and never offered", ge=0)
+        int, _described("how many of the movies the catalogue masks: they are known, but never offered", ge=0)
     ] = 0
     fault_rate: Annotated[
-        float, _described("share of events that come twice, late, malformed or for a decision nobody made", ge=0, lt=1)
+        float,
+        _described(
+            "share of events that come twice, late, malformed, or for a decision that was never made", ge=0, lt=1
+        ),
     ] = 0.01
     algorithm: Annotated[
         str,
@@ -74,11 +80,9 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "what is trained: lin_ucb, lin_ts or greedy; neural_epsilon_greedy, neural_boltzmann or neural_linucb"
         ),
     ] = "lin_ucb"
-    alpha: Annotated[float, _described("width of the confidence bound, in standard deviations", ge=0)] = 0.2
-    temperature: Annotated[
-        float, _described("of softmax exploration: how much more reward makes a movie e times as probable", gt=0)
-    ] = 0.1
-    gamma: Annotated[float, _described("of inverse_gap exploration: the larger, the greedier", gt=0)] = 100.0
+    alpha: Annotated[float, _owned(Exploration, "alpha")] = 0.2
+    temperature: Annotated[float, _owned(Exploration, "temperature")] = 0.1
+    gamma: Annotated[float, _owned(Exploration, "gamma")] = 100.0
     tikhonov: Annotated[float, _described("ridge penalty of the linear models", gt=0)] = 0.3
     arm_features: Annotated[
         Literal["none", "shared", "hybrid"],
@@ -87,26 +91,55 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = "none"
     half_life: Annotated[
-        float, _described("windows after which evidence counts half, for tastes that change; 0: never", ge=0)
+        float, _described("number of windows after which evidence counts half, for tastes that change; 0: never", ge=0)
     ] = 0.0
     exploration: Annotated[
         str,
         _described(
-            "how served actions are drawn: ucb, thompson, epsilon_greedy, softmax, inverse_gap, greedy or uniform",
-            extra={"default": "as the algorithm means it, ucb for lin_ucb"},
+            f"how served actions are drawn: {', '.join(STRATEGIES)}",
+            extra={"default": "the algorithm's, such as ucb for lin_ucb"},
         ),
     ] = ""
-    epsilon: Annotated[float, _described("share of decisions drawn uniformly", ge=0, le=1)] = 0.02
-    holdback_share: Annotated[
-        float, _described("share of a window that judges the new policy before the next one trains on it", gt=0, lt=1)
-    ] = 0.1
+    epsilon: Annotated[float, _owned(Exploration, "epsilon")] = 0.02
+    holdback_share: Annotated[float, _owned(WindowSettings, "holdback_share")] = 0.1
     backend: Annotated[
         Literal["local", "emulators"],
-        _described("events and tables in files, or behind the emulators of Pub/Sub and BigQuery"),
+        _described("local: events and tables in files; emulators: in the emulators of Pub/Sub and BigQuery"),
     ] = "local"
-    seed: Annotated[int, _described("of viewers, noise and faults", ge=0)] = 0
-    port: Annotated[int, _described("where the predictor listens; 0 takes a free one", ge=0, le=65535)] = 0
+    seed: Annotated[int, _described("the random seed of viewers, noise and faults", ge=0)] = 0
+    port: Annotated[int, _described("the port on which the predictor listens; 0: a free one", ge=0, le=65535)] = 0
     out: Annotated[str, _described("folder of the run; an earlier run there is replaced", min_length=1)] = "runs/loop"
+
+    def window_settings(self) -> WindowSettings:
+        """How decisions become the records of a training window."""
+        return WindowSettings(
+            reward_window_seconds=self.reward_window_seconds,
+            settle_seconds=self.settle_seconds,
+            missing_reward=self.missing_reward,
+            default_reward=self.default_reward,
+            holdback_share=self.holdback_share,
+            late_horizon_seconds=self.reward_window_seconds + LATEST_ANSWER_SECONDS,
+        )
+
+    def exploration_settings(self) -> Exploration:
+        """How the trained policies draw actions. Raises InputError for an unknown strategy."""
+        values = {name: getattr(self, name) for name in ("epsilon", "alpha", "temperature", "gamma")}
+        return build(Exploration, values | {"strategy": self.exploration}, _exploration_flag)
+
+    def hyperparameters(self) -> "Hyperparameters":
+        """The hyperparameters of the algorithm among these settings; none for an unknown algorithm."""
+        from trainer import agents
+
+        known = agents.DEFAULTS.get(self.algorithm, {})
+        return {name: getattr(self, name) for name in _HYPERPARAMETERS if name in known}
+
+    def flags(self) -> list[str]:
+        """The command-line flags that give these settings."""
+        return [part for name in self.__struct_fields__ for part in (flag_name(name), str(getattr(self, name)))]
+
+
+def _exploration_flag(field: str) -> str:
+    return "--exploration" if field == "strategy" else flag_name(field)
 
 
 def loop_settings(arguments: argparse.Namespace, otherwise: LoopSettings | None = None) -> LoopSettings:
