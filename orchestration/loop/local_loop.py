@@ -27,11 +27,12 @@ from contracts.windows import TrainingWindow
 from orchestration import gate as gates
 from orchestration import policy_store
 from orchestration.endpoint import wait_until_served
-from orchestration.loop import report
+from orchestration.loop import report, report_page
+from orchestration.loop.audience import load_movielens, new_movies
 from orchestration.loop.backends import Backend, EmbeddedBackend, open_backend
+from orchestration.loop.progress import Progress, say
 from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings, changed
-from orchestration.loop.simulator import load_movielens, new_movies
 from orchestration.loop.truth import SessionStart, TruthReader
 from orchestration.processes import Child, check_port, free_port, sleep_until, wait_until
 from predictor import policy
@@ -77,21 +78,15 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
         else:
             folder.create(settings, movielens.catalogue)
         LocalLoop(settings, folder, movielens, loading_seconds).run()
-        report.write(folder, movielens)
+        report_page.write(folder, movielens)
     return folder.report_html
 
 
 def write_report(root: Path) -> Path:
     """Makes the report of the run in `root` from its data, and returns the page's path. Raises InputError."""
     folder = RunFolder(root)
-    report.write(folder, load_movielens(folder.settings()))
+    report_page.write(folder, load_movielens(folder.settings()))
     return folder.report_html
-
-
-def say(line: str) -> None:
-    """Progress, at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 class LocalLoop:
@@ -107,7 +102,7 @@ class LocalLoop:
         self._children: list[Child] = []
         self._shape = DecisionShape(movielens.observation_dim, movielens.num_actions)
         self._backend: Backend = EmbeddedBackend(folder, self._shape)
-        self._progress = report.Progress(folder, movielens, settings)
+        self._progress = Progress(folder, movielens, settings)
 
     def run(self) -> None:
         """Bootstraps if need be, then serves the windows that are still to be served."""

@@ -9,23 +9,18 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from beam_jobs import warehouse
-from beam_jobs.generate_movielens import GeneratorSettings
 from beam_jobs.movielens import MovieLens
 from beam_jobs.reward_join import in_holdback
-from contracts import schemas
 from contracts.errors import InputError
 from contracts.policies import PolicyCard
 from contracts.records import utc_microseconds
 from contracts.windows import Manifest
-from orchestration import gate, policy_store
-from orchestration.loop import accounting, report_page
+from orchestration import policy_store
+from orchestration.loop import accounting
 from orchestration.loop.accounting import Happened, Stored, Totals, inside
+from orchestration.loop.audience import new_movies
 from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings
-from orchestration.loop.simulator import ANSWER_SECONDS, SHARE_LATE, new_movies
-from orchestration.loop.truth import ServedDecision, SessionStart, TruthReader, decided_milliseconds, windows_passed
-from orchestration.places import replace_file
 from predictor import policy as serving
 from trainer import dataset
 
@@ -111,99 +106,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     totals: Totals
     champion: str
     freshness_seconds: Seconds
-
-
-class Progress:
-    """The line that is printed for each window."""
-
-    def __init__(self, folder: RunFolder, movielens: MovieLens, settings: LoopSettings) -> None:
-        self._folder = folder
-        self._movielens = movielens
-        self._settings = settings
-        self._truth = TruthReader(folder.truth)
-        self._sessions: list[SessionStart] = []
-        self._served: list[tuple[int, float, float]] = []  # milliseconds, expected reward, oracle's
-        self._users = {row.tobytes(): user for user, row in enumerate(movielens.observations)}
-
-    def decisions_between(self, begin: datetime, end: datetime) -> int:
-        """How many decisions the warehouse holds for `[begin, end)`."""
-        rows, _ = warehouse.read(self._folder.warehouse, schemas.DECISIONS, begin, end, ["decision_id"])
-        count: int = rows.num_rows
-        return count
-
-    def true_value(self, card: PolicyCard) -> float | None:
-        """The expected reward of the policy on the decisions on which the gate judges it; None when there are none.
-
-        It is of what the estimate is of: where tastes drift, those in the middle of the window; where silence takes the
-        default reward, with the share of decisions that get it.
-        """
-        self._read()
-        held_back = gate.held_back(self._folder.windows, card).observation
-        users = np.array([self._users.get(row.tobytes(), -1) for row in held_back], np.int64)
-        observations, users = held_back[users >= 0], users[users >= 0]
-        if not len(observations):
-            return None
-        probabilities = serving.load(self._folder.policies / card.version).probabilities(observations)
-        window = max((trained.window for trained in card.trained_on), key=lambda window: window.start)
-        middle = (window.start + (window.end - window.start) / 2).timestamp()
-        passed = windows_passed(self._sessions, np.array([middle]), self._settings.window_seconds)
-        expected = self._movielens.expected_of_all_actions(users, self._settings.drift * passed)
-        value = float((probabilities * expected).sum(axis=1).mean())
-        if self._settings.missing_reward == "drop":
-            return value
-        answered = self._share_answered_in_time()
-        return answered * value + (1 - answered) * self._settings.default_reward
-
-    def _share_answered_in_time(self) -> float:
-        settings = self._settings
-        serving_began = bool(self._sessions)
-        soonest, latest = ANSWER_SECONDS if serving_began else (0.0, GeneratorSettings.reward_delay_seconds)
-        late = settings.fault_rate * SHARE_LATE if serving_began else 0.0
-        soon = min(max((settings.reward_window_seconds - soonest) / (latest - soonest), 0.0), 1.0)
-        return (1 - settings.no_reward_probability) * (1 - late) * soon
-
-    def line(self, entry: JournalEntry) -> str:
-        """How the window went, in one line."""
-        self._read()
-        begin, end = (utc_microseconds(moment) // 1000 for moment in (entry.window.start, entry.window.end))
-        inside = [(reward, oracle) for moment, reward, oracle in self._served if begin <= moment < end]
-        self._served = [decision for decision in self._served if decision[0] >= end]
-        name = "bootstrap" if entry.number == 0 else f"window {entry.number:>2}/{self._settings.windows}"
-        parts = [f"{'interrupted' if entry.interrupted else name:<12}"]
-        if inside:
-            rewards, oracle = np.array(inside).T
-            parts.append(
-                f"{len(inside):>5} decisions, reward {rewards.mean():.3f} = {rewards.sum() / oracle.sum():.1%} of oracle"
-            )
-        if (evaluation := entry.gate.evaluation) is not None:
-            parts.append(
-                f"next policy {evaluation.value:.2f} [{evaluation.low:.2f}, {evaluation.high:.2f}]"
-                + (f", truth {entry.true_value:.2f}" if entry.true_value is not None else "")
-            )
-        outcome = "promoted" if entry.gate.promoted else f"not promoted: {entry.gate.reason}"
-        after = (
-            f" {(entry.serving_at - entry.window.end).total_seconds():.1f} s after the window"
-            if entry.serving_at and entry.number
-            else ""
-        )
-        parts.append(f"{outcome}{after} (train {entry.train_seconds:.2f} s)")
-        return "  ".join(parts)
-
-    def _read(self) -> None:
-        for entry in self._truth.read():
-            if isinstance(entry, SessionStart):
-                self._sessions.append(entry)
-            elif isinstance(entry, ServedDecision):
-                moment = decided_milliseconds(entry.decision_id)
-                self._served.append((moment, entry.expected_reward, entry.oracle_reward))
-
-
-def write(folder: RunFolder, movielens: MovieLens) -> Report:
-    """Makes both reports of the run in `folder` and returns what is in them."""
-    report = build(folder, movielens)
-    replace_file(folder.report_json, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    replace_file(folder.report_html, report_page.render(report, movielens.catalogue).encode())
-    return report
 
 
 def noted_manifests(folder: RunFolder, journal: list[JournalEntry]) -> dict[datetime, Manifest]:

@@ -4,16 +4,17 @@ import html
 import io
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
+from beam_jobs.movielens import MovieLens
 from contracts.policies import Movie
-
-if TYPE_CHECKING:
-    from orchestration.loop.accounting import Totals
-    from orchestration.loop.report import Report, WindowReport
+from orchestration.loop.accounting import Totals
+from orchestration.loop.report import Report, WindowReport, build
+from orchestration.loop.run_folder import RunFolder
+from orchestration.places import replace_file
 
 INK, GRID = "#1f2933", "#d9e2ec"
 SERVED, ORACLE, FIXED, UNIFORM, REFUSED = "#0b6e4f", "#334e68", "#b44d12", "#829ab1", "#b42318"
@@ -38,7 +39,18 @@ code, abbr { background: #f0f4f8; padding: 0 .25em; text-decoration: none; overf
 """
 
 
-def render(report: "Report", catalogue: Sequence[Movie]) -> str:
+def write(folder: RunFolder, movielens: MovieLens) -> Report:
+    """Writes `report.json` and `report.html` of the run in `folder`, and returns the figures.
+
+    Raises InputError when a part of the run cannot be read.
+    """
+    report = build(folder, movielens)
+    replace_file(folder.report_json, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    replace_file(folder.report_html, render(report, movielens.catalogue).encode())
+    return report
+
+
+def render(report: Report, catalogue: Sequence[Movie]) -> str:
     """The page as HTML, with no reference to anything outside it."""
     # pyplot would look for a display and keep global state: figures are made directly.
     import matplotlib as mpl
@@ -89,12 +101,12 @@ Context. ACM TiiS 5, 4, Article 19).</p>
 """
 
 
-def _served(report: "Report") -> "list[WindowReport]":
+def _served(report: Report) -> list[WindowReport]:
     """The windows in which something was decided; the bootstrap when there are none."""
     return [window for window in report.windows if window.decisions] or [report.bootstrap]
 
 
-def _tiles(report: "Report") -> str:
+def _tiles(report: Report) -> str:
     """The four answers: does it learn, what was lost, what was promoted, how fresh."""
     totals, served, fresh = report.totals, _served(report), report.freshness_seconds
     last = served[-1]
@@ -132,7 +144,7 @@ def _tiles(report: "Report") -> str:
     )
 
 
-def _figure(draw: "Callable[[Any, Report], str]", report: "Report") -> str:
+def _figure(draw: Callable[[Any, Report], str], report: Report) -> str:
     """The plot as SVG, with the title that `draw` gives as its name for those who do not see it."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -152,12 +164,12 @@ def _figure(draw: "Callable[[Any, Report], str]", report: "Report") -> str:
     return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
 
 
-def _positions(windows: "Sequence[WindowReport]") -> np.ndarray:
+def _positions(windows: Sequence[WindowReport]) -> np.ndarray:
     """Where each window is drawn: at its number; one that was interrupted, between two."""
     return np.array([window.number + 0.5 * window.interrupted for window in windows])
 
 
-def _reward_axes(axes: Any, report: "Report") -> str:
+def _reward_axes(axes: Any, report: Report) -> str:
     windows = [report.bootstrap, *_served(report)] if report.windows else [report.bootstrap]
     at = _positions(windows)
     for name, values, color in (
@@ -187,7 +199,7 @@ def _reward_axes(axes: Any, report: "Report") -> str:
     return "Expected reward a decision"
 
 
-def _regret_axes(axes: Any, report: "Report") -> str:
+def _regret_axes(axes: Any, report: Report) -> str:
     at, windows = _positions(report.windows), report.windows
     decisions = np.array([window.decisions for window in windows])
     oracle = np.array([window.oracle_reward for window in windows])
@@ -202,7 +214,7 @@ def _regret_axes(axes: Any, report: "Report") -> str:
     return "Cumulative regret"
 
 
-def _off_policy_axes(axes: Any, report: "Report") -> str:
+def _off_policy_axes(axes: Any, report: Report) -> str:
     judged = [
         (position, estimate)
         for window, position in zip(
@@ -230,7 +242,7 @@ def _off_policy_axes(axes: Any, report: "Report") -> str:
     return title
 
 
-def _freshness_axes(axes: Any, report: "Report") -> str:
+def _freshness_axes(axes: Any, report: Report) -> str:
     at, windows = _positions(report.windows), report.windows
     for name, label, style, color in (("p50", "median", "o-", SERVED), ("p99", "99%", "s--", ORACLE)):
         seconds = [getattr(window.freshness_seconds, name) for window in windows]
@@ -240,7 +252,7 @@ def _freshness_axes(axes: Any, report: "Report") -> str:
     return "Reward sent → policy trained on it serves"
 
 
-def _outcome_table(report: "Report") -> str:
+def _outcome_table(report: Report) -> str:
     settings = report.settings
     columns: list[tuple[str, Callable[[WindowReport], Any]]] = [
         ("window", _name),
@@ -269,7 +281,7 @@ def _outcome_table(report: "Report") -> str:
     return _table([name for name, _ in columns], rows)
 
 
-def _gate_table(windows: "Sequence[WindowReport]") -> str:
+def _gate_table(windows: Sequence[WindowReport]) -> str:
     rows = []
     for window in windows:
         judged = window.off_policy
@@ -287,7 +299,7 @@ def _gate_table(windows: "Sequence[WindowReport]") -> str:
     return _table(header, rows, text=(1, 2, 5))
 
 
-def _ledger(totals: "Totals") -> str:
+def _ledger(totals: Totals) -> str:
     """The way of the decisions and rewards, with what was lost at each step."""
     rows = [
         ("decisions answered", totals.decisions_served, ""),
@@ -311,7 +323,7 @@ def _ledger(totals: "Totals") -> str:
     return _table(["", "count", "lost on the way"], rows)
 
 
-def _fault_table(totals: "Totals") -> str:
+def _fault_table(totals: Totals) -> str:
     injected, found = totals.faults_injected, totals.faults_found
     rows = [
         ("decisions delivered again", injected["redelivered_decisions"], found["duplicate_decisions"], "duplicates"),
@@ -338,18 +350,18 @@ def _moment(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
-def _name(window: "WindowReport") -> str:
+def _name(window: WindowReport) -> str:
     if window.interrupted:
         return f"after {window.number} (interrupted)"
     return f"{window.number} (uniform)" if window.number == 0 else str(window.number)
 
 
-def _share(window: "WindowReport") -> float:
+def _share(window: WindowReport) -> float:
     """Of the oracle's reward; 0 where nothing was decided."""
     return window.mean_expected_reward / window.oracle_reward if window.oracle_reward else 0.0
 
 
-def _share_of_best_fixed(window: "WindowReport") -> float:
+def _share_of_best_fixed(window: WindowReport) -> float:
     return window.best_fixed_reward / window.oracle_reward if window.oracle_reward else 0.0
 
 

@@ -17,7 +17,6 @@ The truth is written by the viewers themselves, apart from the event log (`orche
 
 import argparse
 import asyncio
-import dataclasses
 import heapq
 import itertools
 import math
@@ -33,11 +32,11 @@ import msgspec
 import numpy as np
 
 from beam_jobs.movielens import MovieLens
-from beam_jobs.ratings import load_ratings
 from contracts.command_line import FlagParser, add_flags, parse_time
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, sealed_segments, segment_name
 from contracts.records import utc_microseconds
+from orchestration.loop.audience import ANSWER_SECONDS, LATE_SECONDS, SHARE_LATE, load_movielens
 from orchestration.loop.settings import LoopSettings, loop_settings
 from orchestration.loop.truth import (
     Entry,
@@ -52,55 +51,11 @@ from orchestration.loop.truth import (
     decided_milliseconds,
     windows_passed,
 )
-from trainer import arms
 
 BATCH_DECISIONS = 20
 TICK_SECONDS = 0.05
-ANSWER_SECONDS = (0.05, 1.0)  # from the movie to the reward
-LATE_SECONDS = (0.5, 1.5)  # after the end of the reward window
-SHARE_LATE = 1 / 3  # of the faulty decisions; as many are answered twice, and as many have an orphan beside them
 FAULTY_WRITER = "bad-transport"
 REQUEST_TIMEOUT_SECONDS = 30.0
-
-
-def load_movielens(settings: LoopSettings) -> MovieLens:
-    """The viewers of these settings, and what is on offer to them once serving has begun. Raises InputError."""
-    ratings = load_ratings(settings.ratings)
-    movielens = MovieLens.build(
-        ratings,
-        num_actions=settings.num_actions,
-        rank=settings.rank,
-        reward_noise=settings.reward_noise,
-        seed=settings.seed,
-    )
-    if settings.new_movies + settings.masked_movies > settings.num_actions - 2:
-        raise InputError(
-            f"--new-movies and --masked-movies must leave 2 of the {settings.num_actions} movies to start with,"
-            f" got {settings.new_movies} and {settings.masked_movies}"
-        )
-    movielens = movielens.masking(
-        movielens.drawn_actions(settings.new_movies + settings.masked_movies)[settings.new_movies :]
-    )
-    if settings.arm_features == "none":
-        return movielens
-    # From the first half of the ratings by time: never from the matrix that rewards are paid from.
-    factors = arms.movie_factors(
-        ratings.user,
-        ratings.movie,
-        ratings.rating,
-        ratings.timestamp,
-        len(ratings.movies),
-        settings.rank,
-        settings.seed,
-    )
-    rows = {str(movie.movie_id): row for movie, row in zip(ratings.movies, factors.tolist(), strict=True)}
-    catalogue = [msgspec.structs.replace(movie, features=rows[movie.movie_id]) for movie in movielens.catalogue]
-    return dataclasses.replace(movielens, catalogue=catalogue)
-
-
-def new_movies(settings: LoopSettings, movielens: MovieLens) -> list[int]:
-    """The actions of the movies that come out only when serving begins: any of them, not the least popular."""
-    return movielens.drawn_actions(settings.new_movies)
 
 
 class PlannedReward(NamedTuple):

@@ -28,10 +28,11 @@ from contracts.records import Decision, encoder
 from contracts.windows import MANIFEST_NAME, decode_manifest, encode_manifest
 from orchestration import cli, policy_store
 from orchestration.emulators import servers
-from orchestration.loop import accounting, local_loop, report
+from orchestration.loop import accounting, local_loop, report, report_page
+from orchestration.loop.audience import load_movielens, new_movies
+from orchestration.loop.progress import Progress
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings
-from orchestration.loop.simulator import load_movielens, new_movies
 from orchestration.loop.truth import SentReward, ServedDecision, SessionStart, TruthLog, TruthReader
 from predictor import policy as serving
 
@@ -163,7 +164,7 @@ def test_the_truth_is_of_what_the_estimate_is_of(finished):
     card = serving.read_card(folder.policies / read_report(folder.root)["champion"])
 
     def true_value(**changed: Any) -> float:
-        progress = report.Progress(folder, movielens, msgspec.structs.replace(settings, **changed))
+        progress = Progress(folder, movielens, msgspec.structs.replace(settings, **changed))
         value = progress.true_value(card)
         assert value is not None
         return value
@@ -510,7 +511,7 @@ def test_a_first_policy_that_may_not_serve_is_one_line(tmp_path):
 def test_a_run_that_served_no_window_has_a_report(tampered):
     journal = tampered.root / "journal.jsonl"
     journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
-    made = report.write(tampered, load_movielens(tampered.settings()))
+    made = report_page.write(tampered, load_movielens(tampered.settings()))
     assert made.windows == []
     assert "the last window" in tampered.report_html.read_text()
 

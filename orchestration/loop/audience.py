@@ -1,0 +1,74 @@
+"""The viewers of the loop: what they like, which movies they are offered, and how they answer.
+
+Their tastes come from real ratings (`beam_jobs.movielens`). `orchestration.loop.simulator` makes traffic of them.
+"""
+
+import dataclasses
+
+import msgspec
+
+from beam_jobs.movielens import MovieLens
+from beam_jobs.ratings import load_ratings
+from contracts.errors import InputError
+from orchestration.loop.settings import LoopSettings
+from trainer import arms
+
+ANSWER_SECONDS = (0.05, 1.0)  # from the decision to the reward, drawn uniformly
+LATE_SECONDS = (0.5, 1.5)  # from the end of the reward window to a late reward, drawn uniformly
+SHARE_LATE = 1 / 3  # of the faulty decisions; a third are answered twice, and a third have an orphan beside them
+
+
+def load_movielens(settings: LoopSettings) -> MovieLens:
+    """The viewers of these settings, and the movies on offer to them once serving has begun.
+
+    Raises InputError for ratings that cannot be read, and for sizes that the ratings do not allow.
+    """
+    ratings = load_ratings(settings.ratings)
+    movielens = MovieLens.build(
+        ratings,
+        num_actions=settings.num_actions,
+        rank=settings.rank,
+        reward_noise=settings.reward_noise,
+        seed=settings.seed,
+    )
+    if settings.new_movies + settings.masked_movies > settings.num_actions - 2:
+        raise InputError(
+            f"--new-movies and --masked-movies must leave 2 of the {settings.num_actions} movies to start with,"
+            f" got {settings.new_movies} and {settings.masked_movies}"
+        )
+    movielens = movielens.masking(
+        movielens.drawn_actions(settings.new_movies + settings.masked_movies)[settings.new_movies :]
+    )
+    if settings.arm_features == "none":
+        return movielens
+    # From the older half of the ratings, never from the matrix that rewards are computed from.
+    factors = arms.movie_factors(
+        ratings.user,
+        ratings.movie,
+        ratings.rating,
+        ratings.timestamp,
+        len(ratings.movies),
+        settings.rank,
+        settings.seed,
+    )
+    rows = {str(movie.movie_id): row for movie, row in zip(ratings.movies, factors.tolist(), strict=True)}
+    catalogue = [msgspec.structs.replace(movie, features=rows[movie.movie_id]) for movie in movielens.catalogue]
+    return dataclasses.replace(movielens, catalogue=catalogue)
+
+
+def new_movies(settings: LoopSettings, movielens: MovieLens) -> list[int]:
+    """The actions of the movies that come out only when serving begins, drawn at random from all movies."""
+    return movielens.drawn_actions(settings.new_movies)
+
+
+def share_answered_in_time(settings: LoopSettings, serving_began: bool) -> float:
+    """The expected share of decisions with a reward within the reward window.
+
+    Before serving begins, decisions and rewards are those of `beam_jobs.generate_movielens`, without faults.
+    """
+    from beam_jobs.generate_movielens import GeneratorSettings  # it imports Beam, which viewers do without
+
+    soonest, latest = ANSWER_SECONDS if serving_began else (0.0, GeneratorSettings.reward_delay_seconds)
+    late = settings.fault_rate * SHARE_LATE if serving_began else 0.0
+    soon = min(max((settings.reward_window_seconds - soonest) / (latest - soonest), 0.0), 1.0)
+    return (1 - settings.no_reward_probability) * (1 - late) * soon
