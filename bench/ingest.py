@@ -37,6 +37,8 @@ from bench.measure import Result, compare, megabytes, seconds
 from contracts.records import Decision, event_decoder
 from contracts.schemas import DECISIONS, REWARDS
 from orchestration.emulators import servers
+from orchestration.emulators.redirect import redirect
+from orchestration.emulators.reliable_reader import ReliableReader
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PROJECT = "local-bench"
@@ -125,7 +127,7 @@ def _stream(payloads: list[bytes], destination: Any, number: int, reliable: bool
         _stored = 0
         with contextlib.ExitStack() as stack:
             pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
-            reader = stack.enter_context(servers.ReliableReader()) if reliable else None
+            reader = stack.enter_context(ReliableReader()) if reliable else None
             outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, destination)
             if reader:
                 reader.acknowledge_stored(outputs)
@@ -163,7 +165,7 @@ def streaming_embedded() -> Result:
                 warehouse.create(Path(name) / f"warehouse-{number}")
                 yield Path(name) / f"warehouse-{number}"
 
-        with servers.redirect(pubsub=host):
+        with redirect(pubsub=host):
             return _compare_streams(folders())
 
 
@@ -174,7 +176,7 @@ def streaming_bigquery() -> Result:
         tempfile.TemporaryDirectory() as name,
         servers.pubsub_emulator(Path(name)) as host,
         servers.bigquery_emulator(Path(name)) as endpoint,
-        servers.redirect(host, endpoint),
+        redirect(host, endpoint),
     ):
 
         def datasets() -> Iterator[bigquery.Dataset]:
@@ -209,14 +211,14 @@ def _steady_load(minutes: float) -> dict[str, Any]:
     published = 0
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         host = stack.enter_context(servers.pubsub_emulator(Path(name)))
-        stack.enter_context(servers.redirect(pubsub=host))
+        stack.enter_context(redirect(pubsub=host))
         publisher = stack.enter_context(
             pubsub_v1.PublisherClient(batch_settings=pubsub_v1.types.BatchSettings(max_messages=500))
         )
         subscriber = stack.enter_context(pubsub_v1.SubscriberClient())
         publisher.create_topic(name=topic)
         subscriber.create_subscription(name=subscription, topic=topic, ack_deadline_seconds=60)
-        reader = stack.enter_context(servers.ReliableReader())
+        reader = stack.enter_context(ReliableReader())
         warehouse.create(Path(name) / "warehouse")
         pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
         outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, Path(name) / "warehouse")

@@ -30,7 +30,8 @@ from bench.reference_predictor import NUM_ACTIONS, OBSERVATION_DIM
 from contracts import event_segments, policies
 from contracts.policies import Exploration, Movie, PolicyCard
 from contracts.records import event_decoder
-from orchestration.emulators import servers
+from orchestration.emulators.redirect import redirect
+from orchestration.emulators.servers import pubsub_program
 from orchestration.processes import free_port
 
 INSTANCES = 8
@@ -167,7 +168,7 @@ def _pubsub_emulator(folder: Path) -> Iterator[str]:
     gets as much as any other, whatever the priorities in it.
     """
     port = free_port()
-    command = ["chrt", "--idle", "0", str(servers.pubsub_program()), "--host=127.0.0.1", f"--port={port}"]
+    command = ["chrt", "--idle", "0", str(pubsub_program()), "--host=127.0.0.1", f"--port={port}"]
     with (
         (folder / "pubsub.log").open("wb") as log,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
@@ -239,7 +240,7 @@ class _Topic:
 def _topic(address: str, name: str) -> Iterator[_Topic]:
     from google.cloud import pubsub_v1
 
-    with servers.redirect(pubsub=address):
+    with redirect(pubsub=address):
         publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
     with publisher, subscriber:
         yield _Topic(publisher, subscriber, name)

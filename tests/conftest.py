@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before any test imports TensorFlow.
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 
 if TYPE_CHECKING:
     from beam_jobs.bigquery import Dataset
-    from orchestration.emulators.servers import BigQueryEndpoint
+    from orchestration.emulators.redirect import BigQueryEndpoint
+    from tests.streaming_jobs import Queue
 
 _numbers = itertools.count()
 MOVIELENS_100K = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-100k"
@@ -30,6 +31,7 @@ def movielens_100k() -> Path:
 def pubsub_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of Google's Pub/Sub emulator, which this process's clients are pointed at."""
     from orchestration.emulators import servers
+    from orchestration.emulators.redirect import redirect
 
     try:
         servers.pubsub_program()
@@ -37,7 +39,7 @@ def pubsub_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(str(error))
     with (
         servers.pubsub_emulator(tmp_path_factory.mktemp("pubsub")) as host,
-        servers.redirect(pubsub=host),
+        redirect(pubsub=host),
     ):
         yield host
 
@@ -49,7 +51,7 @@ def emulators_environment() -> Path:
 
     try:
         servers.install()
-    except InputError as error:
+    except OperationError as error:
         pytest.skip(str(error))
     return servers.ENVIRONMENT
 
@@ -60,10 +62,11 @@ def bigquery_endpoint(
 ) -> Iterator["BigQueryEndpoint"]:
     """A BigQuery emulator, which `beam_jobs.bigquery` is pointed at."""
     from orchestration.emulators import servers
+    from orchestration.emulators.redirect import redirect
 
     with (
         servers.bigquery_emulator(tmp_path_factory.mktemp("bigquery"), emulators_environment) as endpoint,
-        servers.redirect(bigquery=endpoint),
+        redirect(bigquery=endpoint),
     ):
         yield endpoint
 
@@ -79,3 +82,20 @@ def dataset(bigquery_endpoint: "BigQueryEndpoint") -> "Dataset":
     client.close()
     bigquery.ensure_tables(made, expiry_days=30)
     return made
+
+
+@pytest.fixture
+def queue(pubsub_host: str) -> Iterator["Queue"]:
+    """A topic of the Pub/Sub emulator with one subscription."""
+    from google.cloud import pubsub_v1
+
+    from tests.streaming_jobs import PROJECT, Queue
+
+    name = f"events-{next(_numbers)}"
+    made = Queue(f"projects/{PROJECT}/topics/{name}", f"projects/{PROJECT}/subscriptions/{name}")
+    with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
+        publisher.create_topic(name=made.topic)
+        subscriber.create_subscription(name=made.subscription, topic=made.topic, ack_deadline_seconds=30)
+        yield made
+        subscriber.delete_subscription(subscription=made.subscription)
+        publisher.delete_topic(topic=made.topic)

@@ -14,7 +14,7 @@ PROGRAMS = [
     *(f"beam_jobs.{tool}" for tool in ("table_schemas", "templates")),
     *(
         f"orchestration.{name}"
-        for name in ("cli", "emulators.ingest", "emulators.servers", "loop.simulator", "traffic")
+        for name in ("cli", "emulators.__main__", "emulators.ingest", "loop.simulator", "traffic")
     ),
     *(f"predictor.{name}" for name in ("app", "publisher")),
     *(f"trainer.{name}" for name in ("task", "tune", "validation")),

@@ -1,1 +1,1 @@
-"""The emulators of Pub/Sub, BigQuery and Cloud Storage, and all that only they need."""
+"""The emulators of Pub/Sub, BigQuery and Cloud Storage. Nothing that runs on Google Cloud imports this package."""

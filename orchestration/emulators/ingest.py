@@ -1,10 +1,11 @@
-"""The streaming `ingest_events` against emulators, as a process of its own; the loop starts it.
+"""Runs the streaming job `ingest_events` on this machine, from the Pub/Sub emulator into the BigQuery emulator.
 
     python -m orchestration.emulators.ingest --events pubsub:projects/P/subscriptions/S --warehouse bigquery:P.DATASET \\
         --pubsub HOST:PORT --bigquery-rest http://HOST:PORT --bigquery-grpc HOST:PORT --status FILE
 
-Messages are acknowledged once they are stored. How many have been is written to `--status`, again and again. Ends on
-SIGTERM, and with the error when the job fails.
+The loop and `python -m orchestration.emulators up` start it as a process. It acknowledges a message when its rows are
+stored, and writes the number of stored messages to `--status` ten times per second. It ends on SIGTERM with exit code
+0, and with a traceback when the job fails.
 """
 
 import argparse
@@ -21,44 +22,44 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_jobs import bigquery, ingest_events, pubsub
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import add_shape_flags, shape_from
-from contracts.command_line import FlagParser
-from contracts.errors import InputError
-from orchestration.emulators import servers
+from contracts.command_line import FlagParser, run_main
+from orchestration.emulators.redirect import BigQueryEndpoint, redirect
+from orchestration.emulators.reliable_reader import ReliableReader
 from orchestration.places import replace_file
 
+PROGRAM = "orchestration.emulators.ingest"
 STATUS_SECONDS = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command-line entry point; 0 after SIGTERM, 2 after wrong input."""
-    parser = FlagParser(
-        prog="python -m orchestration.emulators.ingest",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Runs the job until SIGTERM; returns the exit code."""
+    return run_main(PROGRAM, _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    endpoint = BigQueryEndpoint(arguments.bigquery_rest, arguments.bigquery_grpc)
+    with redirect(arguments.pubsub, endpoint), ReliableReader() as reader:
+        _ingest(arguments, reader)
+
+
+def _parser() -> FlagParser:
+    parser = FlagParser(prog=f"python -m {PROGRAM}", documentation=__doc__)
     for name, text in (
-        ("events", "subscription, as pubsub:projects/P/subscriptions/S"),
-        ("warehouse", "dataset, as bigquery:P.DATASET"),
+        ("events", "subscription to read, as pubsub:projects/P/subscriptions/S"),
+        ("warehouse", "data set to write, as bigquery:P.DATASET"),
         ("pubsub", "host:port of the Pub/Sub emulator"),
         ("bigquery-rest", "URL of the BigQuery emulator"),
-        ("bigquery-grpc", "host:port of its Storage API"),
+        ("bigquery-grpc", "host:port of the BigQuery emulator's Storage API"),
         ("status", "file to write the number of stored messages to"),
     ):
         parser.add_argument(f"--{name}", required=True, help=text)
     add_shape_flags(parser)
-    try:
-        arguments = parser.parse_args(argv)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        endpoint = servers.BigQueryEndpoint(arguments.bigquery_rest, arguments.bigquery_grpc)
-        with servers.redirect(arguments.pubsub, endpoint), servers.ReliableReader() as reader:
-            _run(arguments, reader)
-    except InputError as error:
-        sys.stderr.write(f"emulated_ingest: error: {error}\n")
-        return 2
-    return 0
+    return parser
 
 
-def _run(arguments: argparse.Namespace, reader: servers.ReliableReader) -> None:
+def _ingest(arguments: argparse.Namespace, reader: ReliableReader) -> None:
     subscription, dataset = pubsub.parse_subscription(arguments.events), bigquery.parse_dataset(arguments.warehouse)
     pubsub.check_subscription(subscription)
     bigquery.ensure_tables(dataset, expiry_days=None)
@@ -67,10 +68,10 @@ def _run(arguments: argparse.Namespace, reader: servers.ReliableReader) -> None:
     reader.acknowledge_stored(outputs)
     result = pipeline.run()
     threading.Thread(target=_write_status, args=(Path(arguments.status), reader), daemon=True).start()
-    result.wait_until_finish()  # until SIGTERM: the subscription has no end
+    result.wait_until_finish()  # returns only after an error: a subscription has no end
 
 
-def _write_status(status: Path, reader: servers.ReliableReader) -> None:
+def _write_status(status: Path, reader: ReliableReader) -> None:
     while True:
         replace_file(status, str(reader.stored).encode())
         time.sleep(STATUS_SECONDS)

@@ -89,9 +89,10 @@ def _backend(configuration: Configuration, root: Path) -> Iterator[None]:
         yield
         return
     from orchestration.emulators import servers
+    from orchestration.emulators.redirect import redirect
 
     up = servers.running(root)
-    with servers.redirect(up.pubsub, up.bigquery), steps_in_this_process():
+    with redirect(up.pubsub, up.bigquery), steps_in_this_process():
         yield
 
 

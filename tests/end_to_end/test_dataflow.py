@@ -26,6 +26,7 @@ from contracts.records import DeadLetter
 from contracts.schemas import DEAD_LETTERS, DECISIONS
 from contracts.windows import decode_manifest
 from orchestration.emulators import servers
+from orchestration.emulators.redirect import redirect
 from tests import simulated
 from tests.simulated import START
 
@@ -69,7 +70,7 @@ def dataflow(tmp_path_factory: pytest.TempPathFactory, emulators_environment: Pa
     (folder / "data" / "bucket").mkdir(parents=True)
     with (
         servers.storage_emulator(folder / "logs", folder / "data", emulators_environment) as url,
-        servers.redirect(storage=url),
+        redirect(storage=url),
     ):
         # By name: Beam takes an endpoint at an address for Google's own.
         yield Dataflow(f"http://localhost:{server.server_port}", folder / "data" / "bucket", posted)

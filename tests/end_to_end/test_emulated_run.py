@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from beam_jobs import bigquery
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import decode_manifest
 from orchestration import policy_store
 from orchestration.cloud import configuration
 from orchestration.cloud.configuration import EMULATED_WAREHOUSE
+from orchestration.emulators import __main__ as emulators
 from orchestration.emulators import servers
+from orchestration.emulators.redirect import redirect
 from orchestration.emulators.servers import Addresses
 from orchestration.pipelines import local_run, plan
 from orchestration.pipelines.runs import RunReport
@@ -33,14 +35,14 @@ SETTINGS = {
     "window_seconds": "1",
     "reward_window_seconds": "1",
     "settle_seconds": "0.5",
-    # With nothing held back the gate lets the champion's own next update pass: what is seen here is the way of the data.
+    # With nothing held back the gate lets the champion's next update pass: this test follows the data, not the gate.
     "holdback_share": "0",
 }
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory, emulators_environment: Path) -> Iterator[tuple[Path, Addresses]]:
-    """The command, as a process, and the root that it is up for."""
+    """`python -m orchestration.emulators up` as a process; yields its root and the addresses in it."""
     try:
         servers.pubsub_program()
     except InputError as error:
@@ -77,7 +79,7 @@ def stored(addresses: Addresses) -> dict[str, set[str]]:
     """The ids of the decisions that are in BigQuery, and of those that have a reward there."""
     begin, end = (datetime.now(UTC) + timedelta(days=days) for days in (-1, 1))
     dataset = bigquery.parse_dataset(EMULATED_WAREHOUSE)
-    with servers.redirect(addresses.pubsub, addresses.bigquery):
+    with redirect(addresses.pubsub, addresses.bigquery):
         return {
             table.name: set(bigquery.read_all(dataset, table, begin, end, ("decision_id",))["decision_id"].to_pylist())
             for table in (DECISIONS, REWARDS)
@@ -131,8 +133,8 @@ def test_bootstrap_and_retrain_through_pubsub_and_bigquery(up):
 
 def test_a_second_time_for_the_same_root_is_one_line(up, capsys):
     root, _ = up
-    assert servers.main(["up", "--root", str(root)]) == 2
-    assert f"--root: emulators are up for {root} already" in capsys.readouterr().err
+    assert emulators.main(["up", "--root", str(root)]) == 2
+    assert f"orchestration.emulators: error: --root: emulators already run for {root}" in capsys.readouterr().err
 
 
 def test_emulators_that_are_gone_are_one_line(tmp_path):
@@ -140,5 +142,5 @@ def test_emulators_that_are_gone_are_one_line(tmp_path):
     (tmp_path / servers.ADDRESSES_NAME).write_text(
         f'{{"pubsub": "{gone.pubsub}", "bigquery_rest": "{gone.bigquery_rest}", "bigquery_grpc": "{gone.bigquery_grpc}"}}'
     )
-    with pytest.raises(InputError, match=r"names do not answer: run `python -m orchestration.emulators up --root"):
+    with pytest.raises(OperationError, match=r"no longer answer: run `python -m orchestration.emulators up --root"):
         run("retrain", tmp_path)
