@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -21,7 +20,7 @@ from beam_jobs.payloads import DecisionShape
 from contracts.errors import InputError, OperationError
 from orchestration.cloud.configuration import EMULATED_WAREHOUSE
 from orchestration.emulators.redirect import BigQueryEndpoint, redirect
-from orchestration.processes import Child, free_port
+from orchestration.processes import Child, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".emulators"
@@ -250,11 +249,10 @@ def _answers(url: str) -> bool:
 
 
 def _wait_until(child: Child, ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while not ready():
+    def check() -> None:
+        child.check()
         if child.exit_code() is not None:
-            child.check()
             raise OperationError(f"{child.name} ended before it answered: see {child.log}")
-        if time.monotonic() > deadline:
-            raise OperationError(f"{child.name} did not answer within {START_TIMEOUT_SECONDS:g} s: see {child.log}")
-        time.sleep(0.05)
+
+    if not wait_until(ready, START_TIMEOUT_SECONDS, check):
+        raise OperationError(f"{child.name} did not answer within {START_TIMEOUT_SECONDS:g} s: see {child.log}")

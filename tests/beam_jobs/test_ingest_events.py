@@ -327,3 +327,7 @@ def test_no_event_log_leaves_no_warehouse(folder: Path) -> None:
     with pytest.raises(InputError):
         ingest(folder / "nowhere", folder)
     assert not folder.exists()
+
+
+def test_counts_add_up() -> None:
+    assert IngestCounts(events=1) + IngestCounts(decisions=1) == IngestCounts(events=1, decisions=1)

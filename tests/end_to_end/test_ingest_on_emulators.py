@@ -14,18 +14,18 @@ from google.api_core import exceptions
 
 from beam_jobs import bigquery, export_trajectories, ingest_events
 from beam_jobs.bigquery import Dataset
-from beam_jobs.export_trajectories import ExportSettings, export
+from beam_jobs.export_trajectories import export
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from contracts.event_segments import segment_name
 from contracts.records import RewardEvent, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES
-from contracts.windows import TrainingWindow
+from contracts.windows import TrainingWindow, WindowSettings
 from tests.simulated import events, rows
 from tests.streaming_jobs import PROJECT, Queue, publish, run_until, wait_until
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = TrainingWindow(START, START + timedelta(seconds=5))
-SETTINGS = ExportSettings(reward_window_seconds=2, max_records_per_file=4_000)
+SETTINGS = WindowSettings(reward_window_seconds=2)
 
 
 class Faults(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 
 from beam_jobs import bigquery
 from beam_jobs.bigquery import Dataset
-from contracts.errors import InputError
+from contracts.errors import OperationError
 from contracts.schemas import REWARDS
 from orchestration.emulators.redirect import BigQueryEndpoint
 from orchestration.processes import Child
@@ -30,5 +30,5 @@ def test_a_job_that_fails_ends_and_says_so(
         client.close()
         publish(queue.topic, events(10))
         wait_until(lambda: child.exit_code() is not None)
-        with pytest.raises(InputError, match=r"ingest ended with exit code 1: .*StoreEvents/Write_rewards"):
+        with pytest.raises(OperationError, match=r"ingest ended with exit code 1: .*StoreEvents/Write_rewards"):
             child.check()
