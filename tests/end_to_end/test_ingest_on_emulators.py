@@ -77,7 +77,7 @@ def test_fifty_thousand_events_are_all_accounted_for(queue: Queue, dataset: Data
     bad = sorted(payload for payload in sent.payloads if not readable(payload))
     assert letters == bad
     # The export tells the late ones apart, over all windows in which rewards occurred.
-    manifest = export(dataset, tmp_path / "windows", WINDOW, SETTINGS)
+    manifest = export(dataset, tmp_path / "windows", WINDOW, SETTINGS, max_records_per_file=4_000)
     after = export(dataset, tmp_path / "windows", TrainingWindow(WINDOW.end, START + timedelta(seconds=30)), SETTINGS)
     assert manifest.counts.decisions == sent.decisions
     assert manifest.counts.rewards == sent.rewards - sent.late
@@ -91,7 +91,7 @@ def test_fifty_thousand_events_are_all_accounted_for(queue: Queue, dataset: Data
     (folder / f"{segment_name(START, 'test')}.jsonl").write_bytes(b"\n".join(sent.payloads) + b"\n")
     counts = ingest_events.ingest(folder, tmp_path / "warehouse")
     assert counts.dead_letters == sent.malformed
-    export(tmp_path / "warehouse", tmp_path / "embedded", WINDOW, SETTINGS)
+    export(tmp_path / "warehouse", tmp_path / "embedded", WINDOW, SETTINGS, max_records_per_file=4_000)
     assert digests(tmp_path / "windows" / WINDOW.folder) == digests(tmp_path / "embedded" / WINDOW.folder)
 
 
