@@ -30,9 +30,9 @@ from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import Ratings, load_ratings
 from bench.episode import Learner, World, play, sample
 from contracts.policies import Exploration
+from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.trajectories import TrajectoryBatch
 from trainer import agents, arms, linear, neural
-from trainer.export import Model
 from trainer.linear import SufficientStatistics
 
 HERE = Path(__file__).parent
@@ -94,7 +94,7 @@ class Linear:
             float(told["arm_tikhonov"]),
             self._features,
         )
-        self._model = Model.linear(posterior, self._statistics.n)
+        self._model = Scorer(PolicyArrays.linear(posterior.theta, posterior.covariance, self._statistics.n))
 
 
 class Neural:
@@ -125,7 +125,7 @@ class Neural:
             np.zeros(DECISIONS, np.float32),
         ]
         self._count, self._online = 0, online
-        self._model = self._network.model(self._statistics.n)
+        self._model = Scorer(self._network.arrays(self._statistics.n))
 
     def choose(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Learner`."""
@@ -157,16 +157,13 @@ class Neural:
                 self._network.step(*(seen[rows] for seen in self._seen))
         elif trains:
             neural.fit(self._network, lambda: iter([batch]), self._told)
-        model = self._network.model(self._statistics.n)
+        arrays = self._network.arrays(self._statistics.n)
         if linear_next and self._count >= BATCHES["windows"]:
             new = slice(0 if trains else self._count - len(actions), self._count)
             observation, action, reward = (seen[new] for seen in self._seen)
-            self._statistics.add(neural.encode(model, observation), action, reward)
-            posterior = linear.disjoint(self._statistics, float(self._told["tikhonov"]))
-            model = model._replace(
-                theta=posterior.theta.astype(np.float32), covariance=posterior.covariance.astype(np.float32)
-            )
-        self._model = model
+            self._statistics.add(Scorer(arrays).encode(observation), action, reward)
+            arrays = arrays.with_posterior(*linear.disjoint(self._statistics, float(self._told["tikhonov"])))
+        self._model = Scorer(arrays)
 
 
 def _epsilon_greedy(preference: np.ndarray, epsilon: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

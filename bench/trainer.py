@@ -14,7 +14,9 @@ import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before TensorFlow is imp
 from bench.measure import Result, compare, megabytes, seconds
 from contracts.policies import Exploration, Movie
 from contracts.trajectories import TrajectoryBatch
-from trainer import agents, dataset, neural, task
+from tests.linear_agents import linear_agent
+from tests.windows import consecutive_windows, write_window
+from trainer import agents, dataset, neural, training
 from trainer.dataset import ReadyWindow
 from trainer.linear import SufficientStatistics, disjoint
 
@@ -28,24 +30,24 @@ def trainer_10k() -> Result:
     batch = _trajectories(10_000, 20)
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), batch)
-        settings = task.Settings(
+        settings = training.Settings(
             windows=Path(folder),
             policies=Path(folder) / "warm-up",
             num_actions=20,
             catalogue=[Movie(action=k, movie_id=str(k)) for k in range(20)],
             hyperparameters={"tikhonov": TIKHONOV},
         )
-        task.train(settings)  # TensorFlow's own first-time work, as the reference's agent has had it
+        training.train(settings)  # TensorFlow's own first-time work, as the reference's agent has had it
         stores = iter(Path(folder) / f"policies-{run}" for run in range(100))
 
         def ours() -> float:
             import msgspec
 
             mine = msgspec.structs.replace(settings, policies=next(stores))
-            return 10_000 / seconds(lambda: task.train(mine))
+            return 10_000 / seconds(lambda: training.train(mine))
 
         def reference() -> float:
-            agent = agents.linear_agent(SufficientStatistics.zeros(20, DIM), TIKHONOV, alpha=0.5)
+            agent = linear_agent(SufficientStatistics.zeros(20, DIM), TIKHONOV, alpha=0.5)
             return _eager_rate(agent, batch, 400)
 
         return compare(reference, ours, UNIT)
@@ -93,26 +95,26 @@ def trainer_retrain() -> dict[str, Any]:
     """
     import msgspec
 
-    windows = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 102)
+    windows = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 102)
     with tempfile.TemporaryDirectory() as folder:
-        settings = task.Settings(
+        settings = training.Settings(
             windows=Path(folder) / "windows",
             policies=Path(folder) / "warm-up",
             num_actions=100,
             catalogue=[Movie(action=k, movie_id=str(k)) for k in range(100)],
         )
         for window in windows:
-            dataset.write_window(settings.windows, window, _trajectories(2_000, 100))
-        task.train(msgspec.structs.replace(settings, only=[windows[0].start]))
+            write_window(settings.windows, window, _trajectories(2_000, 100))
+        training.train(msgspec.structs.replace(settings, only=[windows[0].start]))
         stores = iter(Path(folder) / f"policies-{run}" for run in range(100))
 
         def retrain(history: int, from_parent: bool) -> float:
             mine = msgspec.structs.replace(settings, policies=next(stores))
             if from_parent:
-                parent = task.train(msgspec.structs.replace(mine, until=windows[history - 1].end))
+                parent = training.train(msgspec.structs.replace(mine, until=windows[history - 1].end))
                 mine = msgspec.structs.replace(mine, parent=parent.version)
             mine = msgspec.structs.replace(mine, until=windows[history].end)
-            return seconds(lambda: task.train(mine))
+            return seconds(lambda: training.train(mine))
 
         after = {str(history): round(min(retrain(history, True) for _ in range(3)), 4) for history in (1, 10, 100)}
         result = compare(lambda: retrain(100, False), lambda: retrain(100, True), "seconds", lower_is_better=True)
@@ -189,8 +191,8 @@ def _trajectories(count: int, num_actions: int) -> TrajectoryBatch:
 
 
 def _write(folder: Path, batch: TrajectoryBatch) -> ReadyWindow:
-    (window,) = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 1)
-    return dataset.write_window(folder, window, batch)
+    (window,) = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 1)
+    return write_window(folder, window, batch)
 
 
 if __name__ == "__main__":

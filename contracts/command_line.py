@@ -7,7 +7,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -85,13 +85,17 @@ def time_flag(text: str) -> datetime:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct]) -> None:
+def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct], leave_out: Container[str] = ()) -> None:
     """Adds one flag per field of `settings`, spelt with hyphens, with its description and default as the help.
+
+    Fields in `leave_out` get none: the program adds them itself, under the name of the field (`dest`).
 
     A field's type is `Annotated[…, Meta(description=…)]`; nested annotations may add bounds. `Meta(extra={"default": …})`
     is shown as the default instead of the field's own.
     """
     for field in msgspec.structs.fields(settings):
+        if field.name in leave_out:
+            continue
         kind, *metas = get_args(field.type)
         choices = get_args(kind) if get_origin(kind) is Literal else None
         description = next(meta.description for meta in reversed(metas) if meta.description)

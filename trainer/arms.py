@@ -1,7 +1,9 @@
-"""Movies as arms: their features, and how a catalogue may change from one policy to the next."""
+"""Movies as arms: the catalogue's file, arm features, and how a catalogue may change from one policy to the next."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from contracts.errors import InputError
@@ -9,11 +11,11 @@ from contracts.policies import Movie
 
 
 def arm_features(catalogue: Sequence[Movie]) -> np.ndarray:
-    """What is known of every movie before anyone has seen it.
+    """The features of every movie, which are known before it is first recommended.
 
     Returns:
-      [K, F] float64: a constant 1, its year (in decades from 1980, 0 where there is none), its `features`, and whether
-      it is of a genre, one column for each in the order of `genres`. So movies added at the end add columns at the end.
+      [K, F] float64: a constant 1, the year (in decades from 1980, 0 where it is unknown), the movie's `features`, and a
+      0 or 1 per genre in the order of `genres`. So movies added at the end of the catalogue add columns at the end.
 
     Raises:
       InputError: a movie has another number of features than the first.
@@ -48,17 +50,28 @@ def genres(catalogue: Sequence[Movie]) -> list[str]:
     return list(dict.fromkeys(genre for movie in catalogue for genre in movie.genres))
 
 
+def read_catalogue(path: Path) -> list[Movie]:
+    """The movies in a JSON list, one per action and in their order. Raises InputError that names the file."""
+    try:
+        movies = msgspec.json.decode(path.read_bytes(), type=list[Movie])
+    except OSError as error:
+        raise InputError(f"catalogue: {path}: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"catalogue: {path}: {error}") from None
+    _check_order(movies, f"catalogue: {path}")
+    return movies
+
+
 def check_catalogue(catalogue: Sequence[Movie], before: Sequence[Movie] | None) -> None:
-    """Whether `catalogue` may follow on the catalogue `before` it: the same movies, with more at the end.
+    """Checks that `catalogue` may follow the catalogue `before` it: the same movies, with new ones only at the end.
 
     Raises:
-      InputError: a movie is in it twice, none is active, one is gone or stands for another action, or a retired one is
-        offered again.
+      InputError: a movie is listed twice, none is active, one of the old movies is missing or has another action, or a
+        retired movie is offered again.
     """
+    _check_order(catalogue, "catalogue")
     seen: dict[str, int] = {}
     for action, movie in enumerate(catalogue):
-        if movie.action != action:
-            raise InputError(f"catalogue: must list actions in order from 0, got {movie.action} at {action}")
         if movie.movie_id in seen:
             raise InputError(f"catalogue: movie {movie.movie_id!r} is both action {seen[movie.movie_id]} and {action}")
         seen[movie.movie_id] = action
@@ -76,6 +89,12 @@ def check_catalogue(catalogue: Sequence[Movie], before: Sequence[Movie] | None) 
             raise InputError(f"catalogue: movie {old.movie_id!r} was retired, and is {new.status} again")
 
 
+def _check_order(catalogue: Sequence[Movie], where: str) -> None:
+    for action, movie in enumerate(catalogue):
+        if movie.action != action:
+            raise InputError(f"{where}: must list actions in order from 0, got {movie.action} at {action}")
+
+
 def movie_factors(
     user: np.ndarray,
     movie: np.ndarray,
@@ -85,10 +104,10 @@ def movie_factors(
     rank: int,
     seed: int,
 ) -> np.ndarray:
-    """Latent factors of the movies from the first half of the ratings by time: features that were known beforehand.
+    """Latent factors of the movies, from the first half of the ratings by time only.
 
-    A truncated singular value decomposition of the user x movie matrix, strengths on the movies' side; by randomised
-    subspace iteration (Halko et al. 2011).
+    A truncated singular value decomposition of the user x movie matrix, with the singular values on the movies' side, by
+    randomised subspace iteration (Halko et al. 2011, "Finding structure with randomness").
 
     Args:
       user: [N] int, index of the user.
@@ -100,7 +119,7 @@ def movie_factors(
       seed: of the iteration.
 
     Returns:
-      [M, rank] float64, columns scaled to a mean square of 1; 0 for a movie that nobody had rated by then.
+      [M, rank] float64, scaled to a mean square of 1; 0 for a movie without ratings in that half.
     """
     early = np.argsort(timestamp, kind="stable")[: len(timestamp) // 2]
     matrix = np.zeros((int(user.max()) + 1, num_movies))

@@ -1,6 +1,6 @@
-"""What TensorBoard shows of a training: one point for each policy, at the number of windows it was trained on.
+"""What TensorBoard shows of a training: one point per policy, at the number of windows that it was trained on.
 
-data/reward, data/defaulted_share      what the newest window brought
+data/reward, data/defaulted_share      mean reward of the newest window's holdback, and share of defaulted rewards
 model/loss                             mean squared error on decisions that were not trained on
 model/calibration_error                how far predicted from observed reward, over tenths of the predictions
 estimate/snips, low, high, effective_sample_size      of always taking the best action (trainer.evaluation)
@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from contracts.policies import PolicyCard
+from contracts.policy_arrays import PolicyArrays, Scorer
 from trainer import dataset, evaluation, off_policy
 from trainer.dataset import ReadyWindow
-from trainer.export import Model
 
 PREDICTION_BINS = 10
 
 
-def scalars(card: PolicyCard, model: Model, newest: ReadyWindow) -> dict[str, float]:
+def scalars(card: PolicyCard, arrays: PolicyArrays, newest: ReadyWindow) -> dict[str, float]:
     """The figures by name; those on unseen decisions are missing when the newest window holds none back."""
-    samples = model.num_samples / max(float(model.num_samples.sum()), 1e-12)
+    samples = arrays.num_samples / max(float(arrays.num_samples.sum()), 1e-12)
     positive = samples[samples > 0]
     figures = {
-        "arms/coverage": float(np.mean(model.num_samples > 0)),
+        "arms/coverage": float(np.mean(arrays.num_samples > 0)),
         "arms/effective_number": float(np.exp(-(positive * np.log(positive)).sum())),
     }
     counts = newest.manifest.counts
@@ -35,9 +35,9 @@ def scalars(card: PolicyCard, model: Model, newest: ReadyWindow) -> dict[str, fl
         return figures
     batch = type(held_back[0])(*map(np.concatenate, zip(*held_back, strict=True)))
     rows = np.arange(len(batch.action))
-    mean, _ = model.scores(batch.observation)
-    predicted = mean[rows, batch.action]
-    estimates = evaluation.estimate(model, model, [batch])
+    scorer = Scorer(arrays)
+    predicted = scorer.means(batch.observation)[rows, batch.action]
+    estimates = evaluation.estimate(scorer, scorer, [batch])
     figures |= {
         "data/reward": float(batch.reward.mean()),
         "model/loss": float(np.mean((predicted - batch.reward) ** 2)),
@@ -57,13 +57,13 @@ def calibration_error(predicted: np.ndarray, observed: np.ndarray) -> float:
     return float(np.average(gaps, weights=[len(rows) for rows in bins]))
 
 
-def write(folder: Path, card: PolicyCard, model: Model, newest: ReadyWindow) -> None:
+def write(folder: Path, card: PolicyCard, arrays: PolicyArrays, newest: ReadyWindow) -> None:
     """Adds the policy's point to the TensorBoard logs in `folder`."""
     import tensorflow as tf
 
     step = len({trained.window.start for trained in card.trained_on})
     with tf.summary.create_file_writer(str(folder)).as_default(step=step):
-        for name, value in scalars(card, model, newest).items():
+        for name, value in scalars(card, arrays, newest).items():
             tf.summary.scalar(name, value)
-        tf.summary.histogram("arms/samples", model.num_samples)
+        tf.summary.histogram("arms/samples", arrays.num_samples)
         tf.summary.text("policy", card.version)

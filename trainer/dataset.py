@@ -11,7 +11,7 @@ import itertools
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -22,11 +22,8 @@ from contracts.windows import (
     MANIFEST_NAME,
     Manifest,
     Split,
-    TrainingWindow,
-    WindowCounts,
     WindowFile,
     decode_manifest,
-    encode_manifest,
 )
 
 if TYPE_CHECKING:
@@ -145,74 +142,6 @@ def read_serialized(path: str, file: WindowFile, batch_bytes: int = BATCH_BYTES)
     """The records of one file as they are, in batches. Raises InputError: missing, or another checksum."""
     for data, starts, lengths in _chunks(path, file, batch_bytes, _open_local):
         yield [data[start : start + length] for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
-
-
-def write_window(
-    windows: Path, window: TrainingWindow, train: "TrajectoryBatch", holdback: "TrajectoryBatch | None" = None
-) -> ReadyWindow:
-    """Writes a window from arrays, for logs that do not come out of the warehouse (replays, tuning, benchmarks).
-
-    One file a split; the counts say that every decision had a reward. Replaces a window of the same start.
-    """
-    import tensorflow as tf
-
-    from contracts.trajectories import encode
-
-    folder = windows / window.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    splits: list[tuple[Split, TrajectoryBatch | None]] = [("train", train), ("holdback", holdback)]
-    files = []
-    for split, batch in splits:
-        if batch is None or not len(batch.action):
-            continue
-        path = folder / f"part-{split}-00000.tfrecord"
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for record in encode(batch):
-                writer.write(record)
-        files.append(
-            WindowFile(
-                name=path.name, split=split, records=len(batch.action), bytes=path.stat().st_size, sha256=_sha256(path)
-            )
-        )
-    records = sum(file.records for file in files)
-    manifest = Manifest(
-        window=window,
-        reward_window_seconds=0.0,
-        settle_seconds=0.0,
-        missing_reward="drop",
-        default_reward=0.0,
-        holdback_share=0.0 if holdback is None or not records else len(holdback.action) / records,
-        observation_dim=train.observation.shape[1] if records else 0,
-        files=files,
-        counts=WindowCounts(
-            decisions=records,
-            rewards=records,
-            defaulted=0,
-            dropped=0,
-            repeated_rewards=0,
-            late_rewards=0,
-            orphan_rewards=0,
-            duplicate_decisions=0,
-            duplicate_rewards=0,
-        ),
-        policy_versions={},
-    )
-    temporary = folder / f".{MANIFEST_NAME}"
-    temporary.write_bytes(encode_manifest(manifest))
-    temporary.rename(folder / MANIFEST_NAME)
-    return ReadyWindow(folder, manifest)
-
-
-def consecutive_windows(start: datetime, seconds: float, count: int) -> list[TrainingWindow]:
-    """`count` windows of `seconds` each, one after the other."""
-    edges = [start + timedelta(seconds=seconds * index) for index in range(count + 1)]
-    return [TrainingWindow(*edge) for edge in itertools.pairwise(edges)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _chunks(

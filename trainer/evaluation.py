@@ -1,8 +1,8 @@
 """How good a trained policy is on a window that it was not trained on.
 
-The policy judged is the one that takes, for every observation, the action it expects most of: what has been learned,
-without the exploration that is added when it serves. The roll-out gate judges what serves, by the explorer that serves
-it; here models are compared with each other.
+The policy is judged by the actions with its highest expected reward, so what it has learned is judged, without the
+exploration that the predictor adds when it serves. Models are compared with each other here. The roll-out gate judges
+policies as they serve, exploration included.
 """
 
 from collections.abc import Iterable
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
+from contracts import policy_arrays
 from contracts.errors import InputError
 from contracts.policies import PolicyCard
-from trainer import dataset, export, off_policy, task
-from trainer.export import Model
+from contracts.policy_arrays import Scorer
+from trainer import dataset, off_policy, training
 
 if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch
@@ -28,51 +29,51 @@ class Measured(NamedTuple):
     estimates: off_policy.Estimates
 
 
-def measure(settings: task.Settings) -> Measured:
-    """Trains as `task.train` does, but for the newest window, and estimates on that one what the policy would earn.
+def measure(settings: training.Settings) -> Measured:
+    """Trains as `training.train` does, but without the newest window, and estimates the policy's reward on that one.
 
-    Doubly robust, the reward model being a plain linear one trained on the same windows: one and the same for all
-    settings, and not the model that is judged, so that none is praised by itself.
+    The estimate is doubly robust. Its reward model is a plain linear one trained on the same windows: the same model for
+    all settings, and not the one that is judged, so that no policy is judged by its own predictions.
 
     Raises:
-      InputError: as `task.train`; there is no window to hold out, or nothing in it.
+      InputError: as `training.train`; there is no window to hold out, or it is empty.
     """
-    ready = task.selected(settings)
+    ready = training.selected(settings)
     if len(ready) < 2:
         raise InputError(f"windows: at least 2 ready windows are needed, one held out, found {len(ready)}")
     held_out = ready[-1]
     if not held_out.manifest.records(*dataset.SPLITS):
         raise InputError(f"{held_out.folder}: is to be held out, but holds no interactions")
     others = msgspec.structs.replace(settings, only=[window.start for window in ready[:-1]])
-    card = task.train(others)
-    plain = task.train(msgspec.structs.replace(others, algorithm="lin_ucb", hyperparameters={}, parent=None))
-    model, reference = (export.read_model(settings.policies / version) for version in (card.version, plain.version))
+    card = training.train(others)
+    plain = training.train(msgspec.structs.replace(others, algorithm="lin_ucb", hyperparameters={}, parent=None))
+    policy, reward_model = (Scorer(policy_arrays.read(settings.policies / one.version, one)) for one in (card, plain))
     batches = (batch for split in dataset.SPLITS for batch in dataset.read(held_out, split, settings.num_actions))
-    return Measured(card, estimate(model, reference, batches))
+    return Measured(card, estimate(policy, reward_model, batches))
 
 
-def estimate(model: Model, reference: Model, batches: "Iterable[TrajectoryBatch]") -> off_policy.Estimates:
-    """The reward a decision of always taking what `model` expects most of, with `reference` as the reward model."""
+def estimate(policy: Scorer, reward_model: Scorer, batches: "Iterable[TrajectoryBatch]") -> off_policy.Estimates:
+    """The reward per decision of always taking the action with the policy's highest mean."""
     sums = off_policy.Sums.zeros()
     first = 0
     for batch in batches:
         rows = np.arange(len(batch.action))
-        best = model.scores(batch.observation)[0].argmax(axis=1)
-        value, _ = reference.scores(batch.observation)
+        best = policy.means(batch.observation).argmax(axis=1)
+        value = reward_model.means(batch.observation)
         sums.add(
             (first + rows) % off_policy.GROUPS,
             batch.reward.astype(np.float64),
             batch.propensity.astype(np.float64),
             (best == batch.action).astype(np.float64),
-            value[rows, batch.action].astype(np.float64),
-            value[rows, best].astype(np.float64),
+            value[rows, batch.action],
+            value[rows, best],
         )
         first += len(rows)
     return sums.estimates(with_model=True)
 
 
 def report_metric(path: Path, trial: str, tag: str, value: float, timestamp: float) -> None:
-    """Reports a metric the way Vertex AI's hyperparameter tuning reads it: the last of the JSON lines in `path`."""
+    """Reports a metric to Vertex AI's hyperparameter tuning, which reads the last of the JSON lines in `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = {"timestamp": timestamp, "trial": trial, tag: str(value), "global_step": "0", "checkpoint_path": ""}
     with path.open("ab") as file:

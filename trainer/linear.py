@@ -87,14 +87,19 @@ class Posterior(NamedTuple):
 def posterior(
     statistics: SufficientStatistics, model: str, tikhonov: float, arm_tikhonov: float, features: np.ndarray
 ) -> Posterior:
-    """The posterior of the model named: "none" (`disjoint`), "shared" or "hybrid", over arm `features` [K, F]."""
+    """The posterior of a model: "none" (`disjoint`), "shared" or "hybrid", over arm `features` [K, F].
+
+    Raises ValueError for an unknown model.
+    """
     match model:
+        case "none":
+            return disjoint(statistics, tikhonov)
         case "shared":
             return shared(statistics, tikhonov, features)
         case "hybrid":
             return hybrid(statistics, tikhonov, arm_tikhonov, features)
         case _:
-            return disjoint(statistics, tikhonov)
+            raise ValueError(f"model must be none, shared or hybrid, got {model!r}")
 
 
 def disjoint(statistics: SufficientStatistics, tikhonov: float) -> Posterior:

@@ -22,8 +22,9 @@ import numpy as np
 
 from contracts.errors import InputError
 from contracts.policies import CHECKPOINT_NAME, Exploration, PolicyCard
+from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.windows import Split
-from trainer import agents, arms, dataset, export
+from trainer import agents, arms, checkpoint, dataset
 from trainer.dataset import ReadyWindow
 from trainer.linear import SufficientStatistics, disjoint
 
@@ -45,9 +46,9 @@ class Network(NamedTuple):
     # One compiled step of training on a batch: observation [B, D], action [B], reward [B]. Traced once, however many fits.
     step: Callable[[Any, Any, Any], Any]
 
-    def model(self, num_samples: np.ndarray) -> export.Model:
-        """What it predicts of every action's reward."""
-        arrays = [variable.numpy() for variable in self.layers]
+    def arrays(self, num_samples: np.ndarray) -> PolicyArrays:
+        """The network as it serves; num_samples [K]."""
+        layers = [variable.numpy() for variable in self.layers]
         output = [variable.numpy() for variable in self.output]
         if self.arm_features is None:
             theta = output[0].T
@@ -59,7 +60,7 @@ class Network(NamedTuple):
                 theta = np.maximum(theta @ layer[0] + layer[1], 0)
             theta = theta @ weights + shift
             bias = np.zeros(len(theta), np.float32)
-        return export.Model(list(zip(arrays[::2], arrays[1::2], strict=True)), theta, bias, None, num_samples)
+        return PolicyArrays(list(zip(layers[::2], layers[1::2], strict=True)), theta, bias, None, num_samples)
 
     def checkpoint(self) -> Any:
         """Network and optimizer."""
@@ -74,11 +75,14 @@ class Network(NamedTuple):
 
 def learn(
     policies: Path, card: PolicyCard, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]
-) -> Callable[[Path], None]:
-    """Trains on the new splits, continuing from the parent; returns what writes the policy's parts."""
+) -> tuple[PolicyArrays, Callable[[Path], None]]:
+    """Trains on the new splits, continuing from the parent.
+
+    Returns the policy's arrays, and the function that writes its checkpoint into the policy's folder.
+    """
     import tensorflow as tf
 
-    # The version stands for all that goes in: the same inputs draw the same first weights.
+    # The version is a digest of all inputs, so the same inputs draw the same first weights.
     tf.random.set_seed(int(card.version[-8:], 16))
     network = _untrained(card)
     linear = card.algorithm == "neural_linucb"
@@ -86,33 +90,29 @@ def learn(
     if parent is not None:
         before = policies / parent.version
         _continue(network, parent, before, card)
-        statistics = export.read_statistics(before).grown(card.num_actions)
+        statistics = checkpoint.read(before).grown(card.num_actions)
 
     def batches() -> "Iterator[TrajectoryBatch]":
         for window, split in new:
             yield from dataset.read(window, split, card.num_actions)
 
-    # Without anything new there is nothing to fit: other settings or another catalogue are all that changes.
+    # Without new records there is nothing to fit: only other settings or another catalogue have changed.
     if any(window.manifest.records(split) for window, split in new) and (parent is None or not linear):
         fit(network, batches, card.hyperparameters)
-    model = network.model(statistics.n)
+    arrays = network.arrays(statistics.n)
+    scorer = Scorer(arrays)
     for batch in batches():
-        encoded = (
-            encode(model, batch.observation) if linear else np.zeros((len(batch.action), statistics.observation_dim))
-        )
+        rows = len(batch.action)
+        encoded = scorer.encode(batch.observation) if linear else np.zeros((rows, statistics.observation_dim))
         statistics.add(encoded, batch.action, batch.reward)
     if linear:
-        posterior = disjoint(statistics, float(card.hyperparameters["tikhonov"]))
-        model = model._replace(
-            theta=posterior.theta.astype(np.float32), covariance=posterior.covariance.astype(np.float32)
-        )
+        arrays = arrays.with_posterior(*disjoint(statistics, float(card.hyperparameters["tikhonov"])))
 
-    def write_parts(folder: Path) -> None:
-        export.write_model(folder, model, card.algorithm, card.exploration, card.observation_dim)
-        export.write_statistics(folder / CHECKPOINT_NAME, statistics)
-        network.checkpoint().write(str(folder / CHECKPOINT_NAME / NETWORK_CHECKPOINT))
+    def write_checkpoint(policy: Path) -> None:
+        checkpoint.write(policy, statistics)
+        network.checkpoint().write(str(policy / CHECKPOINT_NAME / NETWORK_CHECKPOINT))
 
-    return write_parts
+    return arrays, write_checkpoint
 
 
 def _untrained(card: PolicyCard) -> Network:
@@ -156,7 +156,7 @@ def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCa
 def _check_features(parent: PolicyCard, card: PolicyCard) -> None:
     """Whether every arm feature of the parent's means the same now."""
     for name, old, new in (
-        ("features a movie", len(parent.catalogue[0].features), len(card.catalogue[0].features)),
+        ("features per movie", len(parent.catalogue[0].features), len(card.catalogue[0].features)),
         ("genres", (known := arms.genres(parent.catalogue)), arms.genres(card.catalogue)[: len(known)]),
     ):
         if old != new:
@@ -173,44 +173,61 @@ def build(
     exploration: Exploration,
     arm_features: np.ndarray | None = None,
 ) -> Network:
-    """TF-Agents' agent of `algorithm`, untrained; over arm features [K, F] float32 where they are given."""
+    """TF-Agents' agent of `algorithm`, untrained; over arm features [K, F] float32 where they are given.
+
+    Raises ValueError for an algorithm that is not neural.
+    """
     import tensorflow as tf
     from tf_agents.bandits.agents.neural_boltzmann_agent import NeuralBoltzmannAgent
     from tf_agents.bandits.agents.neural_epsilon_greedy_agent import NeuralEpsilonGreedyAgent
     from tf_agents.bandits.agents.neural_linucb_agent import NeuralLinUCBAgent
     from tf_agents.networks.encoding_network import EncodingNetwork
-    from tf_agents.networks.q_network import QNetwork
 
     time_step_spec, action_spec = agents.specs(observation_dim, num_actions)
     sizes = agents.layer_sizes(hyperparameters)
     optimizer = tf.keras.optimizers.Adam(float(hyperparameters["learning_rate"]))
     shape = {"time_step_spec": time_step_spec, "action_spec": action_spec, "optimizer": optimizer}
-    if algorithm == "neural_linucb":
-        encoder = EncodingNetwork(time_step_spec.observation, fc_layer_params=sizes)
-        agent = NeuralLinUCBAgent(
-            encoding_network=encoder,
-            encoding_network_num_train_steps=0,
-            encoding_dim=sizes[-1],
-            alpha=exploration.alpha,
-            **shape,
-        )
-        layers, output = list(encoder.variables), [agent._reward_layer.kernel]
-    else:
-        if arm_features is None:
-            rewards = QNetwork(time_step_spec.observation, action_spec, fc_layer_params=sizes)
-            rewards.create_variables()
-            layers, output = list(rewards.variables[:-2]), list(rewards.variables[-2:])
-        else:
-            rewards, shape["time_step_spec"] = _two_towers(observation_dim, arm_features.shape, sizes)
-            shape["accepts_per_arm_features"] = True
-            variables = list(rewards.variables)  # first the observation's tower: a kernel and a bias a layer
-            layers, output = variables[: 2 * len(sizes)], variables[2 * len(sizes) :]
-        if algorithm == "neural_boltzmann":
+    match algorithm:
+        case "neural_linucb":
+            encoder = EncodingNetwork(time_step_spec.observation, fc_layer_params=sizes)
+            agent = NeuralLinUCBAgent(
+                encoding_network=encoder,
+                encoding_network_num_train_steps=0,
+                encoding_dim=sizes[-1],
+                alpha=exploration.alpha,
+                **shape,
+            )
+            layers, output = list(encoder.variables), [agent._reward_layer.kernel]
+        case "neural_boltzmann":
+            rewards, layers, output = _reward_network(shape, sizes, arm_features)
             agent = NeuralBoltzmannAgent(reward_network=rewards, temperature=exploration.temperature, **shape)
-        else:
+        case "neural_epsilon_greedy":
+            rewards, layers, output = _reward_network(shape, sizes, arm_features)
             agent = NeuralEpsilonGreedyAgent(reward_network=rewards, epsilon=exploration.epsilon, **shape)
+        case _:
+            raise ValueError(f"no neural agent of the algorithm {algorithm!r} is known")
     optimizer.build([*layers, *output])
     return Network(agent, layers, output, optimizer, arm_features, _train_step(agent, arm_features))
+
+
+def _reward_network(
+    shape: dict[str, Any], sizes: tuple[int, ...], arm_features: np.ndarray | None
+) -> tuple[Any, list[Any], list[Any]]:
+    """The network that predicts rewards, the variables of its layers, and those of its output.
+
+    With arm features, it changes the agent's arguments `shape` so that the agent takes them.
+    """
+    from tf_agents.networks.q_network import QNetwork
+
+    observation = shape["time_step_spec"].observation
+    if arm_features is None:
+        rewards = QNetwork(observation, shape["action_spec"], fc_layer_params=sizes)
+        rewards.create_variables()
+        return rewards, list(rewards.variables[:-2]), list(rewards.variables[-2:])
+    rewards, shape["time_step_spec"] = _two_towers(observation.shape[0], arm_features.shape, sizes)
+    shape["accepts_per_arm_features"] = True
+    variables = list(rewards.variables)  # first those of the observation's tower: a kernel and a bias per layer
+    return rewards, variables[: 2 * len(sizes)], variables[2 * len(sizes) :]
 
 
 def _two_towers(observation_dim: int, arms_shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[Any, Any]:
@@ -240,14 +257,6 @@ def _two_towers(observation_dim: int, arms_shape: tuple[int, ...], sizes: tuple[
     return network, time_step_spec(spec)
 
 
-def encode(model: export.Model, observations: np.ndarray) -> np.ndarray:
-    """[N, D] -> [N, E]: what the layers make of the observations."""
-    encoded = observations
-    for weights, bias in model.layers:
-        encoded = np.maximum(encoded @ weights + bias, 0)
-    return encoded
-
-
 def fit(
     network: Network, batches: "Callable[[], Iterator[TrajectoryBatch]]", hyperparameters: agents.Hyperparameters
 ) -> list[float]:
@@ -266,10 +275,10 @@ def fit(
     variables = [*network.layers, *network.output]
 
     def held_out_loss() -> float:
-        model, squares, count = network.model(np.zeros(0)), 0.0, 0
+        scorer, squares, count = Scorer(network.arrays(np.zeros(0))), 0.0, 0
         for batch in batches():
             part = _rows(batch, slice(HELD_OUT - 1, None, HELD_OUT))
-            mean, _ = model.scores(part.observation)
+            mean = scorer.means(part.observation)
             squares += float(((mean[np.arange(len(part.action)), part.action] - part.reward) ** 2).sum())
             count += len(part.action)
         return squares / max(count, 1)

@@ -17,8 +17,7 @@ where few decisions make most of the spread. What no interval shows are weights 
 takes) before believing one. Where a single decision counts, nothing varies, and the interval has no width.
 """
 
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple, Self
@@ -260,11 +259,6 @@ def gain_of(candidate: Sums, champion: Sums, *, with_model: bool, confidence: fl
         candidate.weights(),
         champion.weights(),
     )
-
-
-def group_of(decision_ids: Sequence[str], groups: int = GROUPS) -> np.ndarray:
-    """[N]: the group of each decision, by a hash of its id: the same on every machine and in every run."""
-    return np.array([zlib.crc32(decision_id.encode()) % groups for decision_id in decision_ids], np.int64)
 
 
 # The estimators: functions of the sums (last axis, in the order of `Sums`), so that they apply to resamples as well.

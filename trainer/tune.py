@@ -1,14 +1,13 @@
-"""Searches hyperparameters on this machine, as Vertex AI's hyperparameter tuning does with the same trainer.
+"""Searches hyperparameters on this machine, in the search space that the pipelines give to Vertex AI as well.
 
     python -m trainer.tune --windows runs/loop/windows --num-actions 100 --catalogue runs/loop/catalogue.json \
         --algorithm lin_ucb --study runs/study --trials 30 --workers 2
 
-Every trial trains on all ready windows but the newest, and its metric is the off-policy estimate of its policy on that
-one (trainer.evaluation): what the log says, not what the model thinks of itself. The study is kept under `--study`, and
-goes on from there when started again; the best settings found are printed as JSON and written to `best.json` in it.
+Every trial trains on all ready windows but the newest. Its metric is the off-policy estimate of its policy on that one
+(trainer.evaluation), which comes from the log and not from the model that is judged. The study is kept under `--study`,
+and running the command again continues it. The best settings are printed as JSON and written to `best.json` in it.
 """
 
-import argparse
 import multiprocessing
 import sys
 from collections.abc import Sequence
@@ -17,28 +16,31 @@ from typing import Any, assert_never
 
 import msgspec
 
-from contracts.errors import InputError
+from contracts.command_line import FlagParser, run_main
+from contracts.errors import InputError, OperationError
 from contracts.policies import Movie
-from trainer import agents, arms, evaluation, task
-from trainer.flags import FlagParser, mounted
+from trainer import agents, arms, artifact, evaluation, training
+from trainer.mounts import mounted
 from trainer.search_space import Choices, FloatRange, Parameter, search_space
+
+PROGRAM = "trainer.tune"
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
-    """What one search is told."""
+    """The inputs of one search."""
 
     windows: Path
     study: Path
     num_actions: int
     catalogue: list[Movie]
     algorithm: str = "lin_ucb"
-    trials: int = 30  # in all, those of earlier starts included
+    trials: int = 30  # in total, those of earlier runs included
     workers: int = 1
     seed: int = 0
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
-    """What a search found."""
+    """The best hyperparameters of a search, and the estimate of their reward per decision."""
 
     algorithm: str
     hyperparameters: agents.Hyperparameters
@@ -49,41 +51,34 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
     trials: int
 
 
-def search(told: Search) -> Best:
+def search(settings: Search) -> Best:
     """Runs the trials that the study still lacks, and returns the best of all.
 
     Raises:
       InputError: one of the settings or windows cannot be used.
+      OperationError: a worker failed, or the study could not be written.
     """
-    agents.complete(told.algorithm, {})
+    agents.complete(settings.algorithm, {})
     for name in ("trials", "workers"):
-        if getattr(told, name) < 1:
-            raise InputError(f"{name} must be at least 1, got {getattr(told, name)}")
-    evaluation.measure(_settings(told, {}))  # what is wrong with the windows is found before workers are started
-    if told.workers == 1:
-        _work(told, 0)
-    else:
-        processes = [
-            multiprocessing.get_context("spawn").Process(target=_work, args=(told, worker))
-            for worker in range(told.workers)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if failed := [process.exitcode for process in processes if process.exitcode]:
-            raise RuntimeError(f"{len(failed)} of {told.workers} workers failed, exit codes {failed}")
-    study = _study(told, told.seed)
-    best = Best(
-        algorithm=told.algorithm,
-        hyperparameters=study.best_trial.user_attrs["hyperparameters"],
-        value=study.best_value,
-        low=study.best_trial.user_attrs["low"],
-        high=study.best_trial.user_attrs["high"],
-        effective_sample_size=study.best_trial.user_attrs["effective_sample_size"],
-        trials=_finished(study),
-    )
-    (told.study / "best.json").write_bytes(msgspec.json.format(msgspec.json.encode(best)) + b"\n")
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name} must be at least 1, got {getattr(settings, name)}")
+    evaluation.measure(_training(settings, {}))  # finds faults of the windows before it starts workers
+    with artifact.writing(settings.study):
+        if settings.workers == 1:
+            _work(settings, 0)
+        else:
+            _work_together(settings)
+        study = _study(settings, settings.seed)
+        best = Best(
+            algorithm=settings.algorithm,
+            hyperparameters=study.best_trial.user_attrs["hyperparameters"],
+            value=study.best_value,
+            low=study.best_trial.user_attrs["low"],
+            high=study.best_trial.user_attrs["high"],
+            effective_sample_size=study.best_trial.user_attrs["effective_sample_size"],
+            trials=_finished(study),
+        )
+        (settings.study / "best.json").write_bytes(msgspec.json.format(msgspec.json.encode(best)) + b"\n")
     return best
 
 
@@ -105,17 +100,36 @@ def suggest(trial: Any, space: Sequence[Parameter]) -> agents.Hyperparameters:
     return suggested
 
 
-def _work(told: Search, worker: int) -> None:
+def _work_together(settings: Search) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_worker, args=(settings, number)) for number in range(settings.workers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
+        raise OperationError(
+            f"{len(failed)} of {settings.workers} workers failed, with the exit codes {', '.join(map(str, failed))};"
+            " run the search again to go on with the study"
+        )
+
+
+def _worker(settings: Search, number: int) -> None:
+    """The program of a worker process."""
+    sys.exit(run_main(f"{PROGRAM}: worker {number}", lambda _: _work(settings, number), None))
+
+
+def _work(settings: Search, worker: int) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _study(told, told.seed + worker)
+    study = _study(settings, settings.seed + worker)
 
-    space = search_space(told.algorithm, arms.has_features(told.catalogue))
+    space = search_space(settings.algorithm, arms.has_features(settings.catalogue))
 
     def objective(trial: Any) -> float:
         hyperparameters = suggest(trial, space)
-        card, estimates = evaluation.measure(_settings(told, hyperparameters))
+        card, estimates = evaluation.measure(_training(settings, hyperparameters))
         assert estimates.dr is not None  # there is a reward model
         trial.set_user_attr("hyperparameters", card.hyperparameters)
         trial.set_user_attr("low", estimates.dr.low)
@@ -123,19 +137,19 @@ def _work(told: Search, worker: int) -> None:
         trial.set_user_attr("effective_sample_size", estimates.effective_sample_size)
         return estimates.dr.value
 
-    enough = optuna.study.MaxTrialsCallback(told.trials, states=(optuna.trial.TrialState.COMPLETE,))
-    if _finished(study) < told.trials:
+    enough = optuna.study.MaxTrialsCallback(settings.trials, states=(optuna.trial.TrialState.COMPLETE,))
+    if _finished(study) < settings.trials:
         study.optimize(objective, callbacks=[enough])
 
 
-def _study(told: Search, seed: int) -> Any:
+def _study(settings: Search, seed: int) -> Any:
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    told.study.mkdir(parents=True, exist_ok=True)
-    journal = JournalFileBackend(str(told.study / "trials.jsonl"))
+    settings.study.mkdir(parents=True, exist_ok=True)
+    journal = JournalFileBackend(str(settings.study / "trials.jsonl"))
     return optuna.create_study(
-        study_name=f"{told.algorithm}, {told.num_actions} actions",
+        study_name=f"{settings.algorithm}, {settings.num_actions} actions",
         storage=optuna.storages.JournalStorage(journal),
         sampler=optuna.samplers.TPESampler(seed=seed),
         direction="maximize",
@@ -149,43 +163,46 @@ def _finished(study: Any) -> int:
     return len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
 
 
-def _settings(told: Search, hyperparameters: agents.Hyperparameters) -> task.Settings:
-    return task.Settings(
-        windows=told.windows,
-        policies=told.study / "policies",
-        num_actions=told.num_actions,
-        catalogue=told.catalogue,
-        algorithm=told.algorithm,
+def _training(settings: Search, hyperparameters: agents.Hyperparameters) -> training.Settings:
+    return training.Settings(
+        windows=settings.windows,
+        policies=settings.study / "policies",
+        num_actions=settings.num_actions,
+        catalogue=settings.catalogue,
+        algorithm=settings.algorithm,
         hyperparameters=hyperparameters,
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and prints the best settings."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = FlagParser(
-        prog="python -m trainer.tune",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def build_parser() -> FlagParser:
+    """The flags."""
+    parser = FlagParser(documentation=__doc__, prog=f"python -m {PROGRAM}")
     parser.add_argument("--windows", type=mounted, required=True, help="folder of training windows (window=<start>/)")
-    parser.add_argument("--study", type=mounted, required=True, help="folder of the study, made when it is not there")
+    parser.add_argument("--study", type=mounted, required=True, help="folder of the study; it is made where missing")
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
-    parser.add_argument("--catalogue", type=mounted, required=True, help="JSON list of movies, one for each action")
-    parser.add_argument("--algorithm", default="lin_ucb", help=f"one of {', '.join(sorted(agents.DEFAULTS))}")
-    parser.add_argument("--trials", type=int, default=30, help="in all, earlier ones included (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the search (default: %(default)s)")
-    try:
-        args = parser.parse_args(argv)
-        told = Search(**vars(args) | {"catalogue": task.read_catalogue(args.catalogue)})
-        best = search(told)
-    except InputError as error:
-        print(f"trainer.tune: error: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument(
+        "--catalogue", type=mounted, required=True, help="JSON list of movies, one per action and in their order"
+    )
+    parser.add_argument(
+        "--algorithm", default="lin_ucb", help=f"one of {', '.join(sorted(agents.DEFAULTS))} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trials", type=int, default=30, help="number of trials, earlier runs included (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="number of processes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line, prints the best settings, and returns the exit code."""
+    return run_main(PROGRAM, _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = build_parser().parse_args(argv)
+    best = search(Search(**vars(arguments) | {"catalogue": arms.read_catalogue(arguments.catalogue)}))
     print(msgspec.json.format(msgspec.json.encode(best)).decode())
-    return 0
 
 
 if __name__ == "__main__":

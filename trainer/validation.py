@@ -1,26 +1,26 @@
-"""Whether a window is what its manifest and the contract say, before anything is trained on it.
+"""Checks windows against their manifests and the contract, before anything is trained on them.
 
     python -m trainer.validation --windows runs/loop/windows --num-actions 100
 
-Records are decoded into Arrow by TFXIO's decoder, which takes them as they are: a feature that is missing, unknown, of
-another type or length is seen, where a parser that is told what to expect would fail on it or pass over it. Then ranges,
-counts and propensities are checked, all at once for a file. A window that is wrong is refused with what and where.
+TFXIO's decoder turns the records into Arrow without a schema. So this module finds a feature that is missing, unknown,
+of another type or of another length, where a parser with a schema would fail or ignore it. Then it checks ranges, counts
+and propensities. The error about a wrong window names the fact, the file and the record.
 """
 
-import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from contracts.command_line import FlagParser, run_main
 from contracts.errors import InputError
 from contracts.windows import MANIFEST_NAME, Split, WindowFile
 from trainer import dataset
 from trainer.dataset import ReadyWindow
-from trainer.flags import FlagParser, mounted
+from trainer.mounts import mounted
 
 # name: (Arrow type of a value, how many of them; None: the observation's dimension)
 FEATURES: dict[str, tuple[str, int | None]] = {
@@ -36,19 +36,19 @@ MIN_RECORDS_FOR_PROPENSITIES = 100
 
 
 class Findings(NamedTuple):
-    """What was counted in a window or a split."""
+    """The counts and means of a window or a split."""
 
     records: int
     defaulted: int
     mean_reward: float
-    mean_uniform_weight: float  # of 1 / (K propensity): 1 where every action had a chance, less where some had none
+    mean_uniform_weight: float  # of 1 / (K propensity): 1 if every action could be drawn, less if some could not
 
 
 def validate(window: ReadyWindow, num_actions: int, splits: tuple[Split, ...] = dataset.SPLITS) -> Findings:
     """Checks the splits of a window, and the manifest's counts against each other and against its files.
 
     Raises:
-      InputError: what is wrong, in which file, and from which record on.
+      InputError: names the file, the record and the fact.
     """
     check_counts(window)
     total = _Totals(num_actions)
@@ -71,7 +71,7 @@ def validate(window: ReadyWindow, num_actions: int, splits: tuple[Split, ...] = 
 
 
 def check_counts(window: ReadyWindow) -> None:
-    """Whether the manifest's counts agree with each other and with its list of files. Raises InputError."""
+    """Checks the manifest's counts against each other and against its list of files. Raises InputError."""
     counts = window.manifest.counts
     where = window.folder / MANIFEST_NAME
     if counts.decisions != counts.rewards + counts.defaulted + counts.dropped:
@@ -90,7 +90,7 @@ def _check_file(window: ReadyWindow, file: WindowFile, total: "_Totals") -> None
         try:
             _check(path, serialized, total.records - first, window.manifest.observation_dim, total)
         except InputError:
-            # A byte that flipped makes a record unreadable, or a reward infinite: the cause, not what came of it.
+            # A flipped byte makes a record unreadable or a reward infinite: report the cause, not its effect.
             if corruption := dataset.first_corruption(path):
                 raise InputError(f"{path}{corruption}") from None
             raise
@@ -119,7 +119,7 @@ class _Totals:
         return Findings(self.records, self.defaulted, self._reward / count, self._weight / count)
 
     def weight_error(self) -> float:
-        """Standard error of the mean weight; a hair above 0, for float32 propensities that are all the same."""
+        """Standard error of the mean weight; slightly above 0, because equal float32 propensities are rounded too."""
         mean = self._weight / self.records
         return math.sqrt(max(self._squared_weight / self.records - mean**2, 0) / self.records) + 1e-6
 
@@ -128,7 +128,7 @@ def _check(path: str, serialized: list[bytes], first: int, observation_dim: int,
     where = f"{path}: records {first} to {first + len(serialized) - 1}"
     try:
         batch = _decoder().DecodeBatch(serialized)
-    except RuntimeError as error:  # how the decoder says that a record is no Example, or that the types of two differ
+    except RuntimeError as error:  # a record is no Example, or two records differ in the type of a feature
         raise InputError(f"{where}: {str(error).removeprefix('INVALID_ARGUMENT: ')}") from None
     names = set(batch.schema.names)
     if missing := sorted(FEATURES.keys() - names):
@@ -180,25 +180,18 @@ def _lines(windows: Path, num_actions: int) -> Iterator[str]:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line: a line for each window, until one is wrong."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = FlagParser(
-        prog="python -m trainer.validation",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: prints one line per window, until a window is wrong."""
+    return run_main("trainer.validation", _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = FlagParser(documentation=__doc__, prog="python -m trainer.validation")
     parser.add_argument("--windows", type=mounted, required=True, help="folder of training windows (window=<start>/)")
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
-    try:
-        args = parser.parse_args(argv)
-        for line in _lines(args.windows, args.num_actions):
-            print(line)
-    except InputError as error:
-        print(f"trainer.validation: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    arguments = parser.parse_args(argv)
+    for line in _lines(arguments.windows, arguments.num_actions):
+        print(line)
 
 
 if __name__ == "__main__":

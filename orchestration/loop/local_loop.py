@@ -36,7 +36,7 @@ from orchestration.loop.settings import LoopSettings, changed
 from orchestration.loop.truth import SessionStart, TruthReader
 from orchestration.processes import Child, check_port, free_port, sleep_until, wait_until
 from predictor import policy
-from trainer import agents, dataset, task
+from trainer import agents, dataset, training
 
 START_TIMEOUT_SECONDS = 60.0
 
@@ -272,8 +272,8 @@ class LocalLoop:
             say(self._progress.line(entry))
 
     def _train(self, parent: str | None) -> PolicyCard:
-        return task.train(
-            task.Settings(
+        return training.train(
+            training.Settings(
                 windows=self._folder.windows,
                 policies=self._folder.policies,
                 num_actions=self._settings.num_actions,

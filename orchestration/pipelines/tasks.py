@@ -234,15 +234,15 @@ def train(
     """
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "train") as record:
-        from trainer import task
+        from trainer import arms, training
 
-        catalogue = task.read_catalogue(made.places.catalogue)
+        catalogue = arms.read_catalogue(made.places.catalogue)
         try:
             explorer = msgspec.convert({"strategy": exploration, "epsilon": epsilon, "alpha": alpha}, Exploration)
         except msgspec.ValidationError as error:
             raise InputError(f"exploration: {error}") from None
-        card = task.train(
-            task.Settings(
+        card = training.train(
+            training.Settings(
                 windows=made.places.windows,
                 policies=made.places.policies,
                 num_actions=len(catalogue),
@@ -263,9 +263,9 @@ def search(plan: str, algorithm: str, trials: int, seed: int) -> Hyperparameters
     """Searches hyperparameters here, on all windows that are exported. Returns the best ones."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "search") as record:
-        from trainer import task, tune
+        from trainer import arms, tune
 
-        catalogue = task.read_catalogue(made.places.catalogue)
+        catalogue = arms.read_catalogue(made.places.catalogue)
         best = tune.search(
             tune.Search(
                 windows=made.places.windows,
@@ -287,9 +287,9 @@ def trial_pools(plan: str, root_uri: str, image: str, machine_type: str, algorit
     """The worker pool of a trial on Vertex AI: the trainer, which reports the estimate of what it is told to try."""
     made = _decode(plan)
     with runs.step(made.root, made.run_id, "trial_pools") as record:
-        from trainer import task
+        from trainer import arms
 
-        num_actions = len(task.read_catalogue(made.places.catalogue))
+        num_actions = len(arms.read_catalogue(made.places.catalogue))
         record.said = f"{algorithm} on {num_actions} movies"
         arguments = {
             "--windows": f"{root_uri}/windows",

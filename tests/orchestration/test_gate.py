@@ -16,7 +16,8 @@ from contracts.trajectories import TrajectoryBatch
 from orchestration import gate, policy_store
 from predictor import policy as serving
 from tests.linear_policies import write_policy
-from trainer import dataset, export, task
+from tests.windows import consecutive_windows, write_window
+from trainer import artifact, training
 
 D, K = 4, 5
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -42,11 +43,11 @@ class Shop:
     windows: Path
 
     def window(self, number: int, train: TrajectoryBatch, holdback: TrajectoryBatch) -> None:
-        window = dataset.consecutive_windows(START, 5, number + 1)[number]
-        dataset.write_window(self.windows, window, train, holdback)
+        window = consecutive_windows(START, 5, number + 1)[number]
+        write_window(self.windows, window, train, holdback)
 
     def train(self, parent: str | None, exploration: Exploration | None = None, num_actions: int = K) -> PolicyCard:
-        settings = task.Settings(
+        settings = training.Settings(
             windows=self.windows,
             policies=self.store,
             num_actions=num_actions,
@@ -54,7 +55,7 @@ class Shop:
             parent=parent,
             exploration=exploration or Exploration(),
         )
-        return task.train(settings)
+        return training.train(settings)
 
     def fake(self, theta: np.ndarray, parent: PolicyCard, version: str) -> str:
         """A policy that claims these parameters, otherwise like the next update of `parent`."""
@@ -66,7 +67,7 @@ class Shop:
             arrays = dict(np.load(folder / policies.LINEAR_NAME))
             np.savez(folder / policies.LINEAR_NAME, **(arrays | {"theta": theta.astype(np.float32)}))
 
-        export.write(self.store, card, parts)
+        artifact.write(self.store, card, parts)
         return version
 
 
@@ -189,9 +190,7 @@ def small_policy(folder: Path, theta: np.ndarray, trained_on: list[policies.Trai
 def test_after_the_catalogue_has_grown_the_arms_that_both_know_are_compared(shop):
     rng = np.random.default_rng(1)
     shop.window(0, logged(rng, 400), logged(rng, 400))
-    trained_on = [
-        policies.TrainedWindow(window=dataset.consecutive_windows(START, 5, 1)[0], split="train", records=400)
-    ]
+    trained_on = [policies.TrainedWindow(window=consecutive_windows(START, 5, 1)[0], split="train", records=400)]
     new_arms = rng.normal(size=(2, D))
     small_policy(shop.store / "old", THETA, trained_on)
     small_policy(shop.store / "good", np.concatenate([THETA, new_arms]), trained_on)
@@ -225,9 +224,7 @@ def test_the_own_next_update_passes_after_two_items_were_added_to_the_catalogue(
 def test_without_an_arm_in_common_that_is_on_offer_it_stays_undecided(shop):
     rng = np.random.default_rng(1)
     shop.window(0, logged(rng, 400), logged(rng, 400))
-    trained_on = [
-        policies.TrainedWindow(window=dataset.consecutive_windows(START, 5, 1)[0], split="train", records=400)
-    ]
+    trained_on = [policies.TrainedWindow(window=consecutive_windows(START, 5, 1)[0], split="train", records=400)]
     small_policy(shop.store / "old", THETA, trained_on)
     small_policy(shop.store / "new", np.random.default_rng(3).normal(size=(2 * K, D)), trained_on)
     path = shop.store / "new" / policies.CARD_NAME

@@ -4,6 +4,7 @@ import tensorflow as tf
 from tf_agents.trajectories import PolicyStep, StepType, Trajectory, restart
 
 from contracts.errors import InputError
+from tests.linear_agents import linear_agent
 from trainer import agents
 from trainer.linear import SufficientStatistics, disjoint
 
@@ -36,8 +37,8 @@ def test_lin_ucb_learns_what_tf_agents_train_does():
     observation, action, reward = interactions(400)
     statistics = SufficientStatistics.zeros(NUM_ACTIONS, DIM)
     statistics.add(observation, action, reward)
-    ours = agents.linear_agent(statistics, tikhonov=0.1, alpha=0.5)
-    theirs = agents.linear_agent(SufficientStatistics.zeros(NUM_ACTIONS, DIM), tikhonov=0.1, alpha=0.5)
+    ours = linear_agent(statistics, tikhonov=0.1, alpha=0.5)
+    theirs = linear_agent(SufficientStatistics.zeros(NUM_ACTIONS, DIM), tikhonov=0.1, alpha=0.5)
     for batch in range(0, 400, 100):
         rows = slice(batch, batch + 100)
         theirs.train(bandit_trajectory(theirs.policy.info_spec, observation[rows], action[rows], reward[rows]))

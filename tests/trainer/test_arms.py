@@ -4,7 +4,7 @@ import pytest
 
 from contracts.errors import InputError
 from contracts.policies import Movie
-from trainer.arms import arm_features, check_catalogue, movie_factors
+from trainer.arms import arm_features, check_catalogue, movie_factors, read_catalogue
 
 
 def movies(*changes):
@@ -95,3 +95,10 @@ def test_movie_factors_find_the_tastes_and_know_nothing_of_later_ratings():
     only_late = np.where(movie == 7, later, True)
     unseen = movie_factors(user[only_late], movie[only_late], rating[only_late], timestamp[only_late] + 10**6, 31, 2, 0)
     assert not unseen[30].any()
+
+
+def test_a_catalogue_out_of_order_is_refused(tmp_path):
+    path = tmp_path / "catalogue.json"
+    path.write_bytes(msgspec.json.encode([Movie(action=k, movie_id=str(k)) for k in (4, 3)]))
+    with pytest.raises(InputError, match="must list actions in order from 0, got 4 at 0"):
+        read_catalogue(path)

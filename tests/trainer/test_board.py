@@ -1,5 +1,4 @@
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -8,10 +7,11 @@ import tensorflow as tf
 
 from contracts.policies import CARD_NAME, CHECKPOINT_NAME, Movie
 from contracts.trajectories import TrajectoryBatch
-from trainer import board, dataset, export, flags, task
+from tests.windows import consecutive_windows, write_window
+from trainer import board, checkpoint, task
 
 NUM_ACTIONS, DIM = 4, 3
-WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 2)
+WINDOWS = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 2)
 
 
 def trajectories(count, seed):
@@ -29,7 +29,7 @@ def trajectories(count, seed):
 @pytest.fixture
 def arguments(tmp_path):
     for index, window in enumerate(WINDOWS):
-        dataset.write_window(tmp_path / "windows", window, trajectories(300, index), trajectories(200, 10 + index))
+        write_window(tmp_path / "windows", window, trajectories(300, index), trajectories(200, 10 + index))
     catalogue = tmp_path / "catalogue.json"
     catalogue.write_bytes(msgspec.json.encode([Movie(action=k, movie_id=str(k)) for k in range(NUM_ACTIONS)]))
     paths = {"windows": tmp_path / "windows", "policies": tmp_path / "policies", "catalogue": catalogue}
@@ -65,8 +65,8 @@ def test_a_job_keeps_to_the_contract_and_can_be_restarted(arguments, tmp_path, m
         if path.is_file():
             assert (folders["AIP_MODEL_DIR"] / path.relative_to(policy)).read_bytes() == path.read_bytes()
     assert (folders["AIP_MODEL_DIR"] / CARD_NAME).is_file()
-    statistics = policy / CHECKPOINT_NAME / export.STATISTICS_NAME
-    assert (folders["AIP_CHECKPOINT_DIR"] / export.STATISTICS_NAME).read_bytes() == statistics.read_bytes()
+    statistics = policy / CHECKPOINT_NAME / checkpoint.STATISTICS_NAME
+    assert (folders["AIP_CHECKPOINT_DIR"] / checkpoint.STATISTICS_NAME).read_bytes() == statistics.read_bytes()
 
     found = points(folders["AIP_TENSORBOARD_LOG_DIR"])
     assert {step for _, step in found} == {2}  # windows trained on
@@ -95,8 +95,3 @@ def test_a_folder_for_the_logs_that_cannot_be_is_refused_before_anything_is_trai
         assert error.startswith(f"trainer.task: error: --tensorboard: cannot make the folder {tmp_path / given}: ")
         assert error.count("\n") == 1
     assert not (tmp_path / "policies").exists()
-
-
-def test_gs_paths_are_taken_where_they_are_mounted():
-    assert flags.mounted("gs://bucket/windows") == Path("/gcs/bucket/windows")
-    assert flags.mounted("runs/windows") == Path("runs/windows")

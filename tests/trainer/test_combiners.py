@@ -1,20 +1,18 @@
 from datetime import UTC, datetime
 
-import apache_beam as beam
 import msgspec
 import numpy as np
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.testing.util import assert_that
 
 from contracts.policies import Movie
 from contracts.trajectories import TrajectoryBatch
-from trainer import combiners, dataset, export, off_policy, task
-from trainer.combiners import EstimateFn, LoggedDecisions, SufficientStatisticsFn, WeightedBatch
+from tests.windows import consecutive_windows, write_window
+from trainer import checkpoint, training
+from trainer.combiners import SufficientStatisticsFn, WeightedBatch
 from trainer.linear import SufficientStatistics
 
 RUNNER = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
+WINDOWS = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
 
 
 def trajectories(count, seed=0, num_actions=5, observation_dim=3):
@@ -51,8 +49,8 @@ def test_statistics_combined_are_those_of_one_machine(parts):
 @pytest.fixture
 def settings(tmp_path):
     for index, window in enumerate(WINDOWS):
-        dataset.write_window(tmp_path / "windows", window, trajectories(100, index), trajectories(20, 10 + index))
-    return task.Settings(
+        write_window(tmp_path / "windows", window, trajectories(100, index), trajectories(20, 10 + index))
+    return training.Settings(
         windows=tmp_path / "windows",
         policies=tmp_path / "policies",
         num_actions=5,
@@ -62,10 +60,10 @@ def settings(tmp_path):
 
 
 def test_training_with_beam_gives_the_policy_of_one_machine(settings, tmp_path):
-    here = task.train(settings)
+    here = training.train(settings)
     with_beam = msgspec.structs.replace(settings, policies=tmp_path / "with beam", beam_options=[RUNNER])
-    assert task.train(with_beam) == here  # the same inputs, the same version
-    ours, theirs = (export.read_statistics(store / here.version) for store in (settings.policies, with_beam.policies))
+    assert training.train(with_beam) == here  # the same inputs, the same version
+    ours, theirs = (checkpoint.read(store / here.version) for store in (settings.policies, with_beam.policies))
     for name in ("a", "b", "n"):
         np.testing.assert_allclose(getattr(theirs, name), getattr(ours, name), rtol=1e-12, atol=1e-12)
     assert [path.name for path in with_beam.policies.iterdir()] == [here.version]
@@ -76,44 +74,5 @@ def test_a_corrupt_file_fails_the_pipeline_and_nothing_is_left(settings):
     path.write_bytes(path.read_bytes()[:-5])
     with_beam = msgspec.structs.replace(settings, beam_options=[RUNNER])
     with pytest.raises(Exception, match=r"manifest says .* bytes, found .*: truncated record at byte"):
-        task.train(with_beam)
+        training.train(with_beam)
     assert list(settings.policies.iterdir()) == []
-
-
-def test_estimates_combined_are_those_of_one_machine():
-    rng = np.random.default_rng(0)
-    ids = [f"decision-{index}" for index in range(900)]
-    columns = [
-        rng.normal(size=900),
-        rng.uniform(0.2, 1, 900),
-        rng.uniform(0, 1, 900),
-        rng.normal(size=900),
-        rng.normal(size=900),
-    ]
-    whole = off_policy.Sums.zeros()
-    whole.add(off_policy.group_of(ids), *columns)
-    expected = whole.estimates(with_model=True)
-    parts = [
-        LoggedDecisions(
-            off_policy.group_of(ids[begin : begin + 50]), *(column[begin : begin + 50] for column in columns)
-        )
-        for begin in range(0, 900, 50)
-    ]
-
-    def check(found):
-        assert len(found) == 1
-        for name in ("ips", "snips", "dm", "dr", "switch_dr"):
-            assert getattr(found[0], name) == pytest.approx(getattr(expected, name))
-        assert found[0].effective_sample_size == pytest.approx(expected.effective_sample_size)
-        assert (found[0].decisions, found[0].largest_weight) == (900, expected.largest_weight)
-
-    with beam.Pipeline(options=PipelineOptions([RUNNER])) as pipeline:
-        assert_that(pipeline | beam.Create(parts) | beam.CombineGlobally(EstimateFn(with_model=True)), check)
-    by_arrays = off_policy.estimate(*columns[:3], q_logged=columns[3], q_target=columns[4])
-    assert expected.dr.value == pytest.approx(by_arrays.dr.value)
-    assert expected.dr.high - expected.dr.low == pytest.approx(by_arrays.dr.high - by_arrays.dr.low, rel=0.2)
-
-
-def test_paths_under_gcs_are_opened_as_gs_by_workers():
-    assert combiners._beam_path("/gcs/bucket/windows/x") == "gs://bucket/windows/x"
-    assert combiners._beam_path("/tmp/x") == "/tmp/x"

@@ -9,10 +9,11 @@ import tensorflow as tf
 from contracts.errors import InputError
 from contracts.trajectories import TrajectoryBatch, encode
 from contracts.windows import MANIFEST_NAME, TrainingWindow, encode_manifest
+from tests.windows import consecutive_windows, sha256_of, write_window
 from trainer import dataset
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-FIRST, SECOND, THIRD = dataset.consecutive_windows(START, 60, 3)
+FIRST, SECOND, THIRD = consecutive_windows(START, 60, 3)
 
 
 def trajectories(count, num_actions=5, observation_dim=3, seed=0):
@@ -34,7 +35,7 @@ def read_all(window, split, num_actions=5, batch_bytes=8192):
 
 def test_what_is_written_is_read(tmp_path):
     train, holdback = trajectories(300), trajectories(40, seed=1)
-    dataset.write_window(tmp_path, FIRST, train, holdback)
+    write_window(tmp_path, FIRST, train, holdback)
     (window,) = dataset.ready_windows(tmp_path)
     assert window.manifest.records("train") == 300 and window.manifest.records("holdback") == 40
     for split, written in (("train", train), ("holdback", holdback)):
@@ -47,7 +48,7 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_ready_windows_come_by_start_and_a_window_without_manifest_is_not_one(tmp_path):
     for window in (THIRD, FIRST, SECOND):
-        dataset.write_window(tmp_path, window, trajectories(2))
+        write_window(tmp_path, window, trajectories(2))
     (tmp_path / SECOND.folder / MANIFEST_NAME).unlink()
     assert [window.manifest.window for window in dataset.ready_windows(tmp_path)] == [FIRST, THIRD]
 
@@ -69,7 +70,7 @@ def rewrite(window, records):
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
             writer.write(record)
-    change_manifest(window, sha256=dataset._sha256(path), bytes=path.stat().st_size, records=len(records))
+    change_manifest(window, sha256=sha256_of(path), bytes=path.stat().st_size, records=len(records))
 
 
 def record_length(path):
@@ -86,7 +87,7 @@ def cut_off_the_end(window, path):
 
 def corrupt_behind_the_checksum(window, path):
     corrupt_second_record(window, path)
-    change_manifest(window, sha256=dataset._sha256(path))
+    change_manifest(window, sha256=sha256_of(path))
 
 
 BROKEN = {
@@ -110,7 +111,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_window_that_is_not_what_the_manifest_says_is_refused(tmp_path, case):
     breaks, message = BROKEN[case]
-    window = dataset.write_window(tmp_path, FIRST, trajectories(10))
+    window = write_window(tmp_path, FIRST, trajectories(10))
     path = window.folder / "part-train-00000.tfrecord"
     breaks(window, path)
     (window,) = dataset.ready_windows(tmp_path)
@@ -120,7 +121,7 @@ def test_a_window_that_is_not_what_the_manifest_says_is_refused(tmp_path, case):
 
 
 def test_the_offset_named_is_that_of_the_record(tmp_path):
-    window = dataset.write_window(tmp_path, FIRST, trajectories(10))
+    window = write_window(tmp_path, FIRST, trajectories(10))
     path = window.folder / "part-train-00000.tfrecord"
     length = record_length(path)
     corrupt_second_record(window, path)
@@ -146,7 +147,7 @@ VALUES = {
 @pytest.mark.parametrize("name", VALUES)
 def test_values_that_cannot_be_trained_on_are_refused(tmp_path, name):
     value, message = VALUES[name]
-    window = dataset.write_window(tmp_path, FIRST, with_value(trajectories(10), name, 7, value))
+    window = write_window(tmp_path, FIRST, with_value(trajectories(10), name, 7, value))
     with pytest.raises(InputError, match=message):
         list(dataset.read(window, "train", 5, batch_bytes=500))
 
@@ -154,9 +155,9 @@ def test_values_that_cannot_be_trained_on_are_refused(tmp_path, name):
 def test_windows_folders_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(InputError, match="windows: no such folder"):
         dataset.ready_windows(tmp_path / "nowhere")
-    dataset.write_window(tmp_path, FIRST, trajectories(2))
+    write_window(tmp_path, FIRST, trajectories(2))
     overlapping = TrainingWindow(FIRST.start + (FIRST.end - FIRST.start) / 2, SECOND.end)
-    dataset.write_window(tmp_path, overlapping, trajectories(2))
+    write_window(tmp_path, overlapping, trajectories(2))
     with pytest.raises(InputError, match="overlaps window=20260101T000000"):
         dataset.ready_windows(tmp_path)
     (tmp_path / overlapping.folder).rename(tmp_path / THIRD.folder)
@@ -182,7 +183,7 @@ def test_windows_folders_that_cannot_be_used_are_refused(tmp_path):
     ],
 )
 def test_a_manifest_lists_each_file_of_its_folder_once(tmp_path, name, message):
-    window = dataset.write_window(tmp_path, FIRST, trajectories(10))
+    window = write_window(tmp_path, FIRST, trajectories(10))
     files = [*window.manifest.files, msgspec.structs.replace(window.manifest.files[0], name=name)]
     manifest = msgspec.structs.replace(window.manifest, files=files)
     (window.folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
@@ -191,14 +192,14 @@ def test_a_manifest_lists_each_file_of_its_folder_once(tmp_path, name, message):
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path):
-    window = dataset.write_window(tmp_path, FIRST, trajectories(10))
+    window = write_window(tmp_path, FIRST, trajectories(10))
     (window.folder / "part-train-00001.tfrecord").write_bytes(b"half of an export")
     assert len(read_all(*dataset.ready_windows(tmp_path), "train").action) == 10
 
 
 def test_the_record_named_is_the_one_among_records_of_several_lengths(tmp_path):
     batch = trajectories(40, num_actions=1000)  # actions of one byte and of two
-    window = dataset.write_window(tmp_path, FIRST, with_value(batch, "reward", 29, np.inf))
+    window = write_window(tmp_path, FIRST, with_value(batch, "reward", 29, np.inf))
     assert len({len(record) for record in encode(batch)}) == 2
     with pytest.raises(InputError, match=r"reward must be finite, got inf \(record 29\)"):
         list(dataset.read(window, "train", 1000))

@@ -5,13 +5,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from contracts import policy_arrays
 from contracts.errors import InputError
 from contracts.policies import Movie
+from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.trajectories import TrajectoryBatch
-from trainer import dataset, evaluation, export, linear, task
+from tests.windows import consecutive_windows, write_window
+from trainer import evaluation, task, training
 
 NUM_ACTIONS, DIM = 4, 3
-WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
+WINDOWS = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
 TASTE = np.random.default_rng(0).normal(size=(NUM_ACTIONS, DIM))
 
 
@@ -32,8 +35,8 @@ def trajectories(count, seed):
 @pytest.fixture
 def settings(tmp_path):
     for index, window in enumerate(WINDOWS):
-        dataset.write_window(tmp_path / "windows", window, trajectories(400, index), trajectories(100, 10 + index))
-    return task.Settings(
+        write_window(tmp_path / "windows", window, trajectories(400, index), trajectories(100, 10 + index))
+    return training.Settings(
         windows=tmp_path / "windows",
         policies=tmp_path / "policies",
         num_actions=NUM_ACTIONS,
@@ -41,9 +44,9 @@ def settings(tmp_path):
     )
 
 
-def truth(model):
+def truth(scorer):
     contexts = np.random.default_rng(99).normal(size=(100_000, DIM)).astype(np.float32)
-    best = model.scores(contexts)[0].argmax(axis=1)
+    best = scorer.means(contexts).argmax(axis=1)
     return np.einsum("nd,nd->n", contexts, TASTE[best]).mean()
 
 
@@ -51,17 +54,17 @@ def test_the_newest_window_is_held_out_and_the_estimate_is_of_what_the_policy_wo
     measured = evaluation.measure(settings)
     assert {trained.window for trained in measured.card.trained_on} == set(WINDOWS[:2])
     assert measured.estimates.decisions == 500
-    expected = truth(export.read_model(settings.policies / measured.card.version))
+    card = measured.card
+    expected = truth(Scorer(policy_arrays.read(settings.policies / card.version, card)))
     assert measured.estimates.dr.low < expected < measured.estimates.dr.high
     assert measured.estimates.mean_weight == pytest.approx(1, abs=0.2)
 
 
 def test_a_worse_policy_is_measured_as_worse_whatever_it_thinks_of_itself(settings):
     batches = [trajectories(4000, 50)]
-    right = linear.Posterior(TASTE, np.tile(np.eye(DIM), (NUM_ACTIONS, 1, 1)))
-    boastful = linear.Posterior(-10 * TASTE, right.covariance)
-    good, bad = (export.Model.linear(posterior, np.ones(NUM_ACTIONS)) for posterior in (right, boastful))
-    estimates = {name: evaluation.estimate(model, good, batches) for name, model in (("good", good), ("bad", bad))}
+    covariance = np.tile(np.eye(DIM), (NUM_ACTIONS, 1, 1))
+    good, bad = (Scorer(PolicyArrays.linear(theta, covariance, np.ones(NUM_ACTIONS))) for theta in (TASTE, -10 * TASTE))
+    estimates = {name: evaluation.estimate(scorer, good, batches) for name, scorer in (("good", good), ("bad", bad))}
     assert estimates["bad"].dr.high < 0 < estimates["good"].dr.low
     assert estimates["bad"].dr.value == pytest.approx(truth(bad), abs=0.1)
 
@@ -69,7 +72,7 @@ def test_a_worse_policy_is_measured_as_worse_whatever_it_thinks_of_itself(settin
 def test_there_must_be_a_window_to_hold_out(settings):
     with pytest.raises(InputError, match="at least 2 ready windows are needed, one held out, found 1"):
         evaluation.measure(msgspec.structs.replace(settings, only=[WINDOWS[0].start]))
-    dataset.write_window(settings.windows, WINDOWS[2], trajectories(0, 0))
+    write_window(settings.windows, WINDOWS[2], trajectories(0, 0))
     with pytest.raises(InputError, match=r"window=20260101T000200.* is to be held out, but holds no interactions"):
         evaluation.measure(settings)
 

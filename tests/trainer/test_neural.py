@@ -7,15 +7,18 @@ import pytest
 import tensorflow as tf
 from tf_agents.trajectories import restart
 
+from contracts import policy_arrays
 from contracts.errors import InputError
 from contracts.policies import CHECKPOINT_NAME, NETWORK_NAME, SAVED_MODEL_NAME, Exploration, Movie
+from contracts.policy_arrays import Scorer
 from contracts.trajectories import TrajectoryBatch
 from predictor import exploration as explorers
 from predictor import policy as serving
-from trainer import agents, dataset, export, neural, task
+from tests.windows import consecutive_windows, write_window
+from trainer import agents, checkpoint, neural, training
 
 NUM_ACTIONS, DIM = 4, 3
-WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
+WINDOWS = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
 NEURAL = ("neural_epsilon_greedy", "neural_boltzmann", "neural_linucb")
 SMALL = {"layers": "16,8", "batch_size": 128, "epochs": 6, "learning_rate": 0.01}
 
@@ -36,7 +39,7 @@ def trajectories(count, seed=0):
 
 
 def settings(folder, algorithm, **changes):
-    return task.Settings(
+    return training.Settings(
         windows=folder / "windows",
         policies=folder / "policies",
         num_actions=NUM_ACTIONS,
@@ -51,9 +54,17 @@ def settings(folder, algorithm, **changes):
 def trained(request, tmp_path_factory):
     """Settings, and the policy trained on the first window."""
     folder = tmp_path_factory.mktemp(request.param)
-    dataset.write_window(folder / "windows", WINDOWS[0], trajectories(3000))
+    write_window(folder / "windows", WINDOWS[0], trajectories(3000))
     mine = settings(folder, request.param)
-    return mine, task.train(mine)
+    return mine, training.train(mine)
+
+
+def arrays_of(mine, card):
+    return policy_arrays.read(mine.policies / card.version, card)
+
+
+def scorer_of(mine, card):
+    return Scorer(arrays_of(mine, card))
 
 
 def agent_of(mine, card):
@@ -63,7 +74,7 @@ def agent_of(mine, card):
     path = str(folder / CHECKPOINT_NAME / neural.NETWORK_CHECKPOINT)
     network.checkpoint().read(path).assert_existing_objects_matched()
     if card.algorithm == "neural_linucb":
-        statistics = export.read_statistics(folder)
+        statistics = checkpoint.read(folder)
         network.agent.actions_from_reward_layer.assign(False)
         for k in range(NUM_ACTIONS):
             # TF-Agents adds the identity for its ridge.
@@ -77,9 +88,9 @@ def test_reloaded_it_acts_and_scores_as_the_agent_does(trained):
     mine, card = trained
     folder = mine.policies / card.version
     x = np.random.default_rng(5).normal(size=(1000, DIM)).astype(np.float32)
-    saved, model = tf.saved_model.load(str(folder / SAVED_MODEL_NAME)), export.read_model(folder)
+    saved, scorer = tf.saved_model.load(str(folder / SAVED_MODEL_NAME)), scorer_of(mine, card)
     assert (folder / NETWORK_NAME).is_file()
-    mean, std = model.scores(x)
+    mean, std = scorer.scores(x)
     scores = saved.signatures["scores"](observation=tf.constant(x))
     np.testing.assert_allclose(scores["mean"], mean, atol=1e-4)
     np.testing.assert_allclose(scores["std"], std, atol=1e-4)
@@ -109,30 +120,31 @@ def test_reloaded_it_acts_and_scores_as_the_agent_does(trained):
 
 def test_it_learns_what_a_linear_policy_cannot(trained, tmp_path):
     mine, card = trained
-    linear = task.train(msgspec.structs.replace(mine, algorithm="lin_ucb", hyperparameters={}, policies=tmp_path))
+    in_another_store = msgspec.structs.replace(mine, algorithm="lin_ucb", hyperparameters={}, policies=tmp_path)
+    linear = training.train(in_another_store)
     fresh = trajectories(2000, seed=9)
     rows = np.arange(2000)
 
-    def error(folder):
-        mean, _ = export.read_model(folder).scores(fresh.observation)
+    def error(settings, card):
+        mean = scorer_of(settings, card).means(fresh.observation)
         return np.mean((mean[rows, fresh.action] - fresh.reward) ** 2)
 
-    assert error(mine.policies / card.version) < 0.5 * error(tmp_path / linear.version)
+    assert error(mine, card) < 0.5 * error(in_another_store, linear)
 
 
 def test_the_next_window_continues_from_the_checkpoint(trained, tmp_path):
     mine, card = trained
     mine = msgspec.structs.replace(mine, windows=tmp_path, parent=card.version)
-    dataset.write_window(tmp_path, WINDOWS[0], trajectories(3000))
-    dataset.write_window(tmp_path, WINDOWS[1], trajectories(600, seed=1))
-    after = task.train(mine)
-    before, now = (export.read_model(mine.policies / version) for version in (card.version, after.version))
+    write_window(tmp_path, WINDOWS[0], trajectories(3000))
+    write_window(tmp_path, WINDOWS[1], trajectories(600, seed=1))
+    after = training.train(mine)
+    before, now = (arrays_of(mine, one) for one in (card, after))
     assert now.num_samples.sum() == 3600
     same = [np.array_equal(*pair) for pair in zip(before.layers[0], now.layers[0], strict=True)]
     fresh = trajectories(2000, seed=9)
     errors = [
-        np.mean((model.scores(fresh.observation)[0][np.arange(2000), fresh.action] - fresh.reward) ** 2)
-        for model in (before, now)
+        np.mean((Scorer(arrays).means(fresh.observation)[np.arange(2000), fresh.action] - fresh.reward) ** 2)
+        for arrays in (before, now)
     ]
     if card.algorithm == "neural_linucb":
         assert all(same)  # the encoder is fixed, and the statistics go on
@@ -140,25 +152,27 @@ def test_the_next_window_continues_from_the_checkpoint(trained, tmp_path):
 
 
 def test_the_same_inputs_draw_the_same_network(tmp_path):
-    dataset.write_window(tmp_path / "windows", WINDOWS[0], trajectories(300))
+    write_window(tmp_path / "windows", WINDOWS[0], trajectories(300))
     mine = settings(tmp_path, "neural_epsilon_greedy", epochs=2)
     models = []
     for store in ("one", "other"):
         again = msgspec.structs.replace(mine, policies=tmp_path / store)
-        models.append(export.read_model(again.policies / task.train(again).version))
+        models.append(arrays_of(again, training.train(again)))
     np.testing.assert_allclose(models[0].theta, models[1].theta, rtol=1e-5, atol=1e-6)
 
 
 def test_training_stops_when_the_held_out_loss_does_not_fall_and_keeps_the_best():
-    told = agents.complete("neural_epsilon_greedy", {"epochs": 40, "patience": 2, "learning_rate": 0.05, "layers": "8"})
+    hyperparameters = agents.complete(
+        "neural_epsilon_greedy", {"epochs": 40, "patience": 2, "learning_rate": 0.05, "layers": "8"}
+    )
     tf.random.set_seed(1)
-    network = neural.build("neural_epsilon_greedy", DIM, NUM_ACTIONS, told, Exploration())
+    network = neural.build("neural_epsilon_greedy", DIM, NUM_ACTIONS, hyperparameters, Exploration())
     noise = trajectories(400)._replace(reward=np.random.default_rng(0).normal(size=400).astype(np.float32))
-    losses = neural.fit(network, lambda: iter([noise]), told)
+    losses = neural.fit(network, lambda: iter([noise]), hyperparameters)
     assert len(losses) < 41
     assert len(losses) - 1 - int(np.argmin(losses)) == 2
     rows = np.arange(9, 400, 10)
-    mean, _ = network.model(np.zeros(0)).scores(noise.observation[rows])
+    mean = Scorer(network.arrays(np.zeros(0))).means(noise.observation[rows])
     kept = np.mean((mean[np.arange(40), noise.action[rows]] - noise.reward[rows]) ** 2)
     assert kept == pytest.approx(min(losses), rel=1e-5)
 
@@ -170,7 +184,7 @@ def test_a_parent_of_other_layers_or_algorithm_is_refused(trained):
         ({"algorithm": "lin_ucb", "hyperparameters": {}}, f"is a {card.algorithm} policy, asked for lin_ucb"),
     ):
         with pytest.raises(InputError, match=message):
-            task.train(msgspec.structs.replace(mine, parent=card.version, **changes))
+            training.train(msgspec.structs.replace(mine, parent=card.version, **changes))
 
 
 def products(count, seed, features):
@@ -185,14 +199,14 @@ def products(count, seed, features):
 def test_over_arm_features_a_movie_that_nobody_has_seen_is_known_and_movies_can_be_added(tmp_path, algorithm):
     features = np.random.default_rng(3).normal(size=(12, DIM))
     movies = [Movie(action=k, movie_id=str(k), features=features[k].tolist()) for k in range(12)]
-    dataset.write_window(tmp_path / "windows", WINDOWS[0], products(4000, 0, features[:11]))
+    write_window(tmp_path / "windows", WINDOWS[0], products(4000, 0, features[:11]))
     mine = msgspec.structs.replace(
         settings(tmp_path, algorithm, arm_features="shared", epochs=15), num_actions=11, catalogue=movies[:11]
     )
-    card = task.train(mine)
+    card = training.train(mine)
     folder = mine.policies / card.version
     x = np.random.default_rng(5).normal(size=(500, DIM)).astype(np.float32)
-    mean, _ = export.read_model(folder).scores(x)
+    mean = scorer_of(mine, card).means(x)
     truth = x @ features.T
     assert np.corrcoef(mean[:, 10], truth[:, 10])[0, 1] > 0.7  # never tried
 
@@ -206,9 +220,9 @@ def test_over_arm_features_a_movie_that_nobody_has_seen_is_known_and_movies_can_
     saved = tf.saved_model.load(str(folder / SAVED_MODEL_NAME)).signatures["scores"](observation=tf.constant(x))
     np.testing.assert_allclose(saved["mean"], mean, atol=1e-4)
 
-    dataset.write_window(tmp_path / "windows", WINDOWS[1], products(200, 1, features))
-    grown = task.train(msgspec.structs.replace(mine, parent=card.version, num_actions=12, catalogue=movies))
-    after, _ = export.read_model(mine.policies / grown.version).scores(x)
+    write_window(tmp_path / "windows", WINDOWS[1], products(200, 1, features))
+    grown = training.train(msgspec.structs.replace(mine, parent=card.version, num_actions=12, catalogue=movies))
+    after = scorer_of(mine, grown).means(x)
     assert after.shape == (500, 12) and np.corrcoef(after[:, 11], truth[:, 11])[0, 1] > 0.7
 
 
@@ -217,32 +231,36 @@ def test_over_arm_features_movies_of_new_genres_can_be_added(tmp_path, more):
     """What was learned stands: the added movies' genres have no say yet."""
     features = np.random.default_rng(3).normal(size=(10, DIM))
     movies = [Movie(action=k, movie_id=str(k), features=features[k].tolist(), genres=["Drama"]) for k in range(8)]
-    dataset.write_window(tmp_path / "windows", WINDOWS[0], products(1000, 0, features[:8]))
+    write_window(tmp_path / "windows", WINDOWS[0], products(1000, 0, features[:8]))
     mine = settings(tmp_path, "neural_epsilon_greedy", arm_features="shared")
     mine = msgspec.structs.replace(mine, num_actions=8, catalogue=movies)
-    card = task.train(mine)
+    card = training.train(mine)
     added = [
         Movie(action=8 + k, movie_id=str(8 + k), features=features[8 + k].tolist(), genres=["Action", "Drama"][:more])
         for k in range(2)
     ]
     larger = msgspec.structs.replace(mine, num_actions=10, catalogue=[*movies, *added])
-    grown = task.train(msgspec.structs.replace(larger, parent=card.version))
+    grown = training.train(msgspec.structs.replace(larger, parent=card.version))
     x = np.random.default_rng(5).normal(size=(100, DIM)).astype(np.float32)
-    before, after = (
-        export.read_model(mine.policies / version).scores(x)[0] for version in (card.version, grown.version)
-    )
+    before, after = (scorer_of(mine, one).means(x) for one in (card, grown))
     np.testing.assert_allclose(after[:, :8], before, atol=1e-5)
-    dataset.write_window(tmp_path / "windows", WINDOWS[1], products(500, 1, features))
-    third = task.train(msgspec.structs.replace(larger, parent=grown.version))
+    write_window(tmp_path / "windows", WINDOWS[1], products(500, 1, features))
+    third = training.train(msgspec.structs.replace(larger, parent=grown.version))
     assert third.parent == grown.version
 
     mine = msgspec.structs.replace(mine, parent=card.version, until=WINDOWS[0].end)
     renamed = [msgspec.structs.replace(movie, genres=["Western"]) for movie in movies]
     with pytest.raises(InputError, match=r"catalogue: genres were \['Drama'\] for parent .*; now \['Western'\]"):
-        task.train(msgspec.structs.replace(mine, catalogue=renamed))
+        training.train(msgspec.structs.replace(mine, catalogue=renamed))
     richer = [msgspec.structs.replace(movie, features=[*movie.features, 1.0]) for movie in movies]
-    with pytest.raises(InputError, match=r"catalogue: features a movie were 3 for parent .*; now 4"):
-        task.train(msgspec.structs.replace(mine, catalogue=richer))
+    with pytest.raises(InputError, match=r"catalogue: features per movie were 3 for parent .*; now 4"):
+        training.train(msgspec.structs.replace(mine, catalogue=richer))
+
+
+def test_an_unknown_algorithm_does_not_become_epsilon_greedy():
+    hyperparameters = agents.complete("neural_epsilon_greedy", {})
+    with pytest.raises(ValueError, match="algorithm 'oracle'"):
+        neural.build("oracle", DIM, NUM_ACTIONS, hyperparameters, Exploration())
 
 
 WRONG = [
@@ -265,8 +283,9 @@ def test_the_predictor_serves_the_same_scores_with_exact_propensities(trained):
     folder = mine.policies / card.version
     x = np.random.default_rng(5).normal(size=(200, DIM)).astype(np.float32)
     served = serving.load(folder)
-    for found, expected in zip(served.scores(x), export.read_model(folder).scores(x), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+    saved = tf.saved_model.load(str(folder / SAVED_MODEL_NAME)).signatures["scores"](observation=tf.constant(x))
+    for name, found in zip(("mean", "std"), served.scores(x), strict=True):
+        np.testing.assert_allclose(found, saved[name], atol=1e-4)
     probabilities = served.probabilities(x)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     decision_ids = [str(uuid.UUID(int=index)) for index in range(200)]

@@ -36,7 +36,7 @@ def test_every_parameter_is_a_flag_of_the_trainer(algorithm):
     arguments = ["--windows", "w", "--policies", "p", "--num-actions", "3", "--catalogue", "c"]
     for parameter in search_space(algorithm, True):
         for value in extremes(parameter):
-            parsed = task.parse_args([*arguments, flag_name(parameter.name), str(value)])
+            parsed = task.build_parser().parse_args([*arguments, flag_name(parameter.name), str(value)])
             assert getattr(parsed, parameter.name) == value
 
 

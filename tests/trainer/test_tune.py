@@ -8,11 +8,12 @@ import pytest
 from contracts.errors import InputError
 from contracts.policies import Movie
 from contracts.trajectories import TrajectoryBatch
-from trainer import agents, dataset, tune
+from tests.windows import consecutive_windows, write_window
+from trainer import agents, tune
 from trainer.search_space import search_space
 
 NUM_ACTIONS, DIM = 12, 4
-WINDOWS = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
+WINDOWS = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
 FEATURES = np.random.default_rng(0).normal(size=(NUM_ACTIONS, 2))
 SHAPE = np.random.default_rng(1).normal(size=(DIM, 2))
 
@@ -35,8 +36,8 @@ def trajectories(count, seed):
 @pytest.fixture
 def told(tmp_path):
     for index, window in enumerate(WINDOWS[:2]):
-        dataset.write_window(tmp_path / "windows", window, trajectories(150, index))
-    dataset.write_window(tmp_path / "windows", WINDOWS[2], trajectories(3000, 2))
+        write_window(tmp_path / "windows", window, trajectories(150, index))
+    write_window(tmp_path / "windows", WINDOWS[2], trajectories(3000, 2))
     return tune.Search(
         windows=tmp_path / "windows",
         study=tmp_path / "study",

@@ -10,10 +10,11 @@ from contracts.errors import InputError
 from contracts.policies import Movie
 from contracts.trajectories import TrajectoryBatch
 from contracts.windows import MANIFEST_NAME, encode_manifest
-from trainer import dataset, task, validation
+from tests.windows import consecutive_windows, sha256_of, write_window
+from trainer import training, validation
 
 NUM_ACTIONS, DIM = 5, 3
-(WINDOW,) = dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 1)
+(WINDOW,) = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 1)
 
 
 def trajectories(count, seed=0, propensity=1 / NUM_ACTIONS):
@@ -28,7 +29,7 @@ def trajectories(count, seed=0, propensity=1 / NUM_ACTIONS):
 
 
 def settings(folder):
-    return task.Settings(
+    return training.Settings(
         windows=folder,
         policies=folder / "policies",
         num_actions=NUM_ACTIONS,
@@ -38,7 +39,7 @@ def settings(folder):
 
 def test_a_window_that_is_right_is_counted(tmp_path):
     train, holdback = trajectories(300), trajectories(40, 1)
-    window = dataset.write_window(tmp_path, WINDOW, train, holdback)
+    window = write_window(tmp_path, WINDOW, train, holdback)
     found = validation.validate(window, NUM_ACTIONS)
     assert (found.records, found.defaulted) == (340, 0)
     assert found.mean_reward == pytest.approx(np.concatenate([train.reward, holdback.reward]).mean(), rel=1e-5)
@@ -92,24 +93,24 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_record_that_is_wrong_is_refused_with_what_and_where(tmp_path, case):
     changes, message = WRONG[case]
-    window = dataset.write_window(tmp_path, WINDOW, trajectories(4))
+    window = write_window(tmp_path, WINDOW, trajectories(4))
     path = window.folder / "part-train-00000.tfrecord"
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in [example(), example(), example(**changes), example()]:
             writer.write(record)
-    files = [msgspec.structs.replace(window.manifest.files[0], sha256=dataset._sha256(path), bytes=path.stat().st_size)]
+    files = [msgspec.structs.replace(window.manifest.files[0], sha256=sha256_of(path), bytes=path.stat().st_size)]
     window = window._replace(manifest=msgspec.structs.replace(window.manifest, files=files))
     (window.folder / MANIFEST_NAME).write_bytes(encode_manifest(window.manifest))
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .*({message})") as error:
         validation.validate(window, NUM_ACTIONS)
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=re.escape(str(path))):
-        task.train(settings(tmp_path))
+        training.train(settings(tmp_path))
     assert not (tmp_path / "policies").exists()
 
 
 def test_what_is_no_example_is_refused(tmp_path):
-    window = dataset.write_window(tmp_path, WINDOW, trajectories(2))
+    window = write_window(tmp_path, WINDOW, trajectories(2))
     with pytest.raises(InputError, match=r"x: records 0 to 0: .*[Pp]arse"):
         validation._check("x", [b"\xff\xffnothing"], 0, DIM, validation._Totals(NUM_ACTIONS))
     with pytest.raises(InputError, match="feature 'reward' must be of type float, got int64"):
@@ -127,31 +128,31 @@ COUNTS = {
 @pytest.mark.parametrize("case", COUNTS)
 def test_counts_that_are_wrong_are_refused(tmp_path, case):
     changes, message = COUNTS[case]
-    window = dataset.write_window(tmp_path, WINDOW, trajectories(10))
+    window = write_window(tmp_path, WINDOW, trajectories(10))
     counts = msgspec.structs.replace(window.manifest.counts, **changes)
     wrong = window._replace(manifest=msgspec.structs.replace(window.manifest, counts=counts))
     with pytest.raises(InputError, match=message):
         validation.validate(wrong, NUM_ACTIONS)
     (window.folder / MANIFEST_NAME).write_bytes(encode_manifest(wrong.manifest))
-    (later,) = dataset.consecutive_windows(WINDOW.end, 60, 1)
-    dataset.write_window(tmp_path, later, trajectories(10))
+    (later,) = consecutive_windows(WINDOW.end, 60, 1)
+    write_window(tmp_path, later, trajectories(10))
     with pytest.raises(InputError, match=message):
-        task.train(settings(tmp_path))
+        training.train(settings(tmp_path))
     assert not (tmp_path / "policies").exists()
 
 
 def test_counts_of_the_newest_window_are_checked_though_its_holdback_is_not_read(tmp_path):
-    window = dataset.write_window(tmp_path, WINDOW, trajectories(10), trajectories(5, 1))
+    window = write_window(tmp_path, WINDOW, trajectories(10), trajectories(5, 1))
     counts = msgspec.structs.replace(window.manifest.counts, decisions=16, rewards=16)
     manifest = msgspec.structs.replace(window.manifest, counts=counts)
     (window.folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
     with pytest.raises(InputError, match=r"manifest.json: counts say 16 records, the files hold 15"):
-        task.train(settings(tmp_path))
+        training.train(settings(tmp_path))
 
 
 @pytest.mark.parametrize("place", [30, 60, 90])  # within the observation, a name, the reward
 def test_a_corrupt_record_is_said_to_be_one_with_its_offset(tmp_path, place):
-    window = dataset.write_window(tmp_path, WINDOW, trajectories(50))
+    window = write_window(tmp_path, WINDOW, trajectories(50))
     path = window.folder / "part-train-00000.tfrecord"
     data = bytearray(path.read_bytes())
     size = int.from_bytes(data[:8], "little") + 16
@@ -159,14 +160,14 @@ def test_a_corrupt_record_is_said_to_be_one_with_its_offset(tmp_path, place):
     path.write_bytes(data)
     # A record is its length (8 bytes) with a checksum (4), then its data with another.
     message = f"^{re.escape(str(path))}: .*corrupted record at byte {3 * size + 12}$"
-    for check in (lambda: validation.validate(window, NUM_ACTIONS), lambda: task.train(settings(tmp_path))):
+    for check in (lambda: validation.validate(window, NUM_ACTIONS), lambda: training.train(settings(tmp_path))):
         with pytest.raises(InputError, match=message):
             check()
 
 
 def test_propensities_that_cannot_be_are_refused(tmp_path):
     """A uniform choice among 5 that says it had a chance of 1 in 10."""
-    window = dataset.write_window(tmp_path, WINDOW, trajectories(500, propensity=0.1))
+    window = write_window(tmp_path, WINDOW, trajectories(500, propensity=0.1))
     with pytest.raises(InputError, match=r"propensities are too small .* 1 / \(5 propensity\) is 2.000 on average"):
         validation.validate(window, NUM_ACTIONS)
 
@@ -177,14 +178,12 @@ def test_a_policy_that_explores_rarely_or_never_is_not_refused(tmp_path):
     batch = trajectories(2000)
     action = np.where(explored, rng.integers(0, NUM_ACTIONS, 2000), 0).astype(np.int32)
     for propensity in (np.where(action == 0, 0.96, 0.01), np.ones(2000)):
-        window = dataset.write_window(
-            tmp_path, WINDOW, batch._replace(action=action, propensity=propensity.astype(np.float32))
-        )
+        window = write_window(tmp_path, WINDOW, batch._replace(action=action, propensity=propensity.astype(np.float32)))
         assert validation.validate(window, NUM_ACTIONS).mean_uniform_weight < 1.2
 
 
 def test_the_command_line_has_a_line_for_each_window(tmp_path, capsys):
-    dataset.write_window(tmp_path, WINDOW, trajectories(100))
+    write_window(tmp_path, WINDOW, trajectories(100))
     assert validation.main(["--windows", str(tmp_path), "--num-actions", "5"]) == 0
     assert "window=20260101T000000.000000Z: 100 records, 0 defaulted, mean reward" in capsys.readouterr().out
     assert validation.main(["--windows", str(tmp_path), "--num-actions", "3"]) == 2

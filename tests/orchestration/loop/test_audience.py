@@ -6,11 +6,14 @@ import pytest
 
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
+from contracts import policy_arrays
 from contracts.errors import InputError
+from contracts.policy_arrays import Scorer
 from contracts.trajectories import TrajectoryBatch
 from orchestration.loop import audience
 from orchestration.loop.settings import LoopSettings
-from trainer import dataset, export, task
+from tests.windows import consecutive_windows, write_window
+from trainer import training
 
 
 def test_arm_features_are_of_the_movies_that_are_offered_and_change_no_reward():
@@ -42,7 +45,7 @@ def test_where_tastes_drift_forgetting_pays(tmp_path):
         20,
         0.3,
         2000,
-        dataset.consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 8),
+        consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 8),
     )
     viewers = MovieLens.build(load_ratings("sample"), num_actions=num_actions, rank=5, reward_noise=0.5, seed=0)
     rng = np.random.default_rng(0)
@@ -55,19 +58,20 @@ def test_where_tastes_drift_forgetting_pays(tmp_path):
             propensity=np.full(count, 1 / num_actions, np.float32),
             defaulted=np.zeros(count, bool),
         )
-        dataset.write_window(tmp_path / "windows", window, batch)
+        write_window(tmp_path / "windows", window, batch)
     everybody = np.arange(viewers.num_users)
     next_window = viewers.expected_of_all_actions(everybody, drift * len(windows))
     earned = []
     for half_life in (0.0, 1.0):
-        settings = task.Settings(
+        settings = training.Settings(
             windows=tmp_path / "windows",
             policies=tmp_path / "policies",
             num_actions=num_actions,
             catalogue=viewers.catalogue,
             hyperparameters={"half_life": half_life},
         )
-        mean, _ = export.read_model(settings.policies / task.train(settings).version).scores(viewers.observations)
+        card = training.train(settings)
+        mean = Scorer(policy_arrays.read(settings.policies / card.version, card)).means(viewers.observations)
         earned.append(next_window[everybody, mean.argmax(axis=1)].mean())
     assert earned[1] - earned[0] > 0.25
 

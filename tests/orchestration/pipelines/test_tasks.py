@@ -26,7 +26,7 @@ from orchestration.places import Places
 from orchestration.policy_store import champion
 from tests.linear_policies import write_policy
 from tests.local_vertex.server import LocalVertex, local_vertex
-from trainer import dataset
+from tests.windows import consecutive_windows, write_window
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -240,12 +240,12 @@ def test_a_tuning_job_runs_the_trainer_and_its_best_trial_is_found(environment):
     start = datetime(2026, 1, 1, tzinfo=UTC)
     rng = np.random.default_rng(0)
     theta = rng.normal(size=(5, 3))
-    for window in dataset.consecutive_windows(start, 5, 2):
+    for window in consecutive_windows(start, 5, 2):
         observation = rng.normal(size=(300, 3)).astype(np.float32)
         action = rng.integers(0, 5, 300).astype(np.int32)
         reward = (observation * theta[action]).sum(axis=1).astype(np.float32)
         batch = TrajectoryBatch(observation, action, reward, np.full(300, 0.2, np.float32), np.zeros(300, dtype=bool))
-        dataset.write_window(environment.places.windows, window, batch, batch)
+        write_window(environment.places.windows, window, batch, batch)
     movies = [Movie(action=action, movie_id=str(action)) for action in range(5)]
     environment.places.catalogue.write_bytes(msgspec.json.encode(movies))
 

@@ -1,9 +1,5 @@
-import errno
-import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +8,11 @@ from tf_agents.policies.policy_saver import PolicySaver
 from tf_agents.specs import BoundedTensorSpec
 from tf_agents.trajectories import PolicyStep, restart, time_step_spec
 
-from contracts.errors import InputError
-from contracts.policies import (
-    CARD_NAME,
-    CHECKPOINT_NAME,
-    LINEAR_NAME,
-    SAVED_MODEL_NAME,
-    Exploration,
-    PolicyCard,
-    encode_json,
-)
-from trainer import agents, export
+from contracts import policy_arrays
+from contracts.policies import LINEAR_NAME, SAVED_MODEL_NAME, Exploration, PolicyCard
+from contracts.policy_arrays import PolicyArrays, Scorer
+from tests.linear_agents import linear_agent
+from trainer import agents, saved_model
 from trainer.linear import SufficientStatistics, disjoint, shared
 
 NUM_ACTIONS, DIM, TIKHONOV, ALPHA = 7, 4, 0.1, 0.5
@@ -40,12 +30,32 @@ def statistics():
     return statistics
 
 
+def write(folder, statistics, algorithm):
+    """The policy's arrays and SavedModel. Returns the arrays."""
+    arrays = PolicyArrays.linear(*disjoint(statistics, TIKHONOV), statistics.n)
+    policy_arrays.write(folder, arrays)
+    saved_model.save(folder / SAVED_MODEL_NAME, arrays, card(algorithm, statistics))
+    return arrays
+
+
+def card(algorithm, statistics, **exploration):
+    return PolicyCard(
+        version="v1",
+        parent=None,
+        algorithm=algorithm,
+        hyperparameters={},
+        observation_dim=statistics.observation_dim,
+        num_actions=statistics.num_actions,
+        catalogue=[],
+        trained_on=[],
+        exploration=Exploration(alpha=ALPHA, **exploration),
+    )
+
+
 @pytest.fixture(scope="module")
 def parts(statistics, tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
-    model = export.Model.linear(disjoint(statistics, TIKHONOV), statistics.n)
-    export.write_model(folder, model, "lin_ucb", Exploration(alpha=ALPHA), DIM)
-    export.write_statistics(folder / CHECKPOINT_NAME, statistics)
+    write(folder, statistics, "lin_ucb")
     return folder
 
 
@@ -56,7 +66,7 @@ def contexts(count):
 @pytest.fixture(scope="module")
 def saved_by_tf_agents(statistics, tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy_saver")
-    agent = agents.linear_agent(statistics, TIKHONOV, ALPHA)
+    agent = linear_agent(statistics, TIKHONOV, ALPHA)
     PolicySaver(agent.policy).save(str(folder))
     return tf.saved_model.load(str(folder))
 
@@ -121,162 +131,57 @@ def test_the_numpy_form_acts_the_same(parts, statistics, saved_by_tf_agents):
 
 def test_it_is_saved_at_any_number_of_actions(tmp_path):
     wide = SufficientStatistics.zeros(1682, 20)
-    model = export.Model.linear(disjoint(wide, TIKHONOV), wide.n)
-    export.write_model(tmp_path, model, "lin_ucb", Exploration(alpha=ALPHA), 20)
+    write(tmp_path, wide, "lin_ucb")
     policy = tf.saved_model.load(str(tmp_path / SAVED_MODEL_NAME))
     steps = restart(tf.zeros([3, 20]), batch_size=3)
     assert policy.action(steps).action.shape == [3]
 
 
-def test_the_checkpoint_holds_the_statistics_exactly(parts, statistics, tmp_path):
-    read = export.read_statistics(parts)
-    for name in ("a", "b", "n"):
-        np.testing.assert_array_equal(getattr(read, name), getattr(statistics, name))
-    (tmp_path / CHECKPOINT_NAME).mkdir()
-    (tmp_path / CHECKPOINT_NAME / export.STATISTICS_NAME).write_bytes(b"PK\x03\x04 half of it")
-    for missing in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(InputError, match="not a checkpoint of a linear policy"):
-            export.read_statistics(missing)
+def network(has_covariance):
+    rng = np.random.default_rng(5)
 
+    def array(*shape):
+        return rng.normal(size=shape).astype(np.float32)
 
-def card(version="v1", num_actions=1):
-    return PolicyCard(
-        version=version,
-        parent=None,
-        algorithm="lin_ucb",
-        hyperparameters={},
-        observation_dim=1,
-        num_actions=num_actions,
-        catalogue=[],
-        trained_on=[],
-        exploration=Exploration(),
+    half = array(NUM_ACTIONS, 6, 6)
+    return PolicyArrays(
+        [(array(DIM, 5), array(5)), (array(5, 6), array(6))],
+        array(NUM_ACTIONS, 6),
+        array(NUM_ACTIONS),
+        half @ half.transpose(0, 2, 1) if has_covariance else None,
+        np.ones(NUM_ACTIONS, np.float32),
     )
 
 
-def test_a_policy_is_in_the_store_wholly_or_not_at_all(tmp_path):
-    def half(folder):
-        (folder / LINEAR_NAME).write_bytes(b"half")
-        raise RuntimeError("the disk is full")
-
-    with pytest.raises(RuntimeError):
-        export.write(tmp_path, card(), half)
-    assert list(tmp_path.iterdir()) == []
-    assert export.read_card(tmp_path, "v1") is None
-
-    def all_of_it(folder):
-        assert folder.name.startswith(".") and not (folder / CARD_NAME).exists()
-        whole(folder)
-
-    export.write(tmp_path, card(), all_of_it)
-    assert export.read_card(tmp_path, "v1") == card()
-    export.write(tmp_path, card(num_actions=2), all_of_it)  # it is there already: kept
-    assert export.read_card(tmp_path, "v1") == card()
-    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+@pytest.mark.parametrize("kind", ["linear", "network", "network with covariance"])
+@pytest.mark.parametrize("algorithm", sorted(agents.DEFAULTS))
+def test_it_scores_as_the_numpy_form_for_every_algorithm(statistics, tmp_path, kind, algorithm):
+    linear = PolicyArrays.linear(*disjoint(statistics, TIKHONOV), statistics.n)
+    arrays = linear if kind == "linear" else network(kind.endswith("covariance"))
+    saved_model.save(tmp_path, arrays, card(algorithm, statistics))
+    loaded = tf.saved_model.load(str(tmp_path))
+    scores = loaded.signatures["scores"](observation=tf.constant(contexts(100)))
+    for name, expected in zip(("mean", "std"), Scorer(arrays).scores(contexts(100)), strict=True):
+        np.testing.assert_allclose(scores[name], expected, rtol=1e-4, atol=1e-4)
+    assert (expected > 0).all() == (arrays.covariance is not None)
+    assert loaded.action(restart(tf.constant(contexts(100)), batch_size=100)).action.shape == [100]
 
 
-def whole(folder):
-    (folder / LINEAR_NAME).write_bytes(b"whole")
-    (folder / CHECKPOINT_NAME).mkdir()
-    (folder / CHECKPOINT_NAME / export.STATISTICS_NAME).write_bytes(b"sums")
-
-
-KILLED = """if True:
-    import os, signal, sys
-    from pathlib import Path
-    from contracts.policies import decode_card
-    from trainer import export
-
-    def half(folder):
-        (folder / "linear.npz").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    export.write(Path(sys.argv[1]), decode_card(sys.stdin.buffer.read(), "card"), half)
-"""
-
-
-def test_what_a_killed_training_left_is_in_nobodys_way_and_is_removed(tmp_path, monkeypatch):
-    left = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE)
-    left.communicate(encode_json(card()))
-    assert left.returncode == -signal.SIGKILL
-    (half,) = tmp_path.iterdir()
-    assert half.name.startswith(".v1.") and export.read_card(tmp_path, "v1") is None
-    monkeypatch.setattr("os.getpid", lambda: left.pid)  # as in a container that is started again
-    export.write(tmp_path, card(), whole)
-    assert export.read_card(tmp_path, "v1") == card()
-    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
-
-
-def test_two_trainings_of_the_same_inputs_make_one_policy(tmp_path):
-    """The one that is done first takes the other's folder for a leftover."""
-
-    def slow(folder):
-        whole(folder)
-        export.write(tmp_path, card(), whole)
-        (folder / LINEAR_NAME).write_bytes(b"whole")  # the folder is gone
-
-    export.write(tmp_path, card(), slow)
-    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
-    assert (tmp_path / "v1" / LINEAR_NAME).read_bytes() == b"whole"
-
-
-def test_a_store_that_cannot_be_written_to_is_said_to_be(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match=r"policies: cannot write to .*file: Not a directory"):
-        export.write(tmp_path / "file", card(), whole)
-
-
-def test_what_is_in_the_way_is_not_touched(tmp_path):
-    (tmp_path / "v1").mkdir()
-    (tmp_path / "v1" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"in the way and has no policy\.json"):
-        export.write(tmp_path, card(), lambda folder: None)
-    assert (tmp_path / "v1" / "notes.txt").read_text() == "mine"
-    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
-
-
-def test_on_a_mounted_bucket_whose_folders_cannot_be_renamed_the_card_comes_last(tmp_path, monkeypatch):
-    rename = Path.rename
-
-    def of_files_alone(path, target):
-        if path.is_dir():  # what Cloud Storage FUSE does
-            raise OSError(errno.EMFILE, "Too many open files")
-        return rename(path, target)
-
-    def parts(folder):
-        (folder / SAVED_MODEL_NAME).mkdir()
-        (folder / SAVED_MODEL_NAME / "saved_model.pb").write_bytes(b"graph")
-        (folder / LINEAR_NAME).write_bytes(b"whole")
-
-    monkeypatch.setattr(Path, "rename", of_files_alone)
-    copyfile = shutil.copyfile
-
-    def killed_before_the_card(source, target, **named):
-        if Path(source).name == CARD_NAME:
-            raise KeyboardInterrupt
-        return copyfile(source, target, **named)
-
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(shutil, "copyfile", killed_before_the_card)
-        export.write(tmp_path, card(), parts)
-    assert export.read_card(tmp_path, "v1") is None  # no policy yet, whatever is there of it
-    for _ in range(2):
-        export.write(tmp_path, card(), parts)
-        assert export.read_card(tmp_path, "v1") == card()
-        assert (tmp_path / "v1" / SAVED_MODEL_NAME / "saved_model.pb").read_bytes() == b"graph"
-        assert (tmp_path / "v1" / LINEAR_NAME).read_bytes() == b"whole"
-    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+def test_an_unknown_algorithm_is_not_taken_for_greedy(statistics, tmp_path):
+    arrays = PolicyArrays.linear(*disjoint(statistics, TIKHONOV), statistics.n)
+    with pytest.raises(ValueError, match="algorithm 'oracle'"):
+        saved_model.save(tmp_path, arrays, card("oracle", statistics))
 
 
 @pytest.mark.parametrize("algorithm", ["lin_ts", "greedy"])
 def test_other_linear_policies_act_as_tf_agents_do(statistics, tmp_path, algorithm):
-    model = export.Model.linear(disjoint(statistics, TIKHONOV), statistics.n)
-    export.write_model(tmp_path, model, algorithm, Exploration(alpha=ALPHA), DIM)
+    arrays = write(tmp_path, statistics, algorithm)
     ours = tf.saved_model.load(str(tmp_path / SAVED_MODEL_NAME))
-    theirs = agents.linear_agent(statistics, TIKHONOV, ALPHA, algorithm).policy
+    theirs = linear_agent(statistics, TIKHONOV, ALPHA, algorithm).policy
     steps = restart(tf.constant(contexts(2000)), batch_size=2000)
     scores = ours.signatures["scores"](observation=steps.observation)
     mean, std = scores["mean"].numpy(), scores["std"].numpy()
-    for found, expected in zip((mean, std), model.scores(contexts(2000)), strict=True):
+    for found, expected in zip((mean, std), Scorer(arrays).scores(contexts(2000)), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
     if algorithm == "greedy":
         np.testing.assert_array_equal(ours.action(steps).action, theirs.action(steps).action)
@@ -314,5 +219,5 @@ def test_the_shared_model_is_tf_agents_lin_ucb_over_arm_features():
     x = rng.normal(size=(500, DIM))
     arms = np.einsum("nd,kf->nkdf", x, features).reshape(500, 5, size).astype(np.float32)
     steps = restart({"global": tf.zeros([500, 1]), "per_arm": tf.constant(arms)}, batch_size=500)
-    mean, std = export.Model.linear(shared(statistics, 0.5, features), statistics.n).scores(x)
+    mean, std = Scorer(PolicyArrays.linear(*shared(statistics, 0.5, features), statistics.n)).scores(x)
     np.testing.assert_array_equal(agent.policy.action(steps).action, (mean + ALPHA * std).argmax(axis=1))

@@ -1,0 +1,287 @@
+"""Trains the next policy from the training windows that are ready, and adds it to the policy store.
+
+The policy continues from its parent and trains on every split of every ready window that neither the parent nor its
+ancestors have seen, each once. The holdback split of the newest window is left out: the gate compares the new policy with
+the champion on it, and the next training takes it in. The cost is that of the new windows, however long the history.
+
+The same inputs give the same version, and an existing version is left as it is, so training again is safe.
+"""
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from contracts import policy_arrays
+from contracts.errors import InputError
+from contracts.event_segments import compact_time
+from contracts.policies import (
+    CARD_NAME,
+    SAVED_MODEL_NAME,
+    Exploration,
+    Movie,
+    PolicyCard,
+    TrainedWindow,
+)
+from contracts.policy_arrays import PolicyArrays
+from contracts.windows import Split
+from trainer import agents, arms, artifact, checkpoint, dataset, linear, neural, saved_model, validation
+from trainer.dataset import ReadyWindow
+from trainer.linear import SufficientStatistics
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The inputs of one training."""
+
+    windows: Path
+    policies: Path
+    num_actions: int
+    catalogue: list[Movie]
+    parent: str | None = None
+    algorithm: str = "lin_ucb"
+    hyperparameters: agents.Hyperparameters = {}
+    exploration: Exploration = Exploration()
+    # Only windows that end by `until`, and only those whose start is in `only`; None: all windows.
+    until: datetime | None = None
+    only: list[datetime] | None = None
+    # The pipeline options of Beam, which then sums the statistics of linear policies; None: this process sums them.
+    beam_options: list[str] | None = None
+
+
+def train(settings: Settings) -> PolicyCard:
+    """The policy that follows from the settings and from the windows that are ready; see the module's docstring.
+
+    Returns:
+      the card of the new policy; of the parent when neither the windows nor the settings have anything new.
+
+    Raises:
+      InputError: one of the settings cannot be used, no window is ready, or a window cannot be trained on.
+      OperationError: the policy could not be written.
+    """
+    hyperparameters = _check(settings)
+    parent = _parent(settings, hyperparameters)
+    arms.check_catalogue(settings.catalogue, parent.catalogue if parent is not None else None)
+    new = _untrained(selected(settings), parent)
+    if (
+        parent is not None
+        and not any(window.manifest.records(split) for window, split in new)
+        and (parent.algorithm, parent.hyperparameters) == (settings.algorithm, hyperparameters)
+        and (parent.catalogue, parent.exploration) == (settings.catalogue, settings.exploration)
+    ):
+        return parent
+    observation_dim = _observation_dim(settings, parent, new)
+    version = _version(settings, hyperparameters, parent, new)
+    if (existing := artifact.read_card(settings.policies, version)) is not None:
+        return existing
+    card = PolicyCard(
+        version=version,
+        parent=settings.parent,
+        algorithm=settings.algorithm,
+        hyperparameters=hyperparameters,
+        observation_dim=observation_dim,
+        num_actions=settings.num_actions,
+        catalogue=settings.catalogue,
+        trained_on=(list(parent.trained_on) if parent is not None else [])
+        + [
+            TrainedWindow(window=window.manifest.window, split=split, records=window.manifest.records(split))
+            for window, split in new
+        ],
+        exploration=settings.exploration,
+    )
+    _learn(settings, card, parent, new)
+    return card
+
+
+def _check(settings: Settings) -> agents.Hyperparameters:
+    """All hyperparameters, completed. Raises InputError for settings that are wrong whatever the windows hold."""
+    hyperparameters = agents.complete(settings.algorithm, settings.hyperparameters)
+    if settings.num_actions < 1:
+        raise InputError(f"num_actions must be at least 1, got {settings.num_actions}")
+    if len(settings.catalogue) != settings.num_actions:
+        raise InputError(f"catalogue has {len(settings.catalogue)} movies for {settings.num_actions} actions")
+    if settings.beam_options is not None and settings.algorithm not in agents.LINEAR_ALGORITHMS:
+        raise InputError(f"beam options: {settings.algorithm} has no statistics to sum up with Beam")
+    return hyperparameters
+
+
+def _learn(
+    settings: Settings, card: PolicyCard, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]
+) -> None:
+    """Validates the new splits, trains on them and adds the policy to the store."""
+    for window, splits in itertools.groupby(new, lambda part: part[0]):
+        if settings.beam_options is None:
+            validation.validate(window, settings.num_actions, tuple(split for _, split in splits))
+        else:  # Beam's workers check the files that they read
+            validation.check_counts(window)
+    if settings.algorithm in agents.LINEAR_ALGORITHMS:
+        arrays, write_checkpoint = _learn_linear(settings, card, parent, new)
+    else:
+        arrays, write_checkpoint = neural.learn(settings.policies, card, parent, new)
+
+    def write_parts(folder: Path) -> None:
+        policy_arrays.write(folder, arrays)
+        saved_model.save(folder / SAVED_MODEL_NAME, arrays, card)
+        write_checkpoint(folder)
+
+    artifact.write(settings.policies, card, write_parts)
+
+
+def _learn_linear(
+    settings: Settings, card: PolicyCard, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]
+) -> tuple[PolicyArrays, Callable[[Path], None]]:
+    """One pass over the new splits. Returns the policy's arrays, and the function that writes its checkpoint."""
+    statistics = (
+        checkpoint.read(settings.policies / parent.version).grown(card.num_actions)
+        if parent is not None
+        else SufficientStatistics.zeros(card.num_actions, card.observation_dim)
+    )
+    if parent is not None:
+        statistics.scale(_weight(card, max(trained.window.start for trained in parent.trained_on)))
+    if settings.beam_options is not None:
+        statistics.merge(_sum_with_beam(settings.policies, settings.beam_options, card, new))
+    else:
+        for window, split in new:
+            weight = _weight(card, window.start)
+            for batch in dataset.read(window, split, card.num_actions):
+                statistics.add(batch.observation, batch.action, batch.reward, weight)
+    hyperparameters = card.hyperparameters
+    try:
+        posterior = linear.posterior(
+            statistics,
+            str(hyperparameters["arm_features"]),
+            float(hyperparameters["tikhonov"]),
+            float(hyperparameters["arm_tikhonov"]),
+            arms.arm_features(card.catalogue),
+        )
+    except np.linalg.LinAlgError:
+        tikhonov = hyperparameters["tikhonov"]
+        raise InputError(f"tikhonov: {tikhonov} is too small: the regression has no unique solution") from None
+    arrays = PolicyArrays.linear(posterior.theta, posterior.covariance, statistics.n)
+    return arrays, lambda folder: checkpoint.write(folder, statistics)
+
+
+def _sum_with_beam(
+    policies: Path, options: list[str], card: PolicyCard, new: list[tuple[ReadyWindow, Split]]
+) -> SufficientStatistics:
+    from trainer import combiners
+
+    files = [
+        combiners.WeightedFile(
+            str(window.folder / file.name),
+            file,
+            card.observation_dim,
+            card.num_actions,
+            _weight(card, window.start),
+        )
+        for window, split in new
+        for file in window.files(split)
+    ]
+    output = policies / f".{card.version}.{checkpoint.STATISTICS_NAME}"
+    policies.mkdir(parents=True, exist_ok=True)
+    try:
+        combiners.sum_files(files, card.num_actions, card.observation_dim, str(output), options)
+        return checkpoint.read_file(output)
+    finally:
+        output.unlink(missing_ok=True)
+
+
+def _weight(card: PolicyCard, start: datetime) -> float:
+    """The weight of evidence from the window that starts at `start`: it halves per half-life of later windows."""
+    half_life = float(card.hyperparameters["half_life"])
+    later = {trained.window.start for trained in card.trained_on if trained.window.start > start}
+    return 0.5 ** (len(later) / half_life) if half_life else 1.0
+
+
+def _parent(settings: Settings, hyperparameters: agents.Hyperparameters) -> PolicyCard | None:
+    if settings.parent is None:
+        return None
+    card = artifact.read_card(settings.policies, settings.parent)
+    where = settings.policies / settings.parent
+    if card is None:
+        raise InputError(f"parent: {where} has no {CARD_NAME}")
+    if card.num_actions > settings.num_actions:
+        raise InputError(f"parent: {where} has {card.num_actions} actions, asked for {settings.num_actions}")
+    # All linear policies keep the same statistics. A network belongs to one algorithm and size.
+    fixed: tuple[str, ...]
+    if {card.algorithm, settings.algorithm} <= set(agents.LINEAR_ALGORITHMS):
+        fixed = ("half_life",)
+    elif card.algorithm == settings.algorithm:
+        fixed = ("layers",) if card.algorithm == "neural_linucb" else ("layers", "arm_features")
+        if card.num_actions != settings.num_actions and hyperparameters.get("arm_features") != "shared":
+            raise InputError(f"parent: {where} has {card.num_actions} actions, asked for {settings.num_actions}")
+    else:
+        raise InputError(f"parent: {where} is a {card.algorithm} policy, asked for {settings.algorithm}")
+    for name in fixed:
+        if card.hyperparameters.get(name, agents.DEFAULTS[card.algorithm][name]) != hyperparameters[name]:
+            raise InputError(
+                f"parent: {where} has {name} {card.hyperparameters.get(name)}, asked for {hyperparameters[name]}"
+            )
+    counted = Counter((trained.window, trained.split) for trained in card.trained_on)
+    for (window, split), times in counted.items():
+        if times > 1:
+            raise InputError(f"parent: {where} was trained twice on {window.folder} ({split})")
+    return card
+
+
+def selected(settings: Settings) -> list[ReadyWindow]:
+    """The ready windows that the settings select, by start. Raises InputError where there are none."""
+    ready = dataset.ready_windows(settings.windows)
+    if settings.only is not None:
+        missing = set(settings.only) - {window.start for window in ready}
+        if missing:
+            raise InputError(f"windows: no ready window starts at {min(missing).isoformat()} in {settings.windows}")
+        ready = [window for window in ready if window.start in settings.only]
+    if settings.until is not None:
+        ready = [window for window in ready if window.manifest.window.end <= settings.until]
+    if not ready:
+        raise InputError(f"windows: no ready window (a folder window=<start> with a manifest) in {settings.windows}")
+    return ready
+
+
+def _untrained(ready: list[ReadyWindow], parent: PolicyCard | None) -> list[tuple[ReadyWindow, Split]]:
+    seen = {(trained.window.start, trained.split) for trained in parent.trained_on} if parent is not None else set()
+    splits: list[tuple[ReadyWindow, Split]] = []
+    for window in ready:
+        splits.append((window, "train"))
+        if window is not ready[-1]:
+            splits.append((window, "holdback"))
+    return [(window, split) for window, split in splits if (window.start, split) not in seen]
+
+
+def _observation_dim(settings: Settings, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]) -> int:
+    filled = [window for window, _ in new if window.manifest.observation_dim]
+    if parent is None and not filled:
+        raise InputError(f"windows: the ready windows in {settings.windows} hold no interactions")
+    expected = parent.observation_dim if parent is not None else filled[0].manifest.observation_dim
+    source = f"policy {parent.version}" if parent is not None else filled[0].folder.name
+    for window in filled:
+        if (found := window.manifest.observation_dim) != expected:
+            raise InputError(f"{window.folder}: observation_dim is {found}, but {expected} in {source}")
+    return expected
+
+
+def _version(
+    settings: Settings,
+    hyperparameters: agents.Hyperparameters,
+    parent: PolicyCard | None,
+    new: list[tuple[ReadyWindow, Split]],
+) -> str:
+    """A name that is a digest of the inputs, so that the same inputs give the same version."""
+    inputs = {
+        "parent": settings.parent,
+        "algorithm": settings.algorithm,
+        "hyperparameters": hyperparameters,
+        "num_actions": settings.num_actions,
+        "catalogue": settings.catalogue,
+        "exploration": settings.exploration,
+        "files": [[window.manifest.window, split, [f.sha256 for f in window.files(split)]] for window, split in new],
+    }
+    digest = hashlib.sha256(msgspec.json.encode(inputs, order="deterministic")).hexdigest()
+    starts = [window.start for window, _ in new]
+    newest = max(starts + [trained.window.start for trained in (parent.trained_on if parent is not None else [])])
+    return f"{settings.algorithm}-{compact_time(newest)}-{digest[:8]}"
