@@ -14,8 +14,10 @@ ONLY ?=
 PYTEST_ARGS ?=
 PEERS := .peers
 LEARNING_ARGS ?=
+# The environment is read afresh, as the reference is made from code that Sphinx does not watch.
+BUILD_DOCS := $(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet -c docs . site
 
-.PHONY: help install loop test check format lock bench bench-learning clean
+.PHONY: help install loop test check docs format lock bench bench-learning clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,13 +43,18 @@ endif
 test: $(INSTALLED) ## Run the tests (PYTEST_ARGS="-k …")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(INSTALLED) ## Lint, types, import rules, generated files
+check: $(INSTALLED) ## Lint, types, import rules, generated files, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m beam_jobs.templates templates --check
 	$(BIN)/python -m beam_jobs.table_schemas infra/tables --check
+	$(BUILD_DOCS)
+
+docs: $(INSTALLED) ## Build the documentation into site/
+	$(BUILD_DOCS)
+	@echo "Documentation: site/index.html"
 
 format: $(INSTALLED) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
@@ -76,4 +83,4 @@ lock: $(INSTALLED) ## Resolve the requirements anew
 	done
 
 clean: ## Remove what runs and tools left
-	rm -rf runs .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf runs site .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

