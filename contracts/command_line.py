@@ -4,7 +4,9 @@ Exit codes: 0 done, 1 a bug (with its traceback), 2 wrong input, 3 a failed oper
 """
 
 import argparse
+import errno
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -54,6 +56,23 @@ def run_main(program: str, command: Callable[[Sequence[str] | None], int | None]
         return report_error(program, error)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        if (line := _about_a_full_disk(error)) is None:
+            raise
+        return report_error(program, OperationError(line))
+
+
+def _about_a_full_disk(error: BaseException) -> str | None:
+    """The line that says which write found no space; None when the error has another cause.
+
+    Beam and TensorFlow raise exceptions without the error number, so the text of the system decides.
+    """
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        for line in reversed(str(error).splitlines()):
+            if os.strerror(number) in line:
+                return f"cannot write: {line.strip()}"
+    cause = error.__cause__ or error.__context__
+    return _about_a_full_disk(cause) if cause is not None else None
 
 
 def report_error(program: str, error: InputError | OperationError) -> int:

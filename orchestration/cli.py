@@ -20,6 +20,7 @@ folder (--root) or such an environment.
 """
 
 import argparse
+import logging
 import resource
 import shlex
 import signal
@@ -29,15 +30,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from contracts.command_line import FlagParser, add_flags
+from contracts.command_line import INTERRUPTED, FlagParser, add_flags, run_main
 from contracts.errors import InputError
 from orchestration import policy_store
+from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings, loop_settings
 from orchestration.pipelines import commands
 from orchestration.processes import native_messages_withheld
+
+if TYPE_CHECKING:
+    from orchestration.cloud.vertex import Vertex
 
 PROGRAM = "orchestration.cli"
 _LOOP = """Runs the closed loop on this machine: real ratings, a real predictor, simulated viewers.
@@ -55,12 +61,12 @@ that they were counted from. Ctrl-C ends the run and its processes; --resume goe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. Exit code 0 when done, 1 when a pipeline failed, 2 after wrong input, 130 after ctrl-C."""
-    try:
-        arguments = build_parser().parse_args(argv)
-    except InputError as error:
-        sys.stderr.write(f"{PROGRAM}: error: {error}\n")
-        return 2
+    """Runs the command line. Exit codes as in `contracts.command_line`, and 1 when a pipeline failed."""
+    return run_main(PROGRAM, _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = build_parser().parse_args(argv)
     interrupted = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -72,14 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, interrupt)
     try:
         code: int = arguments.command(arguments)
-    except BaseException as error:
-        # Native code that is interrupted (a query, a pipeline) may end with an error of its own.
+    except BaseException:
+        # Native code that is interrupted (a query, a Beam pipeline) may raise another exception.
         if interrupted:
             sys.stderr.write(f"\n{PROGRAM}: interrupted; its processes have ended.{_how_to_go_on(arguments)}\n")
-            return 130
-        if isinstance(error, InputError):
-            sys.stderr.write(f"{PROGRAM}: error: {error}\n")
-            return 2
+            return INTERRUPTED
         raise
     return code
 
@@ -131,7 +134,6 @@ def _add_store_or_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _promote(arguments: argparse.Namespace) -> int:
-
     if arguments.config:
         print(commands.vertex_of(arguments).promote(arguments.version, arguments.reason))
         return 0
@@ -140,19 +142,52 @@ def _promote(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _rollback(arguments: argparse.Namespace) -> int:
+    if arguments.config:
+        print(commands.vertex_of(arguments).roll_back(arguments.reason))
+        return 0
+    champion = policy_store.roll_back(arguments.policies, arguments.reason, datetime.now(UTC))
+    print(f"{champion.version} is the champion")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    if arguments.config:
+        _print_deployed(commands.vertex_of(arguments))
+        return 0
+    current = policy_store.champion(arguments.policies)
+    if current is None:
+        raise InputError(f"--policies: {arguments.policies} has no champion")
+    *earlier, last = policy_store.history(arguments.policies)
+    for mark, past in [*((" ", one) for one in earlier), ("→", last)]:
+        print(f"{mark} {past.promoted_at:%Y-%m-%d %H:%M:%S} {past.version}  {past.reason}")
+    if current.candidate is not None:
+        print(f"  {current.mode} beside it: {current.candidate}, share {current.candidate_share:g}")
+    return 0
+
+
+def _print_deployed(vertex: "Vertex") -> None:
+    champion = vertex.champion()
+    for one in vertex.deployed():
+        print(f"{'→' if one.version == champion else ' '} {one.version}  {one.traffic}% of the traffic")
+    for last in vertex.history()[-1:]:
+        print(f"  since {last.promoted_at:%Y-%m-%d %H:%M:%S}: {last.reason}")
+    for name, state in vertex.runs("retrain")[:10]:
+        print(f"  {name}  {state}")
+
+
 def _loop(arguments: argparse.Namespace) -> int:
     settings = loop_settings(arguments)
+    folder = RunFolder(Path(settings.out))
+    folder.check_usable()
+    if arguments.resume:
+        settings = loop_settings(arguments, msgspec.structs.replace(folder.settings(), out=settings.out))
     begin = time.monotonic()
     print("Loading Beam and TensorFlow …", flush=True)
-    with native_messages_withheld():
-        import tensorflow as tf
+    _load_tensorflow()
+    from orchestration.loop import local_loop
 
-        tf.config.list_physical_devices()
-        from orchestration.loop import local_loop
-        from orchestration.loop.run_folder import RunFolder
-    if arguments.resume:
-        started_with = RunFolder(Path(settings.out)).settings()
-        settings = loop_settings(arguments, msgspec.structs.replace(started_with, out=settings.out))
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)  # it logs the exceptions that it raises
     page = local_loop.run(settings, resume=arguments.resume)
     seconds = time.monotonic() - begin
     # Linux counts in kilobytes, macOS in bytes.
@@ -164,44 +199,22 @@ def _loop(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from orchestration.loop import local_loop
+    folder = RunFolder(Path(arguments.out))
+    settings = folder.settings()
+    _load_tensorflow()
+    from orchestration.loop import audience, report_page
 
-    print(f"Report: {local_loop.write_report(Path(arguments.out))}")
+    report_page.write(folder, audience.load_movielens(settings))
+    print(f"Report: {folder.report_html}")
     return 0
 
 
-def _status(arguments: argparse.Namespace) -> int:
+def _load_tensorflow() -> None:
+    """Imports TensorFlow without what its native code writes to standard error."""
+    with native_messages_withheld():
+        import tensorflow as tf
 
-    if arguments.config:
-        vertex = commands.vertex_of(arguments)
-        champion = vertex.champion()
-        for one in vertex.deployed():
-            print(f"{'→' if one.version == champion else ' '} {one.version}  {one.traffic}% of the traffic")
-        for last in vertex.history()[-1:]:
-            print(f"  since {last.promoted_at:%Y-%m-%d %H:%M:%S}: {last.reason}")
-        for name, state in vertex.runs("retrain")[:10]:
-            print(f"  {name}  {state}")
-        return 0
-    current = policy_store.champion(arguments.policies)
-    if current is None:
-        raise InputError(f"{arguments.policies} has no champion")
-    past_champions = policy_store.history(arguments.policies)
-    for position, past in enumerate(past_champions, start=1):
-        mark = "→" if position == len(past_champions) else " "
-        print(f"{mark} {past.promoted_at:%Y-%m-%d %H:%M:%S} {past.version}  {past.reason}")
-    if current.candidate is not None:
-        print(f"  {current.mode} beside it: {current.candidate}, share {current.candidate_share:g}")
-    return 0
-
-
-def _rollback(arguments: argparse.Namespace) -> int:
-
-    if arguments.config:
-        print(commands.vertex_of(arguments).roll_back(arguments.reason))
-        return 0
-    champion = policy_store.roll_back(arguments.policies, arguments.reason, datetime.now(UTC))
-    print(f"{champion.version} is the champion")
-    return 0
+        tf.config.list_physical_devices()
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""The folder of one run of the loop: where everything is, and the journal of what was done.
+"""The folder of one run of the loop: its paths, and the journal of finished training windows.
 
-settings.json   what the run was started with
-catalogue.json  what each action stands for
+settings.json   the settings of the run
+catalogue.json  the movie of each action
 events/         the event log
 warehouse/      decisions, rewards, dead letters
 windows/        training windows
 policies/       the policy store
-truth/          what really happened, as the viewers know it
-journal.jsonl   one line for each training window that was dealt with
+truth/          what the viewers did, written by themselves
+journal.jsonl   one line per finished training window
 logs/           output of the child processes
-ingest.json     how far the streaming job is, on the emulators
+ingest.json     the progress of the streaming job, with the emulators
 report.json, report.html
-running.lock    held while a run goes on
+running.lock    locked while a run is active
 """
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,23 +36,23 @@ LOCK_NAME = "running.lock"
 
 
 class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One training window: which candidate came of it, what the gate said, and when its policy served."""
+    """One finished training window: the candidate trained on it, the gate's result, and when it began to serve."""
 
     number: int  # 0 is the bootstrap
     window: TrainingWindow
     interrupted: bool  # cut short by the end of an earlier run
     candidate: str
     gate: GateResult
-    true_value: float | None  # of the candidate on the decisions that the gate saw
+    true_value: float | None  # of the candidate, on the decisions on which the gate judged it
     ingest_seconds: float
     export_seconds: float
     train_seconds: float
     gate_seconds: float
-    serving_at: datetime | None  # when the policy trained on it was serving; None if it was not promoted
+    serving_at: datetime | None  # when the policy trained on it served; None if it was not promoted
 
 
 class RunFolder(Places):
-    """Paths and journal of a run: the places of every root, and the loop's own."""
+    """The paths and the journal of a run."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -64,25 +65,35 @@ class RunFolder(Places):
         self._settings = root / SETTINGS_NAME
         self._journal = root / "journal.jsonl"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps the folder to one run, which may start here (in place of an earlier one) or go on.
-
-        Raises InputError when another run goes on here, or when the folder cannot be made or holds something else.
-        """
+    def check_usable(self) -> None:
+        """Raises InputError when no run can be written here: changes nothing, and takes no time."""
         try:
             if self.root.exists() and not self.root.is_dir():
-                raise InputError(f"--out must be a folder, got the file {self.root}")
+                raise InputError(f"--out: must be a folder, got the file {self.root}")
             self._refuse_other_things()
+            there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        except OSError as error:
+            raise InputError(f"--out: cannot read {self.root}: {error.strerror}") from None
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise InputError(f"--out: must be a folder that can be written, got {self.root}: {there} cannot")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Reserves the folder for one run, which starts here (in place of an earlier run) or goes on.
+
+        Raises InputError when another run is active here, or when the folder cannot be made or holds something else.
+        """
+        self.check_usable()
+        try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = (self.root / LOCK_NAME).open("ab")
         except OSError as error:
-            raise InputError(f"--out {self.root} cannot be created: {error.strerror}") from None
+            raise InputError(f"--out: cannot create {self.root}: {error.strerror}") from None
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when the process ends
             except BlockingIOError:
-                raise InputError(f"--out {self.root} is in use by another run: name another folder") from None
+                raise InputError(f"--out: {self.root} is in use by another run; name another folder") from None
             yield
 
     def create(self, settings: LoopSettings, catalogue: list[Movie]) -> None:
@@ -98,11 +109,11 @@ class RunFolder(Places):
         self.write_settings(settings)
 
     def write_settings(self, settings: LoopSettings) -> None:
-        """Notes what the run was started with, or is resumed with."""
+        """Records the settings with which the run was started or resumed."""
         replace_file(self._settings, msgspec.json.format(msgspec.json.encode(settings), indent=2))
 
     def settings(self) -> LoopSettings:
-        """What the run was started with. Raises InputError when there is none."""
+        """The settings with which the run was started or resumed. Raises InputError when there is no run."""
         try:
             return msgspec.json.decode(self._settings.read_bytes(), type=LoopSettings)
         except OSError:
@@ -111,15 +122,15 @@ class RunFolder(Places):
             raise InputError(f"{self._settings}: {error}") from None
 
     def _refuse_other_things(self) -> None:
-        """Raises InputError unless all that is in the folder is a run's: it may be about to be removed."""
+        """Raises InputError unless everything in the folder belongs to a run, because a new run removes it."""
         if not self.root.is_dir():
             return
         names = {path.name for path in self.root.iterdir()}
-        # Not runs/: those are a pipeline's, and would be lost.
+        # A folder with runs/ belongs to a pipeline.
         ours = {path.name for path in vars(self).values() if path not in (self.root, self.runs)} | {LOCK_NAME}
-        names -= {f".{name}" for name in ours}  # half-written, of a run that was killed
+        names -= {f".{name}" for name in ours}  # written half by a run that was killed
         if names and (names - ours or not names & {SETTINGS_NAME, LOCK_NAME}):
-            raise InputError(f"--out {self.root} is not empty and not a run of the loop: name another folder")
+            raise InputError(f"--out: {self.root} is not empty and not a run of the loop; name another folder")
         if SETTINGS_NAME in names:
             self.settings()
 

@@ -1,3 +1,6 @@
+import errno
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -74,3 +77,52 @@ def test_wrong_input_is_one_line(tmp_path, capsys, arguments):
     error = capsys.readouterr().err
     assert error.startswith("orchestration.cli: error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/out/journal.jsonl"),
+        RuntimeError("OSError: [Errno 28] No space left on device [while running 'WriteBucket']"),  # as Beam wraps it
+        ValueError("ResourceExhausted\n/out/saved_model.pb; No space left on device"),  # as TensorFlow does
+    ],
+)
+def test_a_full_disk_is_one_line_and_a_failed_operation(store, capsys, monkeypatch, error):
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(policy_store, "replace_file", full)
+    assert cli.main(["promote", "v1", "--policies", str(store), "--reason", "x"]) == 3
+    line = capsys.readouterr().err
+    assert line.startswith("orchestration.cli: failed: cannot write: ") and "No space left on device" in line
+    assert line.count("\n") == 1
+
+
+def test_an_error_that_is_a_bug_keeps_its_traceback(store, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(policy_store, "replace_file", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["promote", "v1", "--policies", str(store), "--reason", "x"])
+
+
+@pytest.mark.parametrize("command", [["status"], ["rollback", "--reason", "x"], ["promote", "v1", "--reason", "x"]])
+def test_no_command_on_a_store_loads_tensorflow_or_writes_its_lines(store, command):
+    script = "import sys; from orchestration import cli; code = cli.main(sys.argv[1:]); "
+    script += "sys.exit(9 if 'tensorflow' in sys.modules else code)"
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *command, "--policies", str(store)], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_folder_that_cannot_take_a_run_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "file").write_text("")
+    script = "import sys; from orchestration import cli; code = cli.main(sys.argv[1:]); "
+    script += "sys.exit(9 if 'tensorflow' in sys.modules else code)"
+    for out in ("file", "file/run"):
+        flags = ["loop", "--out", str(tmp_path / out)]
+        ran = subprocess.run([sys.executable, "-c", script, *flags], capture_output=True, text=True)
+        assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+        assert ran.stderr.startswith("orchestration.cli: error: --out: must be a folder")

@@ -22,7 +22,7 @@ import pytest
 
 from beam_jobs import warehouse
 from contracts import policies, schemas
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.records import Decision, encoder
 from contracts.windows import MANIFEST_NAME, decode_manifest, encode_manifest
@@ -525,7 +525,7 @@ def test_viewers_are_given_the_time_that_loading_the_ratings_takes(tmp_path, mon
     movielens = load_movielens(settings)
     patient = local_loop.LocalLoop(settings, folder, movielens, loading_seconds=60.0)
     assert patient._first_window_starts(0.0) == datetime.fromtimestamp(100, UTC)
-    with pytest.raises(InputError, match="no viewers came within 0 s"):
+    with pytest.raises(OperationError, match="no viewers came within 0 s"):
         local_loop.LocalLoop(settings, folder, movielens, loading_seconds=0.0)._first_window_starts(0.0)
 
 
