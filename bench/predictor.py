@@ -162,10 +162,10 @@ def run() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _pubsub_emulator(folder: Path) -> Iterator[str]:
-    """Gives its `host:port`. It gets the processor time that nobody else wants.
+    """Runs the Pub/Sub emulator at idle priority; yields its `host:port`.
 
-    Unlike `servers.pubsub_emulator` not in a session of its own: where the kernel groups by session (autogroups), each
-    gets as much as any other, whatever the priorities in it.
+    Unlike `servers.pubsub_emulator` it shares this process's session: a kernel that groups processes by session
+    (autogroup) gives each session the same share of the processor, whatever the priorities inside it.
     """
     port = free_port()
     command = ["chrt", "--idle", "0", str(pubsub_program()), "--host=127.0.0.1", f"--port={port}"]

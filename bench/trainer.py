@@ -59,7 +59,7 @@ def trainer_200k() -> Result:
 
 
 def trainer_1682_actions() -> dict[str, Any]:
-    """The same at 1,682 actions, in a process of its own whose peak memory is told."""
+    """The same at 1,682 actions, in a separate process that also reports its peak memory."""
     child = subprocess.run([sys.executable, "-m", "bench.trainer"], check=True, stdout=subprocess.PIPE)
     result: dict[str, Any] = json.loads(child.stdout)
     return result

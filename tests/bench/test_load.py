@@ -1,4 +1,4 @@
-"""The benchmark's load tool, against a server that does what it is told."""
+"""The benchmark's load tool, against a server that follows a script."""
 
 import http.server
 import threading

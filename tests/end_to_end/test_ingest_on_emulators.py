@@ -182,7 +182,7 @@ def test_wrong_destinations_and_sources_are_one_line(
 
 
 class ForbiddingClient:
-    """As BigQuery answers somebody without rights; the emulator knows none."""
+    """Answers as BigQuery does without permission; the emulator has no permissions."""
 
     def __getattr__(self, name: str) -> Any:
         def refuse(*_: Any, **__: Any) -> None:

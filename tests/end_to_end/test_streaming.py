@@ -144,7 +144,7 @@ def exported(folder: Path, windows: Path) -> tuple[list[tuple[float, float, bool
             [(1, -1, True)],
             {"decisions": 1, "defaulted": 1, "late_rewards": 1},
         ),
-        ("orphan: nobody made that decision", [[reward(7, 1)], 20], [], {"orphan_rewards": 1}),
+        ("orphan: no such decision", [[reward(7, 1)], 20], [], {"orphan_rewards": 1}),
         (
             "idle: nothing for an hour, then the rest",
             [[decision(1, 0)], 1, 3600, [reward(1, 1)], 7200],
