@@ -40,7 +40,7 @@ MENU = {
         "infra/README",
         "templates/README",
     ],
-    "Reference": ["docs/commands", "docs/records", "docs/tables", "docs/requests", "docs/metrics"],
+    "Reference": ["docs/commands", "docs/records", "docs/tables", "docs/requests", "docs/metrics", "docs/modules"],
     "The project": ["ARCHITECTURE", "CONTRIBUTING", "bench/README"],
 }
 _MARKER = re.compile(r"^<!-- reference: (\w+) -->$", re.MULTILINE)

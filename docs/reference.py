@@ -1,10 +1,11 @@
-"""The reference pages' sections in Markdown, made from the code: commands, records, requests, tables, metrics.
+"""The sections of the reference pages in Markdown, made from the code.
 
-A page holds a line such as `<!-- reference: commands -->`. `docs/hooks.py` replaces it by what
+A page holds a line such as `<!-- reference: commands -->`. `docs/conf.py` replaces it by what
 `SECTIONS["commands"]()` returns.
 """
 
 import argparse
+import ast
 import contextlib
 import importlib
 import inspect
@@ -247,8 +248,25 @@ def metrics() -> str:
     return _table(("metric", "type", "labels", "meaning"), rows)
 
 
+def modules() -> str:
+    """The modules of each package, and the first paragraph of what each says about itself."""
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for path in sorted(path for package in ("contracts", *PACKAGES) for path in (ROOT / package).rglob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if path.stem not in ("__init__", "__main__"):
+            package = ".".join(path.parent.relative_to(ROOT).parts)
+            rows.setdefault(package, []).append((_code(path.stem), _text(text.partition("\n\n")[0])))
+    return "\n\n".join(
+        f"## {package}\n\n{_table(('module', 'contents'), rows[package])}" for package in sorted(rows, key=_depth)
+    )
+
+
+def _depth(package: str) -> tuple[int, str]:
+    return ("contracts", *PACKAGES).index(package.partition(".")[0]), package
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
-    section.__name__: section for section in (commands, records, requests, tables, metrics)
+    section.__name__: section for section in (commands, records, requests, tables, metrics, modules)
 }
 
 
