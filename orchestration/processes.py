@@ -1,4 +1,4 @@
-"""Child processes that cannot outlive their parent, waiting for what they do, and this process's standard error.
+"""Child processes that cannot outlive their parent, and waiting for what they do.
 
 A child is started through a guard, `python -m orchestration.processes COMMAND…`. The guard's standard input is a pipe
 from the parent. The pipe closes when the parent stops the child, and also when the parent is killed. The guard then
@@ -11,16 +11,17 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Self
 
 from contracts.errors import InputError, OperationError
+from contracts.native_messages import native_messages_withheld as native_messages_withheld
+from contracts.native_messages import standard_error_in as standard_error_in
 
 STOP_TIMEOUT_SECONDS = 15.0
 POLL_SECONDS = 0.02
@@ -114,38 +115,6 @@ def sleep_until(moment: datetime, check: Callable[[], None] = lambda: None) -> N
         check()
         time.sleep(min(left, 0.1))
     check()
-
-
-@contextlib.contextmanager
-def standard_error_in(file: IO[Any]) -> Iterator[int]:
-    """Sends what this process writes to standard error to `file`, including what native code writes.
-
-    Yields the descriptor of the standard error it replaces.
-    """
-    sys.stderr.flush()
-    before = os.dup(2)
-    os.dup2(file.fileno(), 2)
-    try:
-        yield before
-    finally:
-        sys.stderr.flush()
-        os.dup2(before, 2)
-        os.close(before)
-
-
-@contextlib.contextmanager
-def native_messages_withheld() -> Iterator[None]:
-    """Keeps what native code writes to standard error from the terminal, unless an error leaves the block.
-
-    TensorFlow 2.21 writes about oneDNN, CUDA and the CPU when it is loaded, whatever TF_CPP_MIN_LOG_LEVEL is.
-    """
-    with tempfile.TemporaryFile() as withheld, standard_error_in(withheld) as terminal:
-        try:
-            yield
-        except Exception:  # an interruption is not caught: the messages did not cause it
-            withheld.seek(0)
-            os.write(terminal, withheld.read())
-            raise
 
 
 def free_port() -> int:

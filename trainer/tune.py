@@ -122,7 +122,6 @@ def _worker(settings: Search, number: int) -> None:
 def _work(settings: Search, worker: int) -> None:
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _study(settings, settings.seed + worker)
 
     space = search_space(settings.algorithm, arms.has_features(settings.catalogue))
@@ -146,6 +145,7 @@ def _study(settings: Search, seed: int) -> Any:
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     settings.study.mkdir(parents=True, exist_ok=True)
     journal = JournalFileBackend(str(settings.study / "trials.jsonl"))
     return optuna.create_study(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from contracts.errors import InputError, OperationError
-from orchestration.processes import Child, check_port, free_port, native_messages_withheld, sleep_until, wait_until
+from orchestration.processes import Child, check_port, free_port, sleep_until, wait_until
 
 SLEEPER = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
 
@@ -96,20 +96,6 @@ def test_a_port_in_use_is_refused():
         with pytest.raises(InputError, match=f"port {port} cannot be used: Address already in use"):
             check_port(port)
     check_port(free_port())
-
-
-def test_what_native_code_says_is_shown_only_when_loading_fails(capfd):
-    with native_messages_withheld():
-        os.write(2, b"chatter\n")
-    assert capfd.readouterr().err == ""
-    with pytest.raises(ImportError), native_messages_withheld():
-        os.write(2, b"cannot open shared object\n")
-        raise ImportError
-    assert capfd.readouterr().err == "cannot open shared object\n"
-    with pytest.raises(KeyboardInterrupt), native_messages_withheld():
-        os.write(2, b"chatter\n")
-        raise KeyboardInterrupt
-    assert capfd.readouterr().err == ""
 
 
 def test_waiting_ends_with_what_is_waited_for_its_time_or_a_failed_check():

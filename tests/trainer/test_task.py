@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 
@@ -72,3 +73,27 @@ def test_help_is_quick_to_come_and_says_what_it_does():
     """
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert "--tikhonov" in found.stdout and "holdback" in found.stdout
+
+
+@pytest.mark.parametrize("largest_file", [100, 5_000])
+def test_a_full_disk_is_one_line_and_its_own_exit_code(settings, largest_file):
+    """The numpy form needs more than the first limit, TensorFlow's SavedModel more than the second."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    found = subprocess.run(
+        [sys.executable, "-m", "trainer.task", *command(settings)], capture_output=True, text=True, preexec_fn=limit
+    )
+    assert (found.returncode, found.stdout) == (3, "")
+    assert found.stderr.startswith(f"trainer.task: failed: cannot write to {settings.policies}: ")
+    assert found.stderr.count("\n") == 1 and len(found.stderr) < 400
+    assert list(settings.policies.iterdir()) == []
+
+
+@pytest.mark.parametrize("algorithm", ["lin_ucb", "neural_boltzmann"])
+def test_training_writes_nothing_to_standard_error(settings, algorithm):
+    arguments = command(settings, "--algorithm", algorithm)
+    found = subprocess.run([sys.executable, "-m", "trainer.task", *arguments], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith(f"{algorithm}-")

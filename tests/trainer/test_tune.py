@@ -1,11 +1,16 @@
 import json
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
 from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
 import pytest
 
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 from contracts.policies import Movie
 from contracts.trajectories import TrajectoryBatch
 from tests.windows import consecutive_windows, write_window
@@ -70,6 +75,21 @@ def test_workers_share_the_trials(told):
     assert best.value == max(trial.value for trial in trials(told) if trial.value is not None)
 
 
+def test_a_worker_that_is_killed_is_a_failed_operation_and_the_study_goes_on(told):
+    def kill_one():
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.01)
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    two = msgspec.structs.replace(told, workers=2, trials=2)
+    with pytest.raises(OperationError, match=r"^1 of 2 workers failed, with the exit codes -9; run the search again"):
+        tune.search(two)
+    killer.join()
+    assert tune.search(two).trials >= 2
+
+
 @pytest.mark.parametrize("algorithm", sorted(agents.DEFAULTS))
 @pytest.mark.parametrize("has_arm_features", [False, True])
 def test_what_is_suggested_can_be_trained(algorithm, has_arm_features):
@@ -97,6 +117,16 @@ def test_wrong_input_is_refused_before_any_trial(told, change, message):
     with pytest.raises(InputError, match=message):
         tune.search(wrong)
     assert not (told.study / "trials.jsonl").exists()
+
+
+def test_the_command_prints_the_best_settings_and_nothing_else(told, tmp_path):
+    path = tmp_path / "catalogue.json"
+    path.write_bytes(msgspec.json.encode(told.catalogue))
+    flags = {"windows": told.windows, "study": told.study, "num-actions": 12, "catalogue": path, "trials": 2}
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    found = subprocess.run([sys.executable, "-m", "trainer.tune", *arguments], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert json.loads(found.stdout) == json.loads((told.study / "best.json").read_text())
 
 
 def test_the_command_line_says_what_is_wrong_in_one_line(told, tmp_path, capsys):
