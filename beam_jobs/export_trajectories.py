@@ -5,344 +5,128 @@
     python -m beam_jobs.export_trajectories --warehouse bigquery:P.bandit --windows gs://B/windows \\
         --start 2026-01-01T00:00:00Z --follow --window-seconds 300
 
-With `--follow` it goes on: it exports one window after the other, each as soon as it has closed.
+With `--follow` the job exports one window after the other, each as soon as it has closed.
 
-Joins each decision with its first reward in time (`beam_jobs.reward_join`), splits by a hash of `decision_id`, and
-writes files of bounded size, the manifest last. What is written is a function of the window's rows and the settings
-alone: exporting it again elsewhere gives the same bytes.
+The job joins each decision with its first reward in time, splits the records by a hash of `decision_id`, and writes
+files of bounded size. It writes the manifest last. The files depend only on the window's rows and the settings:
+exporting the window again elsewhere writes the same bytes.
 
-A window is exported once: one that has a manifest is left as it is, and asking for it with other settings is an error.
-Whatever a killed export left is replaced. A window
-must have closed (`contracts.windows`): rows that arrive later than `--settle-seconds` after it are not in it, and a
-decision among them is in no window.
+All records of a window have observations of one length: `--observation-dim`, or the most frequent length (of equally
+frequent ones the largest). Decisions with another length are set aside: the manifest counts them, and the log names the
+lengths.
+
+A window is exported once. The job leaves a window that has a manifest as it is, and refuses to export it with other
+settings. It replaces the files that a killed export left. A window must have closed (`contracts.windows`): rows that
+arrive more than `--settle-seconds` later are not in it, and a decision among them is in no window.
 """
 
 import fcntl
-import hashlib
+import logging
 import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 import msgspec
-import numpy as np
-import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from beam_jobs import options, warehouse
-from beam_jobs.files import clear, path_is_local, publish, read
-from beam_jobs.places import check_folder, parse_warehouse
-from beam_jobs.reward_join import (
-    KEY_COLUMNS,
-    JoinedBucket,
-    JoinRewards,
-    JoinSettings,
-    in_holdback,
-    observations,
-    split_into_buckets,
-)
+from beam_jobs import options
+from beam_jobs.files import clear, path_is_local, read
+from beam_jobs.places import check_folder
+from beam_jobs.reward_join import JoinRewards
+from beam_jobs.tables import ObservationDim
+from beam_jobs.warehouses import Warehouse, open_warehouse
+from beam_jobs.window_files import WindowShape, WriteWindow
+from beam_jobs.window_rows import ReadWindowRows, row_ranges
 from contracts import command_line
 from contracts.errors import InputError
-from contracts.schemas import DECISIONS, REWARDS, Table
-from contracts.windows import (
-    MANIFEST_NAME,
-    Manifest,
-    Split,
-    TrainingWindow,
-    WindowCounts,
-    WindowFile,
-    WindowSettings,
-    decode_manifest,
-    encode_manifest,
-)
-
-if TYPE_CHECKING:
-    from beam_jobs.bigquery import Dataset
+from contracts.windows import MANIFEST_NAME, Manifest, TrainingWindow, WindowSettings, decode_manifest
 
 JOB = "export_trajectories"
 MAX_RECORDS_PER_FILE = 100_000
-NO_COUNTS = WindowCounts(**dict.fromkeys(WindowCounts.__struct_fields__, 0))
-
-
-class WrittenBucket(NamedTuple):
-    """What one bucket adds to the manifest."""
-
-    files: list[WindowFile]
-    counts: WindowCounts
-    policy_versions: dict[str, int]
-    observation_dims: dict[int, str]  # each length seen, and a decision that has it
-
-
-class RowRange(NamedTuple):
-    """One read: rows of `table` in `[start, end)`, for the join's input `name`."""
-
-    name: str
-    table: Table
-    start: datetime
-    end: datetime
-    columns: tuple[str, ...] | None
-
-
-def row_ranges(window: TrainingWindow, settings: WindowSettings) -> list[RowRange]:
-    """What the join of `window` needs."""
-    reward_window = timedelta(seconds=settings.reward_window_seconds)
-    earliest = window.start - timedelta(seconds=settings.late_horizon_seconds)
-    just_after = timedelta(microseconds=1)  # a reward at the very end of its reward window is in time
-    return [
-        RowRange("decisions", DECISIONS, window.start, window.end, None),
-        RowRange("earlier", DECISIONS, earliest, window.start, KEY_COLUMNS),
-        RowRange("rewards", REWARDS, window.start - reward_window, window.end + reward_window + just_after, None),
-    ]
-
-
-class ReadWarehouseFn(beam.DoFn):
-    """RowRange -> (bucket, RecordBatch), from the embedded warehouse, on the output of that name."""
-
-    def __init__(self, folder: str, num_buckets: int) -> None:
-        self._folder = Path(folder)
-        self._num_buckets = num_buckets
-
-    def process(self, rows: RowRange) -> Iterator[Any]:
-        """Reads one range."""
-        table = warehouse.read_all(self._folder, rows.table, rows.start, rows.end, rows.columns)
-        for bucket in split_into_buckets(table, self._num_buckets):
-            yield beam.pvalue.TaggedOutput(rows.name, bucket)
-
-
-class OpenStreamsFn(beam.DoFn):
-    """RowRange -> (its name, ReadStream), the streams of one BigQuery read session."""
-
-    def __init__(self, dataset: "Dataset") -> None:
-        self._dataset = dataset
-
-    def process(self, rows: RowRange) -> Iterator[Any]:
-        """Opens a session."""
-        from beam_jobs import bigquery
-
-        for stream in bigquery.open_streams(self._dataset, rows.table, rows.start, rows.end, rows.columns):
-            yield rows.name, stream
-
-
-class ReadStreamFn(beam.DoFn):
-    """(name, ReadStream) -> (bucket, RecordBatch), on the output of that name."""
-
-    def __init__(self, num_buckets: int) -> None:
-        self._num_buckets = num_buckets
-
-    def process(self, element: Any) -> Iterator[Any]:
-        """Reads one stream."""
-        from beam_jobs import bigquery
-
-        name, stream = element
-        for batch in bigquery.read_stream(stream):
-            for bucket in split_into_buckets(pa.Table.from_batches([batch]), self._num_buckets):
-                yield beam.pvalue.TaggedOutput(name, bucket)
-
-
-class ReadRows(beam.PTransform):
-    """PBegin -> {name: PCollection of (bucket, RecordBatch)} for each of `ranges`."""
-
-    def __init__(self, source: "Path | Dataset", ranges: Sequence[RowRange], num_buckets: int) -> None:
-        super().__init__()
-        self._source = source
-        self._ranges = ranges
-        self._num_buckets = num_buckets
-
-    def expand(self, pipeline: Any) -> Any:
-        """From the embedded warehouse, or from BigQuery."""
-        names = [rows.name for rows in self._ranges]
-        ranges = pipeline | "Ranges" >> beam.Create(self._ranges)
-        if isinstance(self._source, Path):
-            read = ranges | beam.ParDo(ReadWarehouseFn(str(self._source), self._num_buckets)).with_outputs(*names)
-        else:
-            read = (
-                ranges
-                | "OpenStreams" >> beam.ParDo(OpenStreamsFn(self._source))
-                | "Spread" >> beam.Reshuffle()
-                | "ReadStream" >> beam.ParDo(ReadStreamFn(self._num_buckets)).with_outputs(*names)
-            )
-        return {name: read[name] for name in names}
-
-
-class WriteBucketFn(beam.DoFn):
-    """JoinedBucket -> WrittenBucket: its trajectories as TFRecord files in `folder`."""
-
-    def __init__(self, folder: str, holdback_share: float, max_records_per_file: int) -> None:
-        self._folder = folder
-        self._holdback_share = holdback_share
-        self._max_records_per_file = max_records_per_file
-        self._counters = {name: Metrics.counter(JOB, name) for name in WindowCounts.__struct_fields__}
-
-    def process(self, bucket: JoinedBucket) -> Iterator[WrittenBucket]:
-        """Writes one bucket."""
-        for name, counter in self._counters.items():
-            counter.inc(getattr(bucket.counts, name))
-        rows = bucket.interactions
-        held_back = in_holdback(rows.column("decision_id"), self._holdback_share)
-        splits: tuple[tuple[Split, np.ndarray], ...] = (("train", ~held_back), ("holdback", held_back))
-        yield WrittenBucket(
-            files=[
-                self._write(f"part-{split}-{bucket.bucket:05d}{suffix}", split, part)
-                for split, chosen in splits
-                for suffix, part in self._parts(rows.filter(pa.array(chosen)))
-            ],
-            counts=bucket.counts,
-            policy_versions=dict(Counter(rows.column("policy_version").to_pylist())),
-            observation_dims={len(rows.column("observation")[0]): rows.column("decision_id")[0].as_py()}
-            if rows.num_rows
-            else {},
-        )
-
-    def _parts(self, rows: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Pieces that fit into a file; the first one has no suffix."""
-        for number, begin in enumerate(range(0, rows.num_rows, self._max_records_per_file)):
-            yield f"-{number}" if number else "", rows.slice(begin, self._max_records_per_file)
-
-    def _write(self, name: str, split: Split, rows: pa.RecordBatch) -> WindowFile:
-        import tensorflow as tf
-
-        from contracts import trajectories
-
-        batch = trajectories.TrajectoryBatch(
-            observation=observations(rows),
-            action=rows.column("action").to_numpy().astype(np.int32),
-            reward=rows.column("reward").to_numpy().astype(np.float32),
-            propensity=rows.column("propensity").to_numpy().astype(np.float32),
-            defaulted=rows.column("defaulted").to_numpy(zero_copy_only=False),
-        )
-        name += ".tfrecord"
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / name
-            with tf.io.TFRecordWriter(str(path)) as writer:
-                for record in trajectories.encode(batch):
-                    writer.write(record)
-            data = path.read_bytes()
-        publish(FileSystems.join(self._folder, name), [data])
-        return WindowFile(
-            name=name, split=split, records=rows.num_rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
-        )
-
-
-class WriteManifestFn(beam.DoFn):
-    """All that was written -> the manifest, written."""
-
-    def __init__(self, folder: str, window: TrainingWindow, settings: WindowSettings) -> None:
-        self._folder = folder
-        self._window = window
-        self._settings = settings
-
-    def process(self, written: WrittenBucket) -> Iterator[Manifest]:
-        """Writes the manifest. Raises ValueError when observations differ in length."""
-        dims = sorted(written.observation_dims.items())
-        if len(dims) > 1:
-            raise ValueError(describe_mixed_dims(dims))
-        manifest = Manifest(
-            window=self._window,
-            **msgspec.structs.asdict(self._settings),
-            observation_dim=dims[0][0] if dims else 0,
-            files=sorted(written.files, key=lambda file: file.name),
-            counts=written.counts,
-            policy_versions=dict(sorted(written.policy_versions.items())),
-        )
-        publish(FileSystems.join(self._folder, MANIFEST_NAME), [encode_manifest(manifest)])
-        yield manifest
-
-
-def describe_mixed_dims(dims: Sequence[tuple[int, str]]) -> str:
-    """One line on observations of several lengths."""
-    found = ", ".join(f"{length} (decision_id={decision_id})" for length, decision_id in dims)
-    return f"observations of one window must have the same length, got {found}"
-
-
-def add_up(buckets: Iterable[WrittenBucket]) -> WrittenBucket:
-    """All of `buckets` as one."""
-    files: list[WindowFile] = []
-    counts = dict.fromkeys(WindowCounts.__struct_fields__, 0)
-    policy_versions: Counter[str] = Counter()
-    dims: dict[int, str] = {}
-    for bucket in buckets:
-        files += bucket.files
-        for name in counts:
-            counts[name] += getattr(bucket.counts, name)
-        policy_versions.update(bucket.policy_versions)
-        dims |= bucket.observation_dims
-    return WrittenBucket(files, WindowCounts(**counts), dict(policy_versions), dims)
+log = logging.getLogger(__name__)
 
 
 def build_pipeline(
     pipeline: beam.Pipeline,
-    source: "Path | Dataset",
+    source: Warehouse,
     window_folder: str,
     window: TrainingWindow,
     settings: WindowSettings,
-    num_buckets: int,
-    max_records_per_file: int,
+    shape: WindowShape,
 ) -> beam.PCollection[Manifest]:
     """The job for one window. Returns the manifest, once it is written."""
-    join = JoinSettings(window, settings.reward_window_seconds, settings.missing_reward, settings.default_reward)
     return (
         pipeline
-        | "ReadRows" >> ReadRows(source, row_ranges(window, settings), num_buckets)
-        | "JoinRewards" >> JoinRewards(join)
-        | "WriteBucket" >> beam.ParDo(WriteBucketFn(window_folder, settings.holdback_share, max_records_per_file))
-        | "AddUp" >> beam.CombineGlobally(add_up)
-        | "WriteManifest" >> beam.ParDo(WriteManifestFn(window_folder, window, settings))
+        | "ReadWindowRows" >> ReadWindowRows(source, row_ranges(window, settings), shape.num_buckets)
+        | "JoinRewards" >> JoinRewards(window, settings)
+        | "WriteWindow" >> WriteWindow(window_folder, window, settings, shape)
     )
 
 
 def export(
-    source: "Path | Dataset",
+    source: Warehouse,
     windows: Path | str,
     window: TrainingWindow,
     settings: WindowSettings,
     pipeline_options: PipelineOptions | None = None,
+    *,
     max_records_per_file: int = MAX_RECORDS_PER_FILE,
+    observation_dim: int | None = None,
 ) -> Manifest:
-    """Exports `window` of the warehouse `source` below `windows`, unless it is there already.
+    """Exports `window` of the warehouse `source` below the folder `windows`, unless it is there already.
 
-    `max_records_per_file` (at least 1) decides only how the records are cut into files.
+    Args:
+      source: where the events are.
+      windows: folder of all windows, on this machine or in a bucket.
+      window: its times carry a time zone.
+      settings: how decisions become records.
+      pipeline_options: Beam's; without a runner, the local one.
+      max_records_per_file: at least 1; decides only how the records are cut into files.
+      observation_dim: length of the observations to keep; None for the most frequent one.
 
-    Raises InputError when `source` is no warehouse, when observations differ in length, when the window's moments carry
-    no time zone, when a setting is out of its bounds, or when what is there already is another window, one of other
-    settings, or not a window.
+    Raises:
+      InputError: `source` has no tables, a setting is out of its bounds, a time has no time zone, or the folder holds
+        another window, one of other settings, or no window.
+      OperationError: the warehouse does not answer, or a file cannot be written.
     """
     settings = _checked(settings)
     window_folder = _window_folder(windows, window)
     with _alone(windows):
-        if (manifest := _exported(window_folder, window, settings)) is not None:
+        if (manifest := _exported(window_folder, window, settings, observation_dim)) is not None:
             return manifest
-        num_buckets = _prepare(source, window_folder, window, max_records_per_file)
-        with beam.Pipeline(options=options.local_by_default(pipeline_options or PipelineOptions([]))) as pipeline:
-            build_pipeline(pipeline, source, window_folder, window, settings, num_buckets, max_records_per_file)
-    manifest = _exported(window_folder, window, settings)
+        shape = _prepare(source, window_folder, window, observation_dim, max_records_per_file)
+        beam_options = options.local_by_default(pipeline_options or PipelineOptions([]))
+        with options.job_errors(), beam.Pipeline(options=beam_options) as pipeline:
+            build_pipeline(pipeline, source, window_folder, window, settings, shape)
+    manifest = _exported(window_folder, window, settings, observation_dim)
     assert manifest is not None
     return manifest
 
 
 def submit(
-    source: "Path | Dataset",
+    source: Warehouse,
     windows: str,
     window: TrainingWindow,
     settings: WindowSettings,
     pipeline_options: PipelineOptions,
+    *,
     max_records_per_file: int = MAX_RECORDS_PER_FILE,
+    observation_dim: int | None = None,
 ) -> bool:
-    """Like `export`, but returns once the runner has taken the job; False when there is nothing to do."""
+    """Like `export`, but returns once the runner has accepted the job; False when the window is there already."""
     settings = _checked(settings)
     window_folder = _window_folder(windows, window)
-    if _exported(window_folder, window, settings) is not None:
+    if _exported(window_folder, window, settings, observation_dim) is not None:
         return False
-    num_buckets = _prepare(source, window_folder, window, max_records_per_file)
+    shape = _prepare(source, window_folder, window, observation_dim, max_records_per_file)
     pipeline = beam.Pipeline(options=pipeline_options)
-    build_pipeline(pipeline, source, window_folder, window, settings, num_buckets, max_records_per_file)
+    build_pipeline(pipeline, source, window_folder, window, settings, shape)
     pipeline.run()
     return True
 
@@ -378,39 +162,57 @@ def _window_folder(windows: Path | str, window: TrainingWindow) -> str:
     return FileSystems.join(str(windows), window.folder)
 
 
-def _prepare(source: "Path | Dataset", window_folder: str, window: TrainingWindow, max_records_per_file: int) -> int:
-    """Clears what a killed export left; returns how many buckets the window's decisions are worth."""
-    if isinstance(source, Path):
-        dims = warehouse.observation_dims(source, window.start, window.end)
-    else:
-        from beam_jobs import bigquery
-
-        dims = bigquery.observation_dims(source, window.start, window.end)
-    if len(dims) > 1:
-        raise InputError(describe_mixed_dims([(dim.length, dim.example) for dim in dims]))
-    decisions = sum(dim.decisions for dim in dims)
+def _prepare(
+    source: Warehouse,
+    window_folder: str,
+    window: TrainingWindow,
+    observation_dim: int | None,
+    max_records_per_file: int,
+) -> WindowShape:
+    """Clears what a killed export left; returns the layout that fits the window's decisions."""
+    dims = source.observation_dims(window.start, window.end)
+    chosen = choose_dim(dims, observation_dim)
+    if others := [dim for dim in dims if dim.length != chosen]:
+        described = ", ".join(f"{dim.length} ({dim.decisions} decisions, such as {dim.example})" for dim in others)
+        log.warning("%s: observations of length %s are kept; set aside: %s", window_folder, chosen, described)
     clear(window_folder)
-    return max(1, -(-decisions // max_records_per_file))
+    decisions = sum(dim.decisions for dim in dims)
+    return WindowShape(chosen, max(1, -(-decisions // max_records_per_file)), max_records_per_file)
 
 
-def _exported(window_folder: str, window: TrainingWindow, settings: WindowSettings) -> Manifest | None:
+def choose_dim(dims: Sequence[ObservationDim], wanted: int | None = None) -> int | None:
+    """The length of observation that a window keeps: the `wanted` one, or the most frequent, of equals the largest.
+
+    None for a window without decisions when no length is wanted.
+    """
+    if wanted is not None or not dims:
+        return wanted
+    return max(dims, key=lambda dim: (dim.decisions, dim.length)).length
+
+
+def _exported(
+    window_folder: str, window: TrainingWindow, settings: WindowSettings, observation_dim: int | None
+) -> Manifest | None:
     path = FileSystems.join(window_folder, MANIFEST_NAME)
     if (data := read(path)) is None:
         return None
     manifest = decode_manifest(data, path)
     if manifest.window != window:
         raise InputError(f"{path}: another window was exported there: it ends at {manifest.window.end.isoformat()}")
-    for name, wanted in msgspec.structs.asdict(settings).items():
+    wanted: dict[str, Any] = msgspec.structs.asdict(settings)
+    if observation_dim is not None and manifest.files:
+        wanted["observation_dim"] = observation_dim
+    for name, value in wanted.items():
         # None: exported before the manifest had this setting.
-        if (found := getattr(manifest, name)) not in (wanted, None):
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{path}: this window was exported with {flag} {found}, got {wanted}: remove it first")
+        if (found := getattr(manifest, name)) not in (value, None):
+            flag = command_line.flag_name(name)
+            raise InputError(f"{path}: this window was exported with {flag} {found}, got {value}: remove it first")
     return manifest
 
 
 @contextmanager
 def _alone(windows: Path | str) -> Iterator[None]:
-    """One export at a time into a folder of this machine; the next one then finds the window there."""
+    """Lets one process at a time export into a folder of this machine; the next one finds the window there."""
     if not path_is_local(str(windows)):
         yield
         return
@@ -431,12 +233,18 @@ def parser() -> options.JobParser:
     flags.flag(
         "windows", options.TEXT, "folder, or gs://BUCKET/FOLDER, to write window=<start>/ into (created if need be)"
     )
-    flags.flag("start", options.MOMENT, "first moment of the window, as 2026-01-01T00:00:00Z")
-    flags.flag("end", options.MOMENT, "the moment after the (last) window's last", default=None)
-    flags.flag("window-seconds", options.number(0, above=True), "length of a window, in place of --end", default=None)
-    flags.switch("follow", "export one window after the other, from --start on, until --end or for ever")
+    flags.flag("start", options.MOMENT, "start of the (first) window, as 2026-01-01T00:00:00Z")
+    flags.flag("end", options.MOMENT, "end of the (last) window, which is not in it", default=None)
+    flags.flag("window-seconds", options.number(0, above=True), "length of a window; replaces --end", default=None)
+    flags.switch("follow", "export one window after the other from --start, until --end or until stopped")
     flags.settings(WindowSettings, reward_window_seconds=60.0, settle_seconds=60.0)
     flags.flag("max-records-per-file", options.whole(1), "records in a file, at most", default=MAX_RECORDS_PER_FILE)
+    flags.flag(
+        "observation-dim",
+        options.whole(1),
+        "length of the observations to keep; decisions with another one are set aside (default: the most frequent)",
+        default=None,
+    )
     return flags
 
 
@@ -445,35 +253,42 @@ def run(argv: Sequence[str] | None) -> None:
     arguments, pipeline_options = parser().parse_with_beam(argv)
     settings = command_line.from_flags(arguments, WindowSettings)
     window = _first_window(arguments)
-    source = parse_warehouse(arguments.warehouse, pipeline_options)
+    source = open_warehouse(arguments.warehouse, pipeline_options)
     check_folder("--windows", arguments.windows, pipeline_options)
-    closes_at = _closes_at(window, settings)
-    if arguments.follow:
-        if pipeline_options.view_as(GoogleCloudOptions).template_location:
-            raise InputError("--follow: is not for a template, which starts one job: run it where it can go on")
-    elif closes_at > datetime.now(UTC):
-        raise InputError(
-            f"--start, --end: the window [{window.start.isoformat()}, {window.end.isoformat()}) closes at"
-            f" {closes_at.isoformat()}: what belongs to it may still be on its way (--follow waits)"
-        )
+    _check_closed(window, settings, arguments, pipeline_options)
+    layout = {"max_records_per_file": arguments.max_records_per_file, "observation_dim": arguments.observation_dim}
     if options.is_dataflow(pipeline_options) and not arguments.follow:
-        started = submit(source, arguments.windows, window, settings, pipeline_options, arguments.max_records_per_file)
+        started = submit(source, arguments.windows, window, settings, pipeline_options, **layout)
         print("submitted" if started else "exported already", _window_folder(arguments.windows, window))
         return
-    windows = closed_windows(window, settings, until=arguments.end) if arguments.follow else [window]
-    for window in windows:
-        manifest = export(source, arguments.windows, window, settings, pipeline_options, arguments.max_records_per_file)
-        counts = ", ".join(f"{name} {value}" for name, value in msgspec.structs.asdict(manifest.counts).items())
+    for each in closed_windows(window, settings, until=arguments.end) if arguments.follow else [window]:
+        manifest = export(source, arguments.windows, each, settings, pipeline_options, **layout)
+        counts = ", ".join(f"{name} {value}" for name, value in msgspec.to_builtins(manifest.counts).items())
         folder = _window_folder(arguments.windows, manifest.window)
         print(f"{folder}: {manifest.records('train', 'holdback')} trajectories ({counts})", flush=True)
 
 
+def _check_closed(
+    window: TrainingWindow, settings: WindowSettings, arguments: Any, pipeline_options: PipelineOptions
+) -> None:
+    """Raises InputError when the job would have to wait for the window but cannot, or it lies outside the calendar."""
+    closes_at = _closes_at(window, settings)
+    if arguments.follow:
+        if pipeline_options.view_as(GoogleCloudOptions).template_location:
+            raise InputError("--follow: not available in a template, which starts one job")
+    elif closes_at > datetime.now(UTC):
+        raise InputError(
+            f"--start, --end: the window [{window.start.isoformat()}, {window.end.isoformat()}) closes at"
+            f" {closes_at.isoformat()}; until then its events may still arrive (--follow waits)"
+        )
+
+
 def _first_window(arguments: Any) -> TrainingWindow:
-    """The window that --start and --end, or --start and --window-seconds, say."""
+    """The window from --start to --end, or of --window-seconds from --start."""
     if arguments.follow and arguments.window_seconds is None:
-        raise InputError("--follow: --window-seconds must say how long each window is")
+        raise InputError("--follow: requires --window-seconds, the length of each window")
     if arguments.window_seconds is None and arguments.end is None:
-        raise InputError("--end: needed, unless --window-seconds says how long the window is")
+        raise InputError("--end: required unless --window-seconds is given")
     if arguments.window_seconds is not None and arguments.end is not None and not arguments.follow:
         raise InputError("--end, --window-seconds: give one of them")
     try:
@@ -493,14 +308,14 @@ def _closes_at(window: TrainingWindow, settings: WindowSettings) -> datetime:
         return window.closes_at(settings.reward_window_seconds, settings.settle_seconds)
     except OverflowError:
         raise InputError(
-            f"--start, --end: [{window.start.isoformat()}, {window.end.isoformat()}), with the time before and after it"
-            " that is read, must lie in the years 1 to 9999"
+            f"--start, --end: [{window.start.isoformat()}, {window.end.isoformat()}) and the time read before and after"
+            " it must lie in the years 1 to 9999"
         ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry point."""
-    return options.run_main(JOB, run, argv)
+    return command_line.run_main(f"beam_jobs.{JOB}", run, argv)
 
 
 if __name__ == "__main__":

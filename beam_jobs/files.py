@@ -1,28 +1,34 @@
-"""Files that are there wholly or not at all, on this machine or in a bucket."""
+"""Files that exist completely or not at all, on this machine or in a bucket."""
 
 import os
 from collections.abc import Iterable
 
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+
+from contracts.errors import OperationError
+from contracts.records import one_line
 
 
 def publish(path: str, chunks: Iterable[bytes]) -> None:
-    """Writes `chunks` to `path`, in place of what was there.
+    """Writes `chunks` to `path`, replacing a file of that name.
 
-    On this machine under another name first, and on the disk before it is renamed. In a bucket an object is there once
-    it has been written to its end.
+    On this machine the file has another name until all of it is on the disk. In a bucket an object appears once its
+    last byte is written. Raises OperationError when the file cannot be written, such as on a full disk.
     """
     local = path_is_local(path)
     written_to = f"{path}.unfinished" if local else path
-    with FileSystems.create(written_to, "application/octet-stream", CompressionTypes.UNCOMPRESSED) as file:
-        for chunk in chunks:
-            file.write(chunk)
+    try:
+        with FileSystems.create(written_to, "application/octet-stream", CompressionTypes.UNCOMPRESSED) as file:
+            for chunk in chunks:
+                file.write(chunk)
+            if local:
+                file.flush()
+                os.fsync(file.fileno())
         if local:
-            file.flush()
-            os.fsync(file.fileno())
-    if local:
-        FileSystems.rename([written_to], [path])
+            FileSystems.rename([written_to], [path])
+    except (OSError, BeamIOError) as error:
+        raise OperationError(f"{path}: cannot be written: {one_line(str(error), 200)}") from None
 
 
 def path_is_local(path: str) -> bool:
@@ -31,7 +37,7 @@ def path_is_local(path: str) -> bool:
 
 
 def read(path: str) -> bytes | None:
-    """What is in `path`; None when there is no such file."""
+    """The bytes of `path`; None when the file does not exist."""
     if not FileSystems.exists(path):
         return None
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
@@ -40,7 +46,7 @@ def read(path: str) -> bytes | None:
 
 
 def clear(folder: str) -> None:
-    """Removes the files of `folder`, if it is there."""
+    """Removes the files of `folder`, if it exists."""
     [matched] = FileSystems.match([FileSystems.join(folder, "*")])
     if leftovers := [found.path for found in matched.metadata_list]:
         FileSystems.delete(leftovers)

@@ -29,6 +29,7 @@ from beam_jobs.files import publish
 from beam_jobs.movielens import OBSERVATION_DECIMALS, MovieLens
 from beam_jobs.places import check_folder
 from beam_jobs.ratings import load_ratings
+from contracts import command_line
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.records import Decision, RewardEvent, utc_microseconds
@@ -233,9 +234,10 @@ def generate(
     beam_options = options.local_by_default(pipeline_options or PipelineOptions([]))
     pipeline = beam.Pipeline(options=beam_options)
     build_pipeline(pipeline, viewers, settings, str(events))
-    result = pipeline.run()
-    if not options.is_dataflow(beam_options):
-        result.wait_until_finish()
+    with options.job_errors():
+        result = pipeline.run()
+        if not options.is_dataflow(beam_options):
+            result.wait_until_finish()
 
 
 def parser() -> options.JobParser:
@@ -296,7 +298,7 @@ def run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry point."""
-    return options.run_main(JOB, run, argv)
+    return command_line.run_main(f"beam_jobs.{JOB}", run, argv)
 
 
 if __name__ == "__main__":

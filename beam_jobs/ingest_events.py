@@ -23,16 +23,15 @@ reader for it that acknowledges what is stored; with that one five kills lost no
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
-import msgspec
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from beam_jobs import options, warehouse
-from beam_jobs.files import path_is_local, publish
+from beam_jobs import options
+from beam_jobs.files import path_is_local
 from beam_jobs.payloads import (
     ANY_SHAPE,
     BYTES_A_BATCH,
@@ -48,8 +47,9 @@ from beam_jobs.payloads import (
     add_shape_flags,
     shape_from,
 )
-from beam_jobs.places import SUBSCRIPTION_PREFIX, check_folder, parse_warehouse
-from beam_jobs.tables import TableRows
+from beam_jobs.places import SUBSCRIPTION_PREFIX, check_folder
+from beam_jobs.warehouses import WRITE_METHODS, Sink, Warehouse, open_warehouse
+from contracts import command_line
 from contracts.errors import InputError
 from contracts.event_segments import (
     SEALED_SUFFIX,
@@ -60,16 +60,7 @@ from contracts.event_segments import (
     sealed_segments,
 )
 from contracts.records import one_line
-from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES, Table
-
-if TYPE_CHECKING:
-    from beam_jobs.bigquery import Dataset
-
-STREAMING_INSERTS, STORAGE_WRITE_API, FILE_LOADS = WRITE_METHODS = (
-    "streaming_inserts",
-    "storage_write_api",
-    "file_loads",
-)
+from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
 
 
 class StreamOutputs(NamedTuple):
@@ -86,7 +77,7 @@ class ReadSegmentFn(beam.DoFn):
     def process(self, segment: str) -> Iterator[Any]:
         """Reads a batch of lines at a time."""
         name = segment.rpartition("/")[2]
-        stem = name.removesuffix(SEALED_SUFFIX)
+        stem = segment_stem(segment)
         opened = opened_at(Path(name))
         line = 1
         with FileSystems.open(segment, compression_type=CompressionTypes.UNCOMPRESSED) as file:
@@ -114,77 +105,44 @@ def read_lines(file: BinaryIO) -> Iterator[list[bytes]]:
         yield lines
 
 
-class WriteTableFn(beam.DoFn):
-    """TableRows -> (name, how many rows are in the embedded warehouse)."""
-
-    def __init__(self, folder: str, table: Table) -> None:
-        self._folder = Path(folder)
-        self._table = table
-
-    def process(self, element: TableRows) -> Iterator[tuple[str, IngestCounts]]:
-        """Writes one batch."""
-        warehouse.write(self._folder, self._table, element.name, element.rows)
-        yield element.name, IngestCounts(**{self._table.name: element.rows.num_rows})
-
-
 class StoreEvents(beam.PTransform):
-    """ParsedEvents -> PCollection of (name of a batch, IngestCounts): said of rows that are in the tables."""
+    """ParsedEvents -> PCollection of (name of a batch, IngestCounts of its rows that are in the tables).
 
-    def __init__(self, destination: "Path | Dataset", write_method: str = STREAMING_INSERTS) -> None:
+    A row that its table refuses becomes a dead letter.
+    """
+
+    def __init__(self, sink: Sink) -> None:
         super().__init__()
-        self._destination = destination
-        self._write_method = write_method
+        self._sink = sink
 
     def expand(self, parsed: Any) -> Any:
-        """One writer for each table. What BigQuery refuses becomes a dead letter."""
-        if isinstance(self._destination, Path):
-            written = [
-                rows | f"Write_{table.name}" >> beam.ParDo(WriteTableFn(str(self._destination), table))
-                for table, rows in zip(TABLES, parsed, strict=True)
-            ]
-            return written | "Stored" >> beam.Flatten()
-        return self._into_bigquery(parsed, self._destination)
-
-    def _into_bigquery(self, parsed: ParsedEvents, dataset: "Dataset") -> Any:
-        from beam_jobs import bigquery
-
-        writers = {
-            STREAMING_INSERTS: bigquery.InsertRowsFn,
-            STORAGE_WRITE_API: bigquery.AppendRowsFn,
-            FILE_LOADS: bigquery.LoadRowsFn,
-        }
-        writer = writers[self._write_method]
+        """One writer per table."""
         written = [
-            rows | f"Write_{table.name}" >> beam.ParDo(writer(dataset, table)).with_outputs("refused", main="stored")
+            rows | f"Write_{table.name}" >> beam.ParDo(self._sink(table)).with_outputs("refused", main="stored")
             for table, rows in ((DECISIONS, parsed.decisions), (REWARDS, parsed.rewards))
         ]
         letters = [parsed.dead_letters, *(outputs.refused for outputs in written)] | "DeadLetters" >> beam.Flatten()
-        kept = letters | f"Write_{DEAD_LETTERS.name}" >> beam.ParDo(writer(dataset, DEAD_LETTERS))
+        kept = letters | f"Write_{DEAD_LETTERS.name}" >> beam.ParDo(self._sink(DEAD_LETTERS))
         return [*(outputs.stored for outputs in written), kept] | "Stored" >> beam.Flatten()
 
 
 class CheckAccountedFn(beam.DoFn):
-    """(segment, counts) -> the same; what was written must add up to what was read. Notes it in a warehouse folder."""
+    """(segment, counts) -> the same, once every event of the segment is accounted for; the warehouse then notes it."""
 
-    def __init__(self, folder: str | None) -> None:
-        self._folder = folder
+    def __init__(self, destination: Warehouse) -> None:
+        self._destination = destination
 
     def process(self, element: tuple[str, IngestCounts]) -> Iterator[tuple[str, IngestCounts]]:
-        """Raises RuntimeError when it does not add up: then the segment is not noted."""
+        """Raises RuntimeError when rows stored do not add up to events read; then the segment is not noted."""
         segment, counts = element
         if counts.events != counts.decisions + counts.rewards + counts.dead_letters:
             raise RuntimeError(f"segment {segment}: not every event is accounted for: {counts}")
-        if self._folder:
-            publish(str(_note(Path(self._folder), segment)), [msgspec.json.encode(counts) + b"\n"])
+        self._destination.note_ingested(segment, counts)
         yield element
 
 
-def _note(folder: Path, segment: str) -> Path:
-    return folder / warehouse.INGESTED_NAME / f"{segment}.json"
-
-
 def by_segment(element: tuple[str, IngestCounts]) -> tuple[str, IngestCounts]:
-    """The name of a batch is its segment's and a number."""
+    """(name of a batch, counts) -> (its segment, counts). A batch's name is its segment's and a number."""
     name, counts = element
     return name.rpartition("-")[0], counts
 
@@ -192,8 +150,8 @@ def by_segment(element: tuple[str, IngestCounts]) -> tuple[str, IngestCounts]:
 def build_pipeline(
     pipeline: beam.Pipeline,
     segments: Sequence[str],
-    destination: "Path | Dataset",
-    write_method: str = FILE_LOADS,
+    destination: Warehouse,
+    sink: Sink,
     shape: DecisionShape = ANY_SHAPE,
 ) -> Any:
     """The batch job. Returns a PCollection of (segment, counts), each once all of the segment is stored."""
@@ -204,31 +162,29 @@ def build_pipeline(
         | "ReadSegment" >> beam.ParDo(ReadSegmentFn()).with_outputs("read", main="batches")
     )
     parsed = read.batches | "ParseEvents" >> ParseEvents(shape)
-    stored = parsed | "StoreEvents" >> StoreEvents(destination, write_method)
-    folder = str(destination) if isinstance(destination, Path) else None
+    stored = parsed | "StoreEvents" >> StoreEvents(sink)
     return (
         (read.read, stored | "BySegment" >> beam.Map(by_segment))
         | "Counts" >> beam.Flatten()
         | "AddUp" >> beam.CombinePerKey(add_counts)
-        | "CheckAccounted" >> beam.ParDo(CheckAccountedFn(folder))
+        | "CheckAccounted" >> beam.ParDo(CheckAccountedFn(destination))
     )
 
 
 def build_streaming_pipeline(
     pipeline: beam.Pipeline,
     subscription: str,
-    destination: "Path | Dataset",
-    write_method: str = STREAMING_INSERTS,
+    sink: Sink,
     timestamp_attribute: str | None = None,
     dead_letter_topic: str | None = None,
     shape: DecisionShape = ANY_SHAPE,
 ) -> StreamOutputs:
-    """The streaming job."""
+    """The streaming job, which also publishes dead letters to `dead_letter_topic` when there is one."""
     from beam_jobs import pubsub
 
     batches = pipeline | "ReadEvents" >> pubsub.ReadEvents(subscription, timestamp_attribute)
     parsed = batches | "ParseEvents" >> ParseEvents(shape)
-    stored = parsed | "StoreEvents" >> StoreEvents(destination, write_method)
+    stored = parsed | "StoreEvents" >> StoreEvents(sink)
     if dead_letter_topic:
         (
             parsed.dead_letters
@@ -238,61 +194,64 @@ def build_streaming_pipeline(
     return StreamOutputs(batches, parsed, stored)
 
 
-def ingest(
-    events: Path, folder: Path, shape: DecisionShape = ANY_SHAPE, pipeline_options: PipelineOptions | None = None
-) -> IngestCounts:
-    """Ingests the segments of `events` that the warehouse `folder` has not yet, and says what they held.
+def ingest(events: Path | str, destination: Warehouse, shape: DecisionShape = ANY_SHAPE) -> IngestCounts:
+    """Runs the batch job in this process. Returns the counts of the segments that were not ingested yet.
 
-    Segments whose writer died are sealed first. One ingestion at a time runs on a warehouse; another one waits.
+    Segments whose writer died are sealed first. One ingestion at a time runs on an embedded warehouse; others wait.
 
-    Raises InputError when there is no event log at `events`, or `folder` cannot be one.
+    Raises InputError when `events` is not an event log, or `destination` cannot be a warehouse; OperationError when a
+    file cannot be written or the warehouse does not answer.
     """
-    if not events.is_dir():
-        raise InputError(f"--events: {str(events)!r} is not a folder")
-    warehouse.create(folder)
-    with warehouse.locked(folder):
-        seal_abandoned(events)
-        ingested = {note.stem for note in (folder / warehouse.INGESTED_NAME).glob("*.json")}
-        new = [path for path in sealed_segments(events) if path.name.removesuffix(SEALED_SUFFIX) not in ingested]
-        if new:
-            beam_options = pipeline_options or PipelineOptions([f"--runner={options.LOCAL_RUNNER}"])
-            with beam.Pipeline(options=beam_options) as pipeline:
-                build_pipeline(pipeline, [str(path) for path in new], folder, shape=shape)
-        notes = (_note(folder, path.name.removesuffix(SEALED_SUFFIX)) for path in new)
-        return add_counts(msgspec.json.decode(note.read_bytes(), type=IngestCounts) for note in notes)
+    counts = ingest_segments(str(events), destination, destination.sink(), PipelineOptions([]), shape=shape)
+    assert counts is not None  # the local runner waits
+    return counts
 
 
-def load_into_bigquery(
+def ingest_segments(
     events: str,
-    dataset: "Dataset",
-    write_method: str,
+    destination: Warehouse,
+    sink: Sink,
     pipeline_options: PipelineOptions,
-    expiry_days: float | None = None,
+    *,
     shape: DecisionShape = ANY_SHAPE,
+    expiry_days: float | None = None,
 ) -> IngestCounts | None:
-    """The batch job over all sealed segments of the folder or bucket `events`, into BigQuery.
-
-    Returns None when the job was submitted, and runs on elsewhere.
-    """
-    from beam_jobs import bigquery
-
-    if not (segments := find_segments(events)):
-        raise InputError(f"--events: {events!r} holds no sealed segments")
-    bigquery.ensure_tables(dataset, expiry_days)
-    pipeline = beam.Pipeline(options=pipeline_options)
-    build_pipeline(pipeline, segments, dataset, write_method, shape)
-    result = pipeline.run()
-    if options.is_dataflow(pipeline_options):
-        return None
-    result.wait_until_finish()
+    """The batch job over the sealed segments of the folder or bucket `events`. None when Dataflow took the job."""
+    options.local_by_default(pipeline_options)
+    check_events(events)
+    destination.create(expiry_days)
+    with destination.locked():
+        ingested = destination.ingested()
+        new = [path for path in find_segments(events) if segment_stem(path) not in ingested]
+        if not new:
+            return IngestCounts()
+        pipeline = beam.Pipeline(options=pipeline_options)
+        build_pipeline(pipeline, new, destination, sink, shape)
+        with options.job_errors():
+            result = pipeline.run()
+            if options.is_dataflow(pipeline_options):
+                return None
+            result.wait_until_finish()
     return IngestCounts(**options.counters(result, IngestCounts.__struct_fields__))
 
 
+def segment_stem(path: str) -> str:
+    """The name of a sealed segment, without its folder and ending."""
+    return path.rpartition("/")[2].removesuffix(SEALED_SUFFIX)
+
+
+def check_events(events: str) -> None:
+    """Raises InputError when `events` is a path of this machine that is not a folder."""
+    if path_is_local(events) and not Path(events).is_dir():
+        raise InputError(f"--events: a folder expected, got {events!r}")
+
+
 def find_segments(events: str) -> list[str]:
-    """Paths of the sealed segments of a folder (in which abandoned ones are sealed first) or bucket, oldest first."""
+    """Paths of the sealed segments of a folder or bucket, oldest first; in a folder, abandoned ones are sealed first.
+
+    Raises InputError when a bucket cannot be read or holds none.
+    """
     if path_is_local(events):
-        if not Path(events).is_dir():
-            raise InputError(f"--events: {events!r} is not a folder")
         seal_abandoned(Path(events))
         return [str(path) for path in sealed_segments(Path(events))]
     try:
@@ -300,7 +259,9 @@ def find_segments(events: str) -> list[str]:
     except BeamIOError as error:
         raise InputError(f"--events: {events!r} cannot be read: {one_line(str(error), 200)}") from None
     paths = sorted(found.path for found in matched.metadata_list)
-    return [path for path in paths if is_segment(path.rpartition("/")[2])]
+    if not (segments := [path for path in paths if is_segment(path.rpartition("/")[2])]):
+        raise InputError(f"--events: {events!r} holds no sealed segments")
+    return segments
 
 
 def parser() -> options.JobParser:
@@ -333,25 +294,24 @@ def parser() -> options.JobParser:
 def run(argv: Sequence[str] | None) -> None:
     """Parses flags and runs the job."""
     arguments, pipeline_options = parser().parse_with_beam(argv)
-    destination = parse_warehouse(arguments.warehouse, pipeline_options)
-    write_method = check_flags(arguments, destination)
-    if arguments.events.startswith(SUBSCRIPTION_PREFIX):
-        run_streaming(arguments, destination, write_method, pipeline_options)
+    destination = open_warehouse(arguments.warehouse, pipeline_options)
+    streaming = arguments.events.startswith(SUBSCRIPTION_PREFIX)
+    sink = destination.sink(arguments.write_method, streaming=streaming)
+    if streaming:
+        run_streaming(arguments, destination, sink, pipeline_options)
         return
+    for name in ("timestamp_attribute", "dead_letter_topic"):
+        if getattr(arguments, name):
+            raise InputError(f"{command_line.flag_name(name)}: requires --events pubsub:…")
     check_folder("--events", arguments.events, pipeline_options)
-    options.local_by_default(pipeline_options)
-    counts: IngestCounts | None
-    if isinstance(destination, Path):
-        counts = ingest(Path(arguments.events), destination, shape_from(arguments), pipeline_options)
-    else:
-        counts = load_into_bigquery(
-            arguments.events,
-            destination,
-            write_method,
-            pipeline_options,
-            arguments.expiry_days,
-            shape_from(arguments),
-        )
+    counts = ingest_segments(
+        arguments.events,
+        destination,
+        sink,
+        pipeline_options,
+        shape=shape_from(arguments),
+        expiry_days=arguments.expiry_days,
+    )
     if counts is None:
         print("submitted")
         return
@@ -360,64 +320,38 @@ def run(argv: Sequence[str] | None) -> None:
         f"{counts.dead_letters} dead letters"
     )
     if path_is_local(arguments.events) and (foreign := foreign_files(Path(arguments.events))):
-        print(f"{len(foreign)} files not named as a segment were left alone, {foreign[0]} the first", file=sys.stderr)
+        print(f"{len(foreign)} files without a segment's name were ignored, the first is {foreign[0]}", file=sys.stderr)
 
 
-def check_flags(arguments: Any, destination: "Path | Dataset") -> str:
-    """The write method: the one that was chosen or the default. Raises InputError for flags that do not go together."""
-    streaming = arguments.events.startswith(SUBSCRIPTION_PREFIX)
-    if isinstance(destination, Path):
-        for name in ("write_method", "expiry_days"):
-            if getattr(arguments, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')}: is for --warehouse bigquery:PROJECT.DATASET")
-        if not (streaming or path_is_local(arguments.events)):
-            raise InputError(f"--events: into a folder only a folder is ingested, got {arguments.events!r}")
-    if streaming:
-        if arguments.write_method == FILE_LOADS:
-            raise InputError("--write-method: file_loads is for batch, got a subscription")
-        return arguments.write_method or STREAMING_INSERTS
-    for name in ("timestamp_attribute", "dead_letter_topic"):
-        if getattr(arguments, name):
-            raise InputError(f"--{name.replace('_', '-')}: is for --events pubsub:…")
-    return arguments.write_method or FILE_LOADS
-
-
-def run_streaming(
-    arguments: Any, destination: "Path | Dataset", write_method: str, pipeline_options: PipelineOptions
-) -> None:
-    """Starts the streaming job; returns when the runner does (Dataflow: once it has been submitted)."""
+def run_streaming(arguments: Any, destination: Warehouse, sink: Sink, pipeline_options: PipelineOptions) -> None:
+    """Starts the streaming job; returns when the runner does (Dataflow: once it has accepted the job)."""
     from beam_jobs import pubsub
 
     subscription = pubsub.parse_subscription(arguments.events)
     pubsub.check_subscription(subscription)
     if arguments.dead_letter_topic:
         pubsub.check_topic(arguments.dead_letter_topic)
-    if isinstance(destination, Path):
-        warehouse.create(destination)
-    else:
-        from beam_jobs import bigquery
-
-        bigquery.ensure_tables(destination, arguments.expiry_days)
+    destination.create(arguments.expiry_days)
     pipeline_options.view_as(StandardOptions).streaming = True
     options.local_by_default(pipeline_options, options.LOCAL_STREAMING_RUNNER)
     pipeline = beam.Pipeline(options=pipeline_options)
     build_streaming_pipeline(
         pipeline,
         subscription,
-        destination,
-        write_method,
+        sink,
         arguments.timestamp_attribute,
         arguments.dead_letter_topic,
         shape_from(arguments),
     )
-    result = pipeline.run()
-    if not options.is_dataflow(pipeline_options):
-        result.wait_until_finish()
+    with options.job_errors():
+        result = pipeline.run()
+        if not options.is_dataflow(pipeline_options):
+            result.wait_until_finish()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry point."""
-    return options.run_main(JOB, run, argv)
+    return command_line.run_main(f"beam_jobs.{JOB}", run, argv)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,33 @@
 """The command line of a Beam job: its own flags, then Beam's.
 
-A job's flags are declared once, on the parser that its `parser()` returns; the flex template's metadata derives from
-it.
+A job declares its flags once, on the parser that its `parser()` returns. The flex template's metadata derives from
+that parser.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult
 
-from contracts.errors import InputError
+from contracts.command_line import FlagParser, time_flag
+from contracts.errors import InputError, OperationError
 
-# In full: a bare DirectRunner first tries to download another runner, and so differs by machine.
+# Full names: a bare DirectRunner first tries to download another runner, so it differs between machines.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 LOCAL_STREAMING_RUNNER = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a flag takes: how it is read, and (for a template's parameter) a pattern that it must match."""
+    """The values of a flag: how its text is read, and the pattern that a template's parameter must match."""
 
     parse: Callable[[str], Any]
     pattern: str | None = None
@@ -38,27 +40,16 @@ class Kind:
 TEXT = Kind(str)
 
 
-class FlagParser(argparse.ArgumentParser):
-    """A command line on which a mistake is one line, as all wrong input is."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises InputError in place of printing the usage."""
-        raise InputError(message)
-
-
 class JobParser(FlagParser):
-    """Flags spelt with hyphens (and, for Dataflow's template parameters, with underscores); one line for an error.
+    """A job's flags, spelt with hyphens; it accepts underscores too, as Dataflow's template parameters have them.
 
-    `--help` begins with `description`, the job's docstring: what it does and the commands that run it.
+    `--help` shows the job's docstring: what it does, and the commands that run it.
     """
 
-    def __init__(self, job: str, description: str) -> None:
-        super().__init__(
-            prog=f"python -m beam_jobs.{job}",
-            description=description,
-            epilog="Beam's own options may follow (--runner, --project, --region, --temp_location …).",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+    def __init__(self, job: str, documentation: str) -> None:
+        super().__init__(prog=f"python -m beam_jobs.{job}", documentation=documentation)
+        self.epilog = (
+            f"{self.epilog}\nBeam's own options may follow (--runner, --project, --region, --temp_location …)."
         )
 
     def flag(self, name: str, kind: Kind, help: str, **settings: Any) -> None:
@@ -89,19 +80,19 @@ class JobParser(FlagParser):
             )
 
     def switch(self, name: str, help: str) -> None:
-        """Adds `--name`, which is on when given (or given as `--name=true`, as template parameters are)."""
+        """Adds `--name`, which is on when it is given alone or as `--name=true`, as template parameters are."""
         self.add_argument(
             f"--{name}", nargs="?", type=YES_OR_NO, const=True, default=False, metavar="true|false", help=help
         )
 
     def _hyphenated(self, argument: str) -> str:
-        """One of our flags spelt with underscores, as template parameters are, the usual way."""
+        """`argument` with hyphens, when it is one of the job's flags spelt with underscores."""
         name, equals, value = argument.partition("=")
         hyphenated = name.replace("_", "-")
         return hyphenated + equals + value if hyphenated in self._option_string_actions else argument
 
     def parse_with_beam(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, PipelineOptions]:
-        """The job's arguments and Beam's. Raises InputError for a flag that neither knows."""
+        """The job's arguments, and Beam's options. Raises InputError for a flag that neither has."""
         arguments, rest = self.parse_known_args(
             [self._hyphenated(argument) for argument in (sys.argv[1:] if argv is None else argv)]
         )
@@ -115,45 +106,52 @@ class JobParser(FlagParser):
         if unknown:
             raise InputError(f"unrecognized argument: {unknown[0]}")
         pipeline_options = PipelineOptions(rest)
-        FileSystems.set_options(pipeline_options)  # credentials for what is read before the pipeline runs
+        FileSystems.set_options(pipeline_options)  # credentials for files that are read before the pipeline runs
         return arguments, pipeline_options
 
 
 def local_by_default(pipeline_options: PipelineOptions, runner: str = LOCAL_RUNNER) -> PipelineOptions:
-    """The same options; without a runner, with `runner`."""
+    """The same options, with `runner` when they name none."""
     standard = pipeline_options.view_as(StandardOptions)
     standard.runner = standard.runner or runner
     return pipeline_options
 
 
 def is_dataflow(pipeline_options: PipelineOptions) -> bool:
-    """Whether the job is submitted to Dataflow, where it runs on after we are gone."""
+    """Whether the job is submitted to Dataflow, where it runs after this process has ended."""
     return (pipeline_options.view_as(StandardOptions).runner or "").endswith("DataflowRunner")
 
 
+@contextmanager
+def job_errors() -> Iterator[None]:
+    """Raises InputError and OperationError of a job's steps as themselves.
+
+    Beam's local runner raises RuntimeError with the step's traceback as its text. All other errors pass as they are.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (found := _STEP_ERROR.search(str(error))):
+            raise
+        kind = InputError if found["kind"] == InputError.__name__ else OperationError
+        raise kind(found["message"]) from None
+
+
+_STEP_ERROR = re.compile(
+    rf"^{InputError.__module__}\.(?P<kind>{InputError.__name__}|{OperationError.__name__}): "
+    r"(?P<message>.*?)( \[while running .*)?$",
+    re.MULTILINE,
+)
+
+
 def counters(result: PipelineResult, names: Iterable[str]) -> dict[str, int]:
-    """What the counters of those names stand at, once a pipeline has ended; one that never counted at 0."""
+    """The values of the counters with those names once a pipeline has ended; 0 for one that never counted."""
     found = {counter.key.metric.name: counter.committed for counter in result.metrics().query()["counters"]}
     return {name: found.get(name, 0) for name in names}
 
 
-def _moment(text: str) -> datetime:
-    try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError:
-        parsed = None
-    if parsed is None or parsed.tzinfo is None:
-        raise argparse.ArgumentTypeError(
-            f"a moment with its time zone expected, as 2026-01-01T00:00:00Z, got {text!r:.60}"
-        )
-    try:
-        return parsed.astimezone(UTC)
-    except OverflowError:
-        raise argparse.ArgumentTypeError(f"no such moment in UTC, got {text!r:.60}") from None
-
-
-# A moment in ISO 8601 with its time zone, as UTC.
-MOMENT = Kind(_moment, r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})$")
+# An ISO 8601 time with its time zone, read as UTC.
+MOMENT = Kind(time_flag, r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})$")
 
 
 def whole(low: int) -> Kind:
@@ -213,15 +211,3 @@ def _yes_or_no(text: str) -> bool:
 
 
 YES_OR_NO = Kind(_yes_or_no, "^(true|false)$")
-
-
-def run_main(prog: str, run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None) -> int:
-    """Runs a job; a wrong input becomes one line on stderr and 2, ctrl-C (how a job ends that goes on for ever) 130."""
-    try:
-        run(argv)
-    except InputError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0

@@ -1,9 +1,12 @@
-"""Where events, tables and windows are, as flags say it; and what Google Cloud answers to it, as one line."""
+"""Locations as flags name them (folders, buckets, BigQuery datasets), and Google Cloud's refusals as one line.
 
+A location is parsed here; `beam_jobs.warehouses` opens the tables that are there.
+"""
+
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import google.auth
 from apache_beam.io.filesystems import FileSystems
@@ -13,33 +16,39 @@ from google.auth.exceptions import GoogleAuthError
 
 from beam_jobs.files import path_is_local
 from beam_jobs.options import is_dataflow
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 from contracts.records import one_line
-
-if TYPE_CHECKING:
-    from beam_jobs.bigquery import Dataset
+from contracts.schemas import Table
 
 BIGQUERY_PREFIX = "bigquery:"
 SUBSCRIPTION_PREFIX = "pubsub:"
+DATASET = r"([a-z][a-z0-9.:-]*[a-z0-9])\.([A-Za-z0-9_]+)"
 
 
-def parse_warehouse(text: str, pipeline_options: PipelineOptions) -> "Path | Dataset":
-    """`--warehouse`: a folder of this machine, or `bigquery:PROJECT.DATASET`. Raises InputError for anything else."""
-    if text.startswith(BIGQUERY_PREFIX):
-        from beam_jobs import bigquery
+class Dataset(NamedTuple):
+    """A BigQuery dataset."""
 
-        return bigquery.parse_dataset(text)
-    if not path_is_local(text):
-        raise InputError(f"--warehouse: a folder of this machine or bigquery:PROJECT.DATASET expected, got {text!r}")
-    check_folder("--warehouse", text, pipeline_options)
-    return Path(text)
+    project: str
+    name: str
+
+    def table(self, table: Table) -> str:
+        """`project.dataset.table`."""
+        return f"{self.project}.{self.name}.{table.name}"
+
+
+def parse_dataset(text: str) -> Dataset:
+    """The dataset of `bigquery:PROJECT.DATASET`. Raises InputError."""
+    match = re.fullmatch(DATASET, text.removeprefix(BIGQUERY_PREFIX))
+    if not match:
+        raise InputError(f"--warehouse: bigquery:PROJECT.DATASET expected, got {text!r}")
+    return Dataset(match[1], match[2])
 
 
 def check_folder(flag: str, folder: str, pipeline_options: PipelineOptions) -> None:
-    """Raises InputError for a folder or bucket that a job cannot use where it is to run."""
+    """Raises InputError for a folder or bucket that the job's runner cannot use."""
     if path_is_local(folder):
         if is_dataflow(pipeline_options):
-            raise InputError(f"{flag}: Dataflow has no folder of this machine, got {folder!r}")
+            raise InputError(f"{flag}: Dataflow cannot use a folder of this machine, got {folder!r}")
         return
     try:
         FileSystems.get_filesystem(folder)
@@ -47,19 +56,23 @@ def check_folder(flag: str, folder: str, pipeline_options: PipelineOptions) -> N
         raise InputError(f"{flag}: a folder or gs://BUCKET/FOLDER expected, got {folder!r}") from None
     if folder.startswith("gs://") and not pipeline_options.view_as(GoogleCloudOptions).no_auth:
         with explained(flag, folder):
-            google.auth.default()  # Beam would go on without, and try again for minutes
+            google.auth.default()  # without credentials Beam goes on, and retries for minutes
 
 
 @contextmanager
-def explained(flag: str, thing: str) -> Iterator[None]:
-    """What keeps a person from using `thing` of Google Cloud ("table p.d.t") becomes InputError; other errors stay."""
+def explained(flag: str, resource: str) -> Iterator[None]:
+    """Turns Google Cloud's refusals about `resource` ("table p.d.t") into errors of one line; other errors pass.
+
+    Raises InputError when the resource does not exist, or the caller has no permission or no valid credentials;
+    OperationError when the service does not answer.
+    """
     try:
         yield
     except exceptions.NotFound:
-        raise InputError(f"{flag}: there is no {thing}") from None
+        raise InputError(f"{flag}: {resource} does not exist") from None
     except exceptions.Forbidden as error:
-        raise InputError(f"{flag}: no permission for {thing}: {one_line(error.message, 200)}") from None
+        raise InputError(f"{flag}: no permission for {resource}: {one_line(error.message, 200)}") from None
     except (GoogleAuthError, exceptions.Unauthorized) as error:
-        raise InputError(f"{flag}: no valid credentials for {thing}: {one_line(str(error), 200)}") from None
+        raise InputError(f"{flag}: no valid credentials for {resource}: {one_line(str(error), 200)}") from None
     except (exceptions.RetryError, exceptions.ServiceUnavailable, exceptions.DeadlineExceeded) as error:
-        raise InputError(f"{flag}: no answer about {thing}: {one_line(str(error), 200)}") from None
+        raise OperationError(f"{flag}: no answer about {resource}: {one_line(str(error), 200)}") from None

@@ -11,9 +11,8 @@ overhead of an element is Beam's main cost.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -23,19 +22,9 @@ import pyarrow.compute as pc
 from beam_jobs.tables import arrow_schema, record_schema
 from contracts.records import Interaction, utc_microseconds
 from contracts.schemas import DECISIONS, REWARDS
-from contracts.windows import TrainingWindow, WindowCounts
+from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 
 KEY_COLUMNS = ("decision_id", "decided_at")
-
-
-@dataclass(frozen=True)
-class JoinSettings:
-    """`missing_reward`: a decision without a reward in time takes `default_reward`, or is dropped."""
-
-    window: TrainingWindow
-    reward_window_seconds: float
-    missing_reward: Literal["default", "drop"]
-    default_reward: float
 
 
 class JoinedBucket(NamedTuple):
@@ -54,19 +43,25 @@ class JoinRewards(beam.PTransform):
     window less the reward window, to its end plus the reward window, inclusive).
     """
 
-    def __init__(self, settings: JoinSettings) -> None:
+    def __init__(self, window: TrainingWindow, settings: WindowSettings) -> None:
         super().__init__()
+        self._window = window
         self._settings = settings
 
     def expand(self, inputs: Any) -> Any:
         """Groups by bucket and joins each."""
-        return inputs | "ByBucket" >> beam.CoGroupByKey() | "JoinBucket" >> beam.ParDo(JoinBucketFn(self._settings))
+        return (
+            inputs
+            | "ByBucket" >> beam.CoGroupByKey()
+            | "JoinBucket" >> beam.ParDo(JoinBucketFn(self._window, self._settings))
+        )
 
 
 class JoinBucketFn(beam.DoFn):
     """(bucket, batches of the three inputs) -> JoinedBucket."""
 
-    def __init__(self, settings: JoinSettings) -> None:
+    def __init__(self, window: TrainingWindow, settings: WindowSettings) -> None:
+        self._window = window
         self._settings = settings
 
     def process(self, element: tuple[int, dict[str, Sequence[pa.RecordBatch]]]) -> Iterator[JoinedBucket]:
@@ -76,15 +71,15 @@ class JoinBucketFn(beam.DoFn):
         key_schema = pa.schema([decisions.schema.field(name) for name in KEY_COLUMNS])
         earlier = pa.Table.from_batches(batches["earlier"], key_schema)
         rewards = pa.Table.from_batches(batches["rewards"], arrow_schema(REWARDS))
-        interactions, counts = join_rewards(decisions, earlier, rewards, self._settings)
+        interactions, counts = join_rewards(decisions, earlier, rewards, self._window, self._settings)
         yield JoinedBucket(bucket, interactions, counts)
 
 
 def join_rewards(
-    decisions: pa.Table, earlier: pa.Table, rewards: pa.Table, settings: JoinSettings
+    decisions: pa.Table, earlier: pa.Table, rewards: pa.Table, window: TrainingWindow, settings: WindowSettings
 ) -> tuple[pa.RecordBatch, WindowCounts]:
     """The join of one bucket (see the module): the same result in whatever order the rows come."""
-    start, end = (utc_microseconds(moment) for moment in (settings.window.start, settings.window.end))
+    start, end = (utc_microseconds(moment) for moment in (window.start, window.end))
     decided = _microseconds(decisions["decided_at"])
     occurred = _microseconds(rewards["occurred_at"])
     value = rewards["reward"].to_numpy()

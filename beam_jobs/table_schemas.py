@@ -1,7 +1,7 @@
-"""The tables' schemas as files, for what creates tables elsewhere (Terraform): derived from the contract.
+"""The tables' schemas as JSON files, from which Terraform creates the tables. They derive from the contract.
 
 python -m beam_jobs.table_schemas infra/tables            write <table>.json for each table
-python -m beam_jobs.table_schemas infra/tables --check    exit with 1 when one differs from what is there
+python -m beam_jobs.table_schemas infra/tables --check    write nothing; exit with 1 when a file differs
 """
 
 import sys
@@ -13,7 +13,7 @@ from contracts.schemas import TABLES, Table, columns
 
 
 def definition(table: Table) -> dict[str, Any]:
-    """Schema, partitioning and clustering of `table`, as BigQuery says them."""
+    """Schema, partitioning and clustering of `table`, in BigQuery's words."""
     return {
         "partitioned_by": table.partitioned_by,
         "clustered_by": list(table.clustered_by),

@@ -1,9 +1,10 @@
 """Records as Arrow rows: schemas derive from the contract, and a batch is a `RecordBatch`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from itertools import accumulate, chain
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import pyarrow as pa
@@ -28,6 +29,13 @@ class TableRows(NamedTuple):
     rows: pa.RecordBatch
 
 
+class RowsPart(Protocol):
+    """One worker's share of a read."""
+
+    def read(self) -> Iterator[pa.RecordBatch]:
+        """Its rows, with the contract's schema, in no particular order; repeated rows are not removed."""
+
+
 class ObservationDim(NamedTuple):
     """How many decisions (each counted once) have observations of `length`, and one of them."""
 
@@ -36,9 +44,10 @@ class ObservationDim(NamedTuple):
     example: str
 
 
-def arrow_schema(table: Table) -> pa.Schema:
-    """The Arrow schema of `table`, in the order of the record's fields."""
-    return record_schema(table.record)
+def arrow_schema(table: Table, names: Sequence[str] | None = None) -> pa.Schema:
+    """The Arrow schema of `table`, in the order of the record's fields; with `names`, of those columns alone."""
+    schema = record_schema(table.record)
+    return schema if names is None else pa.schema([schema.field(name) for name in names])
 
 
 def record_schema(record: type[msgspec.Struct]) -> pa.Schema:
@@ -51,6 +60,11 @@ def _field(column: Column) -> pa.Field:
     if column.mode == "REPEATED":
         return pa.field(column.name, pa.list_(pa.field("item", kind, nullable=False)), nullable=False)
     return pa.field(column.name, kind, nullable=column.mode == "NULLABLE")
+
+
+def dead_letter_key(row: Mapping[str, Any]) -> str:
+    """A text that only this row of `dead_letters` has: its payload's SHA-256, its time in microseconds, its source."""
+    return f"{sha256(row['payload']).hexdigest()} {utc_microseconds(row['failed_at'])} {row['source'] or ''}"
 
 
 def record_batch(table: Table, records: Sequence[msgspec.Struct]) -> pa.RecordBatch:

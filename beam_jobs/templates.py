@@ -1,7 +1,7 @@
 """The metadata of the flex templates, derived from the jobs' own flags.
 
 python -m beam_jobs.templates templates/            write <job>.json for each job
-python -m beam_jobs.templates templates/ --check    exit with 1 when one differs from what is there
+python -m beam_jobs.templates templates/ --check    write nothing; exit with 1 when a file differs
 """
 
 import argparse
@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from beam_jobs import generated
-from beam_jobs.bigquery import DATASET
-from beam_jobs.places import BIGQUERY_PREFIX, SUBSCRIPTION_PREFIX
+from beam_jobs.places import BIGQUERY_PREFIX, DATASET, SUBSCRIPTION_PREFIX
 from beam_jobs.pubsub import SUBSCRIPTION, TOPIC
 
 JOBS = ("generate_movielens", "ingest_events", "export_trajectories", "replay_dead_letters")
-# Flags of Beam's that a job is run with, beyond what the launcher adds itself.
+# Beam's flags that a run of a template needs, besides those that the launcher adds.
 BEAM_PARAMETERS = [
     {
         "name": "sdk_container_image",
         "label": "Worker image",
-        "helpText": "The template's own image: launcher and worker are one.",
+        "helpText": "The template's own image, which is launcher and worker.",
         "isOptional": True,
         "paramType": "TEXT",
     }
@@ -31,7 +30,7 @@ PARAMETER_TYPES = {
 }
 _BUCKET_FOLDER = "gs://[^/]+/.+"
 _WAREHOUSE = f"^{BIGQUERY_PREFIX}{DATASET}$"
-# Of the places that a flag takes, those that a job on Dataflow can use.
+# Of the locations that a flag accepts, those that a job on Dataflow can use.
 PATTERNS = {
     ("generate_movielens", "ratings"): f"^({_BUCKET_FOLDER}|tfds:.+|sample)$",
     ("generate_movielens", "events"): f"^{_BUCKET_FOLDER}$",
@@ -43,13 +42,13 @@ PATTERNS = {
     ("export_trajectories", "windows"): f"^{_BUCKET_FOLDER}$",
     ("replay_dead_letters", "warehouse"): _WAREHOUSE,
 }
-# A template starts one job, and ends.
+# A template starts one job and ends, so it cannot follow windows.
 NOT_IN_A_TEMPLATE = {("export_trajectories", "follow")}
 STREAMING = {"ingest_events"}
 
 
 def metadata(job: str) -> dict[str, Any]:
-    """`TemplateMetadata` of a job, as JSON: one parameter for each of its flags that makes sense there, of the same name."""
+    """`TemplateMetadata` of a job, as JSON: a parameter for each flag that a template can have, with the flag's name."""
     module = importlib.import_module(f"beam_jobs.{job}")
     parser = module.parser()
     found: dict[str, Any] = {

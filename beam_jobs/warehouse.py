@@ -12,7 +12,7 @@ same name and bytes: writing them again changes nothing. What was read twice und
 import fcntl
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_jobs.files import publish
-from beam_jobs.tables import ObservationDim, arrow_schema
+from beam_jobs.tables import ObservationDim, arrow_schema, dead_letter_key
 from contracts.errors import InputError
 from contracts.records import utc_microseconds
-from contracts.schemas import DECISIONS, TABLES, Table, columns
+from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES, Table, columns
 
 INGESTED_NAME = "ingested"
-MICROSECONDS_A_DAY = 86_400_000_000
+MICROSECONDS_PER_DAY = 86_400_000_000
 _FILE_NAME = re.compile(r".*\.(-?\d+)-(-?\d+)\.parquet")
 
 
@@ -53,7 +53,7 @@ def create(warehouse: Path) -> None:
 @contextmanager
 def locked(warehouse: Path) -> Iterator[None]:
     """Held by the one process that changes the tables; others wait. Raises InputError: `warehouse` holds no tables."""
-    _check_is_warehouse(warehouse)
+    check(warehouse)
     with (warehouse / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -64,7 +64,7 @@ def write(warehouse: Path, table: Table, name: str, rows: pa.RecordBatch) -> Non
     if not rows.num_rows:
         return
     moments = rows.column(table.partitioned_by).cast(pa.int64()).to_numpy()
-    days = moments // MICROSECONDS_A_DAY
+    days = moments // MICROSECONDS_PER_DAY
     for day in np.unique(days):
         inside = days == day
         folder = warehouse / table.name / f"day={np.datetime64(int(day), 'D')}"
@@ -97,7 +97,7 @@ def read(
       InputError: `warehouse` holds no tables, or a file of it is torn.
     """
     moment, key = table.partitioned_by, ", ".join(table.key)
-    schema = _schema(table, names)
+    schema = arrow_schema(table, names)
     with _database(warehouse) as connection:
         if (source := _source(connection, warehouse, table, start, end)) is None:
             return Deduplicated(schema.empty_table(), 0)
@@ -115,7 +115,7 @@ def read_all(
     warehouse: Path, table: Table, start: datetime, end: datetime, names: Sequence[str] | None = None
 ) -> pa.Table:
     """Like `read`, but every row as often as it was written, in no order."""
-    schema = _schema(table, names)
+    schema = arrow_schema(table, names)
     with _database(warehouse) as connection:
         if (source := _source(connection, warehouse, table, start, end)) is None:
             return schema.empty_table()
@@ -132,6 +132,23 @@ def observation_dims(warehouse: Path, start: datetime, end: datetime) -> list[Ob
         return [ObservationDim(*row) for row in found]
 
 
+def remove_dead_letters(warehouse: Path, keys: Set[str], start: datetime, end: datetime) -> None:
+    """Removes the dead letters with those keys (`tables.dead_letter_key`) that failed in `[start, end)`.
+
+    Rewrites only the files that hold some of them. The caller holds `locked`.
+    """
+    first, last = utc_microseconds(start), utc_microseconds(end)
+    for path in map(Path, files(warehouse, DEAD_LETTERS, start, end)):
+        rows = pq.read_table(path, partitioning=None)
+        moments = rows.column(DEAD_LETTERS.partitioned_by).cast(pa.int64()).to_numpy()
+        inside = (moments >= first) & (moments < last)
+        gone = inside & np.array([dead_letter_key(row) in keys for row in rows.to_pylist()], bool)
+        if gone.all():
+            path.unlink()
+        elif gone.any():
+            write_file(path, DEAD_LETTERS, rows.filter(pa.array(~gone)))
+
+
 @contextmanager
 def _database(warehouse: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """DuckDB, for one query of the tables. Raises InputError that names a file which cannot be read."""
@@ -140,11 +157,6 @@ def _database(warehouse: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             yield connection
         except (duckdb.InvalidInputException, duckdb.IOException) as error:
             raise InputError(f"{warehouse}: a file cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def _schema(table: Table, names: Sequence[str] | None) -> pa.Schema:
-    schema = arrow_schema(table)
-    return schema if names is None else pa.schema([schema.field(name) for name in names])
 
 
 def _source(
@@ -163,7 +175,7 @@ def _source(
 
 def files(warehouse: Path, table: Table, start: datetime, end: datetime) -> list[str]:
     """Paths of the files that can hold rows of `[start, end)`. Raises InputError: `warehouse` holds no tables."""
-    _check_is_warehouse(warehouse)
+    check(warehouse)
     first, last = utc_microseconds(start), utc_microseconds(end) - 1
     first_day, last_day = (f"day={moment.astimezone(UTC).date().isoformat()}" for moment in (start, end))
     paths = []
@@ -176,6 +188,7 @@ def files(warehouse: Path, table: Table, start: datetime, end: datetime) -> list
     return sorted(paths)
 
 
-def _check_is_warehouse(folder: Path) -> None:
+def check(folder: Path) -> None:
+    """Raises InputError when `folder` holds no tables."""
     if not any((folder / known.name).is_dir() for known in TABLES):
         raise InputError(f"{folder} is not a warehouse: it has no folder named {TABLES[0].name}")

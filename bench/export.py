@@ -20,6 +20,7 @@ from beam_jobs.ingest_events import ingest
 from beam_jobs.movielens import MovieLens
 from beam_jobs.options import LOCAL_RUNNER
 from beam_jobs.ratings import load_ratings
+from beam_jobs.warehouses import EmbeddedWarehouse
 from bench.measure import Result, compare, seconds
 from contracts.windows import TrainingWindow, WindowSettings
 
@@ -79,15 +80,15 @@ def run() -> Result:
         root = Path(name)
         for rows in (ROWS, REFERENCE_ROWS):
             generate(viewers, GeneratorSettings(num_decisions=rows, start=START), root / f"events-{rows}")
-            ingest(root / f"events-{rows}", root / f"warehouse-{rows}")
-        export(root / f"warehouse-{REFERENCE_ROWS}", root / "warm-up", WINDOW, settings)
+            ingest(root / f"events-{rows}", EmbeddedWarehouse(root / f"warehouse-{rows}"))
+        export(EmbeddedWarehouse(root / f"warehouse-{REFERENCE_ROWS}"), root / "warm-up", WINDOW, settings)
 
         def by_record() -> None:
             export_record_by_record(root / f"warehouse-{REFERENCE_ROWS}", root / "reference")
 
         def by_bucket() -> None:
             shutil.rmtree(root / "windows", ignore_errors=True)
-            manifest = export(root / f"warehouse-{ROWS}", root / "windows", WINDOW, settings)
+            manifest = export(EmbeddedWarehouse(root / f"warehouse-{ROWS}"), root / "windows", WINDOW, settings)
             assert manifest.records("train", "holdback") == ROWS
 
         return compare(

@@ -31,8 +31,10 @@ from beam_jobs.generate_movielens import GeneratorSettings, ShardEncoder, genera
 from beam_jobs.movielens import MovieLens
 from beam_jobs.options import LOCAL_RUNNER, LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import IngestCounts
+from beam_jobs.places import Dataset
 from beam_jobs.ratings import load_ratings
 from beam_jobs.tables import arrow_schema
+from beam_jobs.warehouses import BigQueryWarehouse, EmbeddedWarehouse, Warehouse
 from bench.measure import Result, compare, megabytes, seconds
 from contracts.records import Decision, event_decoder
 from contracts.schemas import DECISIONS, REWARDS
@@ -91,7 +93,9 @@ def batch() -> Result:
 
         def by_segment() -> float:
             began = time.perf_counter()
-            counts = ingest_events.ingest(root / f"events-{BATCH_DECISIONS}", root / f"ours-{next(numbers)}")
+            counts = ingest_events.ingest(
+                root / f"events-{BATCH_DECISIONS}", EmbeddedWarehouse(root / f"ours-{next(numbers)}")
+            )
             return counts.events / (time.perf_counter() - began)
 
         return compare(by_record, by_segment, "events/s")
@@ -128,7 +132,7 @@ def _stream(payloads: list[bytes], destination: Any, number: int, reliable: bool
         with contextlib.ExitStack() as stack:
             pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
             reader = stack.enter_context(ReliableReader()) if reliable else None
-            outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, destination)
+            outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, destination.sink(streaming=True))
             if reader:
                 reader.acknowledge_stored(outputs)
             outputs.stored | "CountStored" >> beam.Map(count_stored)
@@ -160,10 +164,10 @@ def streaming_embedded() -> Result:
     """From Pub/Sub's emulator into the embedded warehouse."""
     with tempfile.TemporaryDirectory() as name, servers.pubsub_emulator(Path(name)) as host:
 
-        def folders() -> Iterator[Path]:
+        def folders() -> Iterator[Warehouse]:
             for number in itertools.count():
                 warehouse.create(Path(name) / f"warehouse-{number}")
-                yield Path(name) / f"warehouse-{number}"
+                yield EmbeddedWarehouse(Path(name) / f"warehouse-{number}")
 
         with redirect(pubsub=host):
             return _compare_streams(folders())
@@ -179,14 +183,14 @@ def streaming_bigquery() -> Result:
         redirect(host, endpoint),
     ):
 
-        def datasets() -> Iterator[bigquery.Dataset]:
+        def datasets() -> Iterator[Warehouse]:
             for number in itertools.count():
                 client = bigquery.client(PROJECT)
                 client.create_dataset(f"d{number}")
                 client.close()
-                dataset = bigquery.Dataset(PROJECT, f"d{number}")
-                bigquery.ensure_tables(dataset, None)
-                yield dataset
+                destination = BigQueryWarehouse(Dataset(PROJECT, f"d{number}"))
+                destination.create()
+                yield destination
 
         return _compare_streams(datasets())
 
@@ -221,7 +225,9 @@ def _steady_load(minutes: float) -> dict[str, Any]:
         reader = stack.enter_context(ReliableReader())
         warehouse.create(Path(name) / "warehouse")
         pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
-        outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, Path(name) / "warehouse")
+        outputs = ingest_events.build_streaming_pipeline(
+            pipeline, subscription, EmbeddedWarehouse(Path(name) / "warehouse").sink(streaming=True)
+        )
         reader.acknowledge_stored(outputs)
         result = pipeline.run()
         began = time.monotonic()

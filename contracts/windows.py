@@ -104,12 +104,12 @@ class WindowFile(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-class WindowCounts(msgspec.Struct, frozen=True, kw_only=True):
+class WindowCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What became of every decision made, and of every reward that occurred, in a window.
 
-    Decisions made in the window: `decisions = rewards + defaulted + dropped`. A reward that occurred in it is the first
-    in time for its decision (counted in `rewards` of that decision's window), or a repeat, late or an orphan (counted
-    here).
+    Decisions made in the window: `decisions = rewards + defaulted + dropped + set_aside`. A reward that occurred in the
+    window is the first in time for its decision (counted in `rewards` of that decision's window), or a repeat, late or
+    an orphan (counted here).
     """
 
     decisions: Count
@@ -121,6 +121,9 @@ class WindowCounts(msgspec.Struct, frozen=True, kw_only=True):
     orphan_rewards: Count
     duplicate_decisions: Count  # the same decision read again
     duplicate_rewards: Count  # the same reward read again
+    # Decisions left out because their observation has another length than the window's. JSON omits the field when it is
+    # 0, as in windows exported before the field existed.
+    set_aside: Count = 0
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,10 +42,11 @@ def ingest(places: Places, observation_dim: int | None = None) -> "IngestCounts"
     """
     from beam_jobs import ingest_events
     from beam_jobs.payloads import DecisionShape
+    from beam_jobs.warehouses import EmbeddedWarehouse
     from trainer import arms
 
     champion = policy_store.champion(places.policies)
     if observation_dim is None and champion is not None:
         observation_dim = serving.read_card(places.policies / champion.version).observation_dim
     shape = DecisionShape(observation_dim, len(arms.read_catalogue(places.catalogue)))
-    return ingest_events.ingest(places.events, places.warehouse, shape)
+    return ingest_events.ingest(places.events, EmbeddedWarehouse(places.warehouse), shape)

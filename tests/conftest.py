@@ -11,7 +11,7 @@ import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before any test imports 
 from contracts.errors import InputError, OperationError
 
 if TYPE_CHECKING:
-    from beam_jobs.bigquery import Dataset
+    from beam_jobs.places import Dataset
     from orchestration.emulators.redirect import BigQueryEndpoint
     from tests.streaming_jobs import Queue
 
@@ -75,8 +75,9 @@ def bigquery_endpoint(
 def dataset(bigquery_endpoint: "BigQueryEndpoint") -> "Dataset":
     """A data set of its own, with the tables in it."""
     from beam_jobs import bigquery
+    from beam_jobs.places import Dataset
 
-    made = bigquery.Dataset("local-test", f"bandit_{next(_numbers)}")
+    made = Dataset("local-test", f"bandit_{next(_numbers)}")
     client = bigquery.client(made.project)
     client.create_dataset(made.name)
     client.close()

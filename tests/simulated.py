@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from beam_jobs import bigquery
-from beam_jobs.bigquery import Dataset
 from beam_jobs.generate_movielens import GeneratorSettings, ShardEncoder, simulate_shard
 from beam_jobs.movielens import MovieLens
+from beam_jobs.places import Dataset
 from beam_jobs.ratings import load_ratings
 from contracts.schemas import Table
 

@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import ingest_events
-from beam_jobs.bigquery import Dataset
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
+from beam_jobs.warehouses import Warehouse
 from orchestration.emulators.reliable_reader import ReliableReader
 
 PROJECT = "local-test"
@@ -39,12 +38,12 @@ def wait_until(done: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-def run_until(queue: Queue, destination: Dataset | Path, done: Callable[[ReliableReader], bool]) -> None:
+def run_until(queue: Queue, destination: Warehouse, done: Callable[[ReliableReader], bool]) -> None:
     """Runs the streaming job on the local runner until `done`."""
     with ReliableReader() as reader:
         options = PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"])
         pipeline = beam.Pipeline(options=options)
-        outputs = ingest_events.build_streaming_pipeline(pipeline, queue.subscription, destination)
+        outputs = ingest_events.build_streaming_pipeline(pipeline, queue.subscription, destination.sink(streaming=True))
         reader.acknowledge_stored(outputs)
         result = pipeline.run()
         try:

@@ -19,9 +19,11 @@ from pathlib import Path
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_jobs import bigquery, ingest_events, pubsub
+from beam_jobs import ingest_events, pubsub
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import add_shape_flags, shape_from
+from beam_jobs.places import parse_dataset
+from beam_jobs.warehouses import BigQueryWarehouse
 from contracts.command_line import FlagParser, run_main
 from orchestration.emulators.redirect import BigQueryEndpoint, redirect
 from orchestration.emulators.reliable_reader import ReliableReader
@@ -60,11 +62,14 @@ def _parser() -> FlagParser:
 
 
 def _ingest(arguments: argparse.Namespace, reader: ReliableReader) -> None:
-    subscription, dataset = pubsub.parse_subscription(arguments.events), bigquery.parse_dataset(arguments.warehouse)
+    subscription, dataset = pubsub.parse_subscription(arguments.events), parse_dataset(arguments.warehouse)
     pubsub.check_subscription(subscription)
-    bigquery.ensure_tables(dataset, expiry_days=None)
+    destination = BigQueryWarehouse(dataset)
+    destination.create()
     pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
-    outputs = ingest_events.build_streaming_pipeline(pipeline, subscription, dataset, shape=shape_from(arguments))
+    outputs = ingest_events.build_streaming_pipeline(
+        pipeline, subscription, destination.sink(streaming=True), shape=shape_from(arguments)
+    )
     reader.acknowledge_stored(outputs)
     result = pipeline.run()
     threading.Thread(target=_write_status, args=(Path(arguments.status), reader), daemon=True).start()

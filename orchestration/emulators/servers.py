@@ -177,11 +177,12 @@ def _create_resources() -> None:
     from google.cloud import pubsub_v1
 
     from beam_jobs import bigquery
+    from beam_jobs.places import parse_dataset
 
     with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
         publisher.create_topic(name=TOPIC)
         subscriber.create_subscription(name=SUBSCRIPTION, topic=TOPIC, ack_deadline_seconds=60)
-    dataset = bigquery.parse_dataset(EMULATED_WAREHOUSE)
+    dataset = parse_dataset(EMULATED_WAREHOUSE)
     client = bigquery.client(dataset.project)
     client.create_dataset(dataset.name)
     client.close()

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from beam_jobs import ingest_events, warehouse
 from beam_jobs.payloads import DecisionShape
+from beam_jobs.places import Dataset, parse_dataset
+from beam_jobs.warehouses import BigQueryWarehouse, EmbeddedWarehouse, Warehouse
 from contracts import schemas
 from contracts.errors import OperationError
 from contracts.event_segments import open_segments, opened_at, sealed_segments
@@ -25,16 +27,13 @@ from orchestration.loop.run_folder import RunFolder
 from orchestration.processes import Child, wait_until
 from predictor.publisher import STATUS_NAME, Status
 
-if TYPE_CHECKING:
-    from beam_jobs.bigquery import Dataset
-
 ARRIVAL_TIMEOUT_SECONDS = 60.0
 
 
 class Backend(Protocol):
     """What the loop asks of either."""
 
-    source: "Path | Dataset"  # what the export reads
+    source: Warehouse  # what the export reads
     predictor_flags: list[str]
 
     def deliver(self) -> None:
@@ -56,11 +55,10 @@ def open_backend(name: Literal["local", "emulators"], folder: RunFolder, shape: 
     if name == "local":
         yield EmbeddedBackend(folder, shape)
         return
-    from beam_jobs import bigquery
     from orchestration.emulators import servers
 
     with servers.ingesting(folder.logs, folder.ingest_status, shape) as (_, job):
-        dataset = bigquery.parse_dataset(EMULATED_WAREHOUSE)
+        dataset = parse_dataset(EMULATED_WAREHOUSE)
         yield EmulatedBackend(folder, dataset, servers.TOPIC, job, folder.ingest_status)
 
 
@@ -70,7 +68,7 @@ class EmbeddedBackend:
     def __init__(self, folder: RunFolder, shape: DecisionShape) -> None:
         self._folder = folder
         self._shape = shape
-        self.source: Path | Dataset = folder.warehouse
+        self.source: Warehouse = EmbeddedWarehouse(folder.warehouse)
         self.predictor_flags: list[str] = []
 
     def deliver(self) -> None:
@@ -79,24 +77,24 @@ class EmbeddedBackend:
     def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
         """Waits until the segments are sealed, then ingests them."""
         wait_until_sealed(self._folder.events, moment, check)
-        ingest_events.ingest(self._folder.events, self._folder.warehouse, self._shape)
+        ingest_events.ingest(self._folder.events, self.source, self._shape)
 
     def finish(self) -> None:
         """Ingests what the predictor sealed as it stopped; what a dead one left is sealed first."""
-        ingest_events.ingest(self._folder.events, self._folder.warehouse, self._shape)
+        ingest_events.ingest(self._folder.events, self.source, self._shape)
 
 
 class EmulatedBackend:
     """The predictor publishes to Pub/Sub; the streaming job writes BigQuery."""
 
-    def __init__(self, folder: RunFolder, dataset: "Dataset", topic: str, job: Child, status: Path) -> None:
+    def __init__(self, folder: RunFolder, dataset: Dataset, topic: str, job: Child, status: Path) -> None:
         self._folder = folder
         self._dataset = dataset
         self._topic = topic
         self._job = job
         self._status = status
         self._published_before = 0  # by publishers that have ended
-        self.source: Path | Dataset = dataset
+        self.source: Warehouse = BigQueryWarehouse(dataset)
         self.predictor_flags = ["--topic", topic]
 
     def deliver(self) -> None:

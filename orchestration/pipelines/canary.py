@@ -175,8 +175,9 @@ def _rows(
 ) -> list[dict[str, Any]]:
     if warehouse:
         from beam_jobs import bigquery
+        from beam_jobs.places import parse_dataset
 
-        found = bigquery.read_all(bigquery.parse_dataset(warehouse), table, begin, end, names)
+        found = bigquery.read_all(parse_dataset(warehouse), table, begin, end, names)
     else:
         from beam_jobs import warehouse as embedded
 

@@ -106,9 +106,11 @@ def export_windows(plan: str) -> str:
         if not made.windows:
             record.said, record.outcome = made.reason, "nothing new"
             return "nothing new"
-        from beam_jobs import export_trajectories, warehouse
+        from beam_jobs import export_trajectories
+        from beam_jobs.warehouses import EmbeddedWarehouse
 
         places, wanted = made.places, made.settings
+        source = EmbeddedWarehouse(places.warehouse)
         settings = contracts.windows.WindowSettings(
             reward_window_seconds=wanted.reward_window_seconds,
             settle_seconds=wanted.settle_seconds,
@@ -123,12 +125,10 @@ def export_windows(plan: str) -> str:
         known = set(plans.exported_windows(places.windows))
         decisions = 0
         for window in made.windows:
-            counted = sum(
-                dim.decisions for dim in warehouse.observation_dims(places.warehouse, window.start, window.end)
-            )
+            counted = sum(dim.decisions for dim in source.observation_dims(window.start, window.end))
             # A window in which nobody came is not made: the next one begins where the last one ended.
             if counted or window in known:
-                export_trajectories.export(places.warehouse, places.windows, window, settings)
+                export_trajectories.export(source, places.windows, window, settings)
                 decisions += counted
         if not decisions:
             record.said, record.outcome = f"nobody asked for a movie in these windows{aside}", "nothing new"

@@ -16,14 +16,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from google.api_core import exceptions
 from google.cloud.bigquery_storage_v1 import types
 
-from beam_jobs import bigquery, export_trajectories, ingest_events, replay_dead_letters
-from beam_jobs.bigquery import Dataset
+from beam_jobs import bigquery, bigquery_sinks, ingest_events, replay_dead_letters, window_rows
 from beam_jobs.export_trajectories import export
 from beam_jobs.options import LOCAL_RUNNER
 from beam_jobs.payloads import MAX_EVENT_BYTES, DecisionShape, IngestCounts, ParseEventsFn, PayloadBatch
+from beam_jobs.places import Dataset
 from beam_jobs.replay_dead_letters import ReplayCounts
 from beam_jobs.tables import TableRows, record_batch
-from contracts.errors import InputError
+from beam_jobs.warehouses import WRITE_METHODS, BigQueryWarehouse
 from contracts.event_segments import segment_name
 from contracts.records import Decision, encoder, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES
@@ -36,7 +36,7 @@ SETTINGS = WindowSettings(reward_window_seconds=2)
 PROJECT = "local-test"
 
 
-@pytest.mark.parametrize("write_method", ingest_events.WRITE_METHODS)
+@pytest.mark.parametrize("write_method", WRITE_METHODS)
 def test_a_folder_into_bigquery(
     dataset: Dataset, tmp_path: Path, write_method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,7 +71,9 @@ def test_replay_from_bigquery(dataset: Dataset) -> None:
         dataset.table(DEAD_LETTERS), [letter | {"payload": payload, "source": source} for payload, source in payloads]
     )
     client.close()
-    counts = replay_dead_letters.replay(dataset, START, START + timedelta(days=1), DecisionShape(num_actions=1000))
+    counts = replay_dead_letters.replay(
+        BigQueryWarehouse(dataset), START, START + timedelta(days=1), DecisionShape(num_actions=1000)
+    )
     assert counts == ReplayCounts(letters=3, replayed=1, remaining=2)
     assert sorted(row["source"] for row in rows(dataset, DEAD_LETTERS)) == ["1", "3"]
     assert len(rows(dataset, DECISIONS)) == 1
@@ -81,19 +83,19 @@ def test_what_bigquery_refuses_again_stays_a_dead_letter(dataset: Dataset, monke
     """It has the same payload and source as the letter that is removed, and the new reason."""
     decisions = [event for event in map(event_decoder.decode, events(3)) if isinstance(event, Decision)]
     letters = [
-        msgspec.structs.replace(bigquery.refused_row(DECISIONS, row, "earlier"), failed_at=START)
-        for row in bigquery.json_rows(record_batch(DECISIONS, decisions))
+        msgspec.structs.replace(bigquery_sinks.refused_row(DECISIONS, row, "earlier"), failed_at=START)
+        for row in bigquery_sinks.json_rows(record_batch(DECISIONS, decisions))
     ]
     client = bigquery.client(PROJECT)
     client.insert_rows_json(
-        dataset.table(DEAD_LETTERS), bigquery.json_rows(record_batch(DEAD_LETTERS, letters)), timeout=60
+        dataset.table(DEAD_LETTERS), bigquery_sinks.json_rows(record_batch(DEAD_LETTERS, letters)), timeout=60
     )
     client.close()
     bad = decisions[1].decision_id
     emulated = bigquery.client
     monkeypatch.setattr(bigquery, "client", lambda project: Pedant(emulated(project), bad))
     far = datetime(2999, 1, 1, tzinfo=UTC)  # the range holds what fails now
-    counts = replay_dead_letters.replay(dataset, START, far)
+    counts = replay_dead_letters.replay(BigQueryWarehouse(dataset), START, far)
     assert counts == ReplayCounts(letters=3, replayed=2, remaining=1)
     assert sorted(row["decision_id"] for row in rows(dataset, DECISIONS)) == sorted(
         {event.decision_id for event in decisions} - {bad}
@@ -153,7 +155,7 @@ def test_only_the_columns_and_the_range_asked_for_are_read(monkeypatch: pytest.M
             return types.ReadSession()
 
     monkeypatch.setattr(bigquery, "read_client", ReadClient)
-    for rows_range in export_trajectories.row_ranges(WINDOW, SETTINGS):
+    for rows_range in window_rows.row_ranges(WINDOW, SETTINGS):
         bigquery.open_streams(
             Dataset(PROJECT, "d"), rows_range.table, rows_range.start, rows_range.end, rows_range.columns
         )
@@ -210,7 +212,7 @@ def test_a_batch_is_loaded_once_however_often_it_is_tried(monkeypatch: pytest.Mo
     monkeypatch.setattr(bigquery, "client", lambda project: client)
     decisions = [event for event in map(event_decoder.decode, events(7)) if isinstance(event, Decision)]
     batch = TableRows("segment-000000", record_batch(DECISIONS, decisions))
-    load = bigquery.LoadRowsFn(Dataset(PROJECT, "d"), DECISIONS)
+    load = bigquery_sinks.LoadRowsFn(Dataset(PROJECT, "d"), DECISIONS)
     load.setup()
     for _ in range(2):  # BigQuery fails; a runner tries again
         with pytest.raises(exceptions.InternalServerError):
@@ -235,7 +237,8 @@ def test_how_old_events_are_once_stored_is_a_metric(dataset: Dataset, tmp_path: 
     (tmp_path / f"{segment_name(START, 'test')}.jsonl").write_bytes(b"\n".join(events(5)) + b"\n")
     pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"]))
     segments = [str(path) for path in tmp_path.iterdir()]
-    ingest_events.build_pipeline(pipeline, segments, dataset, ingest_events.STORAGE_WRITE_API)
+    destination = BigQueryWarehouse(dataset)
+    ingest_events.build_pipeline(pipeline, segments, destination, destination.sink("storage_write_api"))
     result = pipeline.run()
     result.wait_until_finish()
     [latency] = [
@@ -249,21 +252,21 @@ def test_how_old_events_are_once_stored_is_a_metric(dataset: Dataset, tmp_path: 
 
 
 def test_a_quiet_window_of_bigquery(dataset: Dataset, tmp_path: Path) -> None:
-    manifest = export(dataset, tmp_path, WINDOW, SETTINGS, max_records_per_file=4_000)
+    manifest = export(BigQueryWarehouse(dataset), tmp_path, WINDOW, SETTINGS, max_records_per_file=4_000)
     assert (manifest.counts.decisions, manifest.files) == (0, [])
 
 
-def test_observations_of_several_lengths_are_refused(dataset: Dataset, tmp_path: Path) -> None:
-    """As the embedded warehouse refuses them: before anything is written."""
+def test_observations_of_another_length_are_set_aside(dataset: Dataset, tmp_path: Path) -> None:
+    """As from the embedded warehouse."""
     decisions = [event for event in map(event_decoder.decode, events(3)) if isinstance(event, Decision)]
     decisions.append(msgspec.structs.replace(decisions[0], decision_id=decisions[0].decision_id[:-1] + "f"))
     decisions[-1] = msgspec.structs.replace(decisions[-1], observation=[1.0])
     client = bigquery.client(PROJECT)
-    client.insert_rows_json(dataset.table(DECISIONS), bigquery.json_rows(record_batch(DECISIONS, decisions)))
+    client.insert_rows_json(dataset.table(DECISIONS), bigquery_sinks.json_rows(record_batch(DECISIONS, decisions)))
     client.close()
-    with pytest.raises(InputError, match=rf"same length, got 10 \(.*\), 1 \(decision_id={decisions[-1].decision_id}\)"):
-        export(dataset, tmp_path, WINDOW, SETTINGS, max_records_per_file=4_000)
-    assert not (tmp_path / WINDOW.folder).exists()
+    manifest = export(BigQueryWarehouse(dataset), tmp_path, WINDOW, SETTINGS)
+    assert (manifest.counts.decisions, manifest.counts.set_aside, manifest.observation_dim) == (4, 1, 10)
+    assert manifest.records("train", "holdback") == 3
 
 
 class RefusingClient:
@@ -324,7 +327,7 @@ class RefusingWriteClient:
         return [types.AppendRowsResponse(append_result={})]
 
 
-@pytest.mark.parametrize("write_method", ingest_events.WRITE_METHODS)
+@pytest.mark.parametrize("write_method", WRITE_METHODS)
 def test_rows_that_bigquery_refuses_become_dead_letters(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write_method: str
 ) -> None:
@@ -334,12 +337,13 @@ def test_rows_that_bigquery_refuses_become_dead_letters(
     inserting, appending = RefusingClient(refused_action=3), RefusingWriteClient(refused_action=3)
     monkeypatch.setattr(bigquery, "client", lambda project: inserting)
     monkeypatch.setattr(bigquery, "write_client", lambda: appending)
-    monkeypatch.setattr(bigquery, "BYTES_A_REQUEST", 50_000)
+    monkeypatch.setattr(bigquery_sinks, "BYTES_PER_REQUEST", 50_000)
     (tmp_path / f"{segment_name(START, 'test')}.jsonl").write_bytes(b"\n".join(payloads) + b"\n")
     options = PipelineOptions([f"--runner={LOCAL_RUNNER}"])
+    destination = BigQueryWarehouse(Dataset(PROJECT, "d"))
     with beam.Pipeline(options=options) as pipeline:
         ingest_events.build_pipeline(
-            pipeline, [str(path) for path in tmp_path.iterdir()], Dataset(PROJECT, "d"), write_method
+            pipeline, [str(path) for path in tmp_path.iterdir()], destination, destination.sink(write_method)
         )
     if write_method != "storage_write_api":
         inserted = {table.name: inserting.inserted[f"{PROJECT}.d.{table.name}"] for table in TABLES}
@@ -397,7 +401,7 @@ def test_the_largest_payload_fits_into_a_request(monkeypatch: pytest.MonkeyPatch
         return insert(table, json_rows, **settings)
 
     monkeypatch.setattr(client, "insert_rows_json", measured)
-    store = bigquery.InsertRowsFn(Dataset(PROJECT, "d"), DEAD_LETTERS)
+    store = bigquery_sinks.InsertRowsFn(Dataset(PROJECT, "d"), DEAD_LETTERS)
     store.setup()
     list(store.process(rows))
     assert max(sizes) < 10_000_000
@@ -420,7 +424,7 @@ def test_the_largest_payloads_fit_into_appended_requests(monkeypatch: pytest.Mon
         return append(iter([request]), timeout)
 
     monkeypatch.setattr(client, "append_rows", measured)
-    store = bigquery.AppendRowsFn(Dataset(PROJECT, "d"), DEAD_LETTERS)
+    store = bigquery_sinks.AppendRowsFn(Dataset(PROJECT, "d"), DEAD_LETTERS)
     store.setup()
     list(store.process(rows))
     assert max(sizes) < 10_000_000
@@ -436,9 +440,10 @@ def test_a_moment_that_bigquery_has_no_partition_for_stops_nothing(
     reward = event_decoder.decode(next(line for line in events(10) if b"occurred_at" in line))
     old = encoder.encode(msgspec.structs.replace(reward, occurred_at=datetime(1650, 1, 1, tzinfo=UTC)))
     (tmp_path / f"{segment_name(START, 'test')}.jsonl").write_bytes(old + b"\n" + encoder.encode(reward) + b"\n")
+    destination = BigQueryWarehouse(Dataset(PROJECT, "d"))
     with beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"])) as pipeline:
         ingest_events.build_pipeline(
-            pipeline, [str(path) for path in tmp_path.iterdir()], Dataset(PROJECT, "d"), "streaming_inserts"
+            pipeline, [str(path) for path in tmp_path.iterdir()], destination, destination.sink("streaming_inserts")
         )
     assert len(client.inserted[f"{PROJECT}.d.rewards"]) == 1
     [letter] = client.inserted[f"{PROJECT}.d.dead_letters"]

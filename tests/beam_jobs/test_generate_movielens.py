@@ -109,7 +109,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--start", "2026-01-01"], "argument --start: a moment with its time zone expected, as .*, got '2026-01-01'"),
+        (
+            ["--start", "2026-01-01"],
+            "argument --start: expected: a time with its time zone, such as .*, got '2026-01-01'",
+        ),
         (["--num-decisions", "0"], "argument --num-decisions: a whole number from 1 expected, got '0'"),
         (["--no-reward-probability", "1.5"], "a number from 0 to 1 expected, got '1.5'"),
         (["--window-seconds", "nan"], "a number above 0 expected, got 'nan'"),
@@ -129,7 +132,7 @@ def test_wrong_input_is_one_line(
     start = [] if "--start" in flags or not flags else ["--start", "2026-01-01T00:00:00Z"]
     assert generate_movielens.main(["--events", str(tmp_path / "events"), *start, *flags]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("generate_movielens: error: ")
+    assert line.startswith("beam_jobs.generate_movielens: error: ")
     assert re.search(message, line)
     assert not (tmp_path / "events").exists()
 

@@ -24,6 +24,7 @@ from beam_jobs.payloads import (
     shape_from,
 )
 from beam_jobs.tables import TableRows
+from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.errors import InputError
 from contracts.records import Decision, RewardEvent, encoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, Table
@@ -108,7 +109,7 @@ BAD_PAYLOADS = [
 def test_every_line_is_accounted_for(events: Path, folder: Path) -> None:
     good = [decision(0), reward(0), decision(1), decision(1)]
     path = segment(events, *good, *(payload for payload, _, _ in BAD_PAYLOADS))
-    counts = ingest(events, folder)
+    counts = ingest(events, EmbeddedWarehouse(folder))
     assert counts == IngestCounts(events=4 + len(BAD_PAYLOADS), decisions=3, rewards=1, dead_letters=len(BAD_PAYLOADS))
     assert {row["decision_id"] for row in rows(folder, DECISIONS)} == {decision_id(0), decision_id(1)}
     assert warehouse.read(folder, DECISIONS, START, END).duplicates == 1
@@ -127,7 +128,7 @@ def test_every_line_is_accounted_for(events: Path, folder: Path) -> None:
 def test_a_torn_last_line_is_a_dead_letter_and_a_line_without_end_is_not(events: Path, folder: Path) -> None:
     segment(events, decision(0), reward(0), end=b"")
     segment(events, decision(1), reward(1)[:30], number=1, end=b"")
-    assert ingest(events, folder) == IngestCounts(events=4, decisions=2, rewards=1, dead_letters=1)
+    assert ingest(events, EmbeddedWarehouse(folder)) == IngestCounts(events=4, decisions=2, rewards=1, dead_letters=1)
 
 
 def test_decisions_that_no_policy_in_training_could_learn_from_are_dead_letters(events: Path, folder: Path) -> None:
@@ -135,7 +136,9 @@ def test_decisions_that_no_policy_in_training_could_learn_from_are_dead_letters(
     longer = decision(1).replace(b"[0.5,-0.25]", b"[0.5,-0.25,0.0]")
     beyond = decision(2).replace(b'"action":1', b'"action":3')
     segment(events, decision(0), longer, beyond, reward(1))
-    assert ingest(events, folder, DecisionShape(2, 3)) == IngestCounts(events=4, decisions=1, rewards=1, dead_letters=2)
+    assert ingest(events, EmbeddedWarehouse(folder), DecisionShape(2, 3)) == IngestCounts(
+        events=4, decisions=1, rewards=1, dead_letters=2
+    )
     messages = sorted(str(row["error_message"]) for row in rows(folder, DEAD_LETTERS))
     assert messages == [
         f"action: must be below 3, got 3 (decision_id={decision_id(2)})",
@@ -154,29 +157,29 @@ def test_a_shape_can_be_told_on_a_command_line(shape: DecisionShape) -> None:
 
 def test_only_new_segments_are_read(events: Path, folder: Path) -> None:
     segment(events, decision(0))
-    assert ingest(events, folder).events == 1
+    assert ingest(events, EmbeddedWarehouse(folder)).events == 1
     before = digests(folder)
-    assert ingest(events, folder) == IngestCounts()
+    assert ingest(events, EmbeddedWarehouse(folder)) == IngestCounts()
     assert digests(folder) == before
     segment(events, decision(1), number=1)
-    assert ingest(events, folder).events == 1
+    assert ingest(events, EmbeddedWarehouse(folder)).events == 1
     assert before.items() <= digests(folder).items()
     assert len(rows(folder, DECISIONS)) == 2
 
 
 def test_reading_a_segment_again_changes_nothing(events: Path, folder: Path) -> None:
     segment(events, decision(0), reward(0), b"?")
-    ingest(events, folder)
+    ingest(events, EmbeddedWarehouse(folder))
     before = digests(folder)
     for note in (folder / "ingested").iterdir():
         note.unlink()
-    assert ingest(events, folder).events == 3
+    assert ingest(events, EmbeddedWarehouse(folder)).events == 3
     assert digests(folder) == before
 
 
 def test_empty_segments_are_noted(events: Path, folder: Path) -> None:
     segment(events, end=b"")
-    assert ingest(events, folder) == IngestCounts()
+    assert ingest(events, EmbeddedWarehouse(folder)) == IngestCounts()
     assert [note.name for note in (folder / "ingested").iterdir()] == ["20260101T000000.000000Z-test.json"]
 
 
@@ -184,21 +187,21 @@ def test_segments_being_written_are_left_alone_until_their_writer_is_gone(events
     path = segment(events, decision(0)).rename(events / "20260101T000000.000000Z-test.jsonl.open")
     with path.open("ab") as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
-        assert ingest(events, folder).events == 0
-    assert ingest(events, folder).decisions == 1
+        assert ingest(events, EmbeddedWarehouse(folder)).events == 0
+    assert ingest(events, EmbeddedWarehouse(folder)).decisions == 1
 
 
 def test_other_files_are_not_events(events: Path, folder: Path) -> None:
     segment(events, decision(0))
     (events / "notes.jsonl").write_bytes(b"hello\n")
     (events / "20260101T000000.000000Z-x.jsonl.unfinished").write_bytes(b"hello\n")
-    assert ingest(events, folder).events == 1
+    assert ingest(events, EmbeddedWarehouse(folder)).events == 1
 
 
 def test_many_batches_and_a_line_too_large_to_be_an_event(events: Path, folder: Path) -> None:
     huge = b"[" + b"1," * (MAX_EVENT_BYTES + 100) + b"1]"
     path = segment(events, *(reward(number % 1000) for number in range(EVENTS_A_BATCH)), huge, decision(7))
-    counts = ingest(events, folder)
+    counts = ingest(events, EmbeddedWarehouse(folder))
     assert counts == IngestCounts(events=EVENTS_A_BATCH + 2, decisions=1, rewards=EVENTS_A_BATCH, dead_letters=1)
     [letter] = rows(folder, DEAD_LETTERS)
     assert letter["source"] == f"{path.name}:{EVENTS_A_BATCH + 1}"
@@ -259,7 +262,7 @@ def test_counters_add_up() -> None:
 def test_counts_that_do_not_add_up_are_not_noted(folder: Path) -> None:
     warehouse.create(folder)
     with pytest.raises(RuntimeError, match="segment s: not every event is accounted for"):
-        list(CheckAccountedFn(str(folder)).process(("s", IngestCounts(events=3, decisions=1, rewards=1))))
+        list(CheckAccountedFn(EmbeddedWarehouse(folder)).process(("s", IngestCounts(events=3, decisions=1, rewards=1))))
     assert not list((folder / "ingested").iterdir())
 
 
@@ -283,7 +286,7 @@ def test_files_that_are_not_segments_are_mentioned(
     out, err = capsys.readouterr()
     assert out == "1 events: 1 decisions, 0 rewards, 0 dead letters\n"
     assert err == (
-        "2 files not named as a segment were left alone, 99999999T999999.000000Z-no-such-moment.jsonl the first\n"
+        "2 files without a segment's name were ignored, the first is 99999999T999999.000000Z-no-such-moment.jsonl\n"
     )
 
 
@@ -296,22 +299,21 @@ def a_file(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--events", "nowhere", "--warehouse", "w"], "--events: 'nowhere' is not a folder"),
+        (["--events", "nowhere", "--warehouse", "w"], "--events: a folder expected, got 'nowhere'"),
         (["--events", ".", "--warehouse", "FILE"], "--warehouse: .* cannot be created: Not a directory"),
         (["--events", "."], "the following arguments are required: --warehouse"),
         (["--events", ".", "--warehouse", "w", "extra"], "unrecognized argument: extra"),
         (["--events", ".", "--warehouse", "gs://bucket/w"], "--warehouse: a folder of this machine or bigquery:"),
-        (["--events", ".", "--warehouse", "w", "--runner=DataflowRunner"], "--warehouse: Dataflow has no folder of"),
+        (["--events", ".", "--warehouse", "w", "--runner=DataflowRunner"], "--warehouse: Dataflow cannot use a folder"),
         (
             ["--events", ".", "--warehouse", "bigquery:my-project.d", "--runner=DataflowRunner"],
-            "--events: Dataflow has no folder of this machine, got '.'",
+            "--events: Dataflow cannot use a folder of this machine, got '.'",
         ),
-        (["--events", "gs://bucket/e", "--warehouse", "w"], "--events: into a folder only a folder is ingested"),
         (["--events", ".", "--warehouse", "w", "--num-actions=0"], "--num-actions: a whole number from 1 expected"),
-        (["--events", ".", "--warehouse", "w", "--expiry-days", "3"], "--expiry-days: is for --warehouse bigquery:"),
+        (["--events", ".", "--warehouse", "w", "--expiry-days", "3"], "--expiry-days: requires --warehouse bigquery:"),
         (
             ["--events", "pubsub:projects/my-project/subscriptions/sub", "--warehouse", "w", "--runner=DataflowRunner"],
-            "--warehouse: Dataflow has no folder of this machine, got 'w'",
+            "--warehouse: Dataflow cannot use a folder of this machine, got 'w'",
         ),
     ],
 )
@@ -320,12 +322,12 @@ def test_wrong_input_is_one_line(
 ) -> None:
     assert ingest_events.main([a_file if flag == "FILE" else flag for flag in flags]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(f"ingest_events: error: .*{message}.*", line)
+    assert re.fullmatch(f"beam_jobs.ingest_events: error: .*{message}.*", line)
 
 
 def test_no_event_log_leaves_no_warehouse(folder: Path) -> None:
     with pytest.raises(InputError):
-        ingest(folder / "nowhere", folder)
+        ingest(folder / "nowhere", EmbeddedWarehouse(folder))
     assert not folder.exists()
 
 

@@ -1,4 +1,4 @@
-"""Where things are, as flags say it; what Google Cloud answers is in test_bigquery and test_emulators."""
+"""Locations as flags name them; what Google Cloud answers is in test_bigquery and test_servers."""
 
 import re
 from pathlib import Path
@@ -9,29 +9,29 @@ from google.api_core import exceptions
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from google.cloud import bigquery as api
 
-from beam_jobs import bigquery, export_trajectories, generate_movielens, ingest_events, options, replay_dead_letters
-from beam_jobs.bigquery import Dataset
-from beam_jobs.places import check_folder, explained, parse_warehouse
-from contracts.errors import InputError
+from beam_jobs import bigquery, export_trajectories, generate_movielens, ingest_events, replay_dead_letters
+from beam_jobs.places import Dataset, check_folder, explained, parse_dataset
+from contracts.errors import InputError, OperationError
+from contracts.schemas import DECISIONS
 
 HERE = PipelineOptions([])
 DATAFLOW = PipelineOptions(["--runner=DataflowRunner"])
 DAY = ["--start=2026-01-01T00:00:00Z", "--end=2026-01-02T00:00:00Z"]
 
 
-def test_a_warehouse_is_a_folder_or_a_data_set() -> None:
-    assert parse_warehouse("some/folder", HERE) == Path("some/folder")
-    assert parse_warehouse("bigquery:my-project.bandit", DATAFLOW) == Dataset("my-project", "bandit")
-    for text in ("gs://bucket/warehouse", "s3://bucket/warehouse"):
-        with pytest.raises(InputError, match="--warehouse: a folder of this machine or bigquery:PROJECT"):
-            parse_warehouse(text, HERE)
-    with pytest.raises(InputError, match="--warehouse: Dataflow has no folder of this machine, got 'some/folder'"):
-        parse_warehouse("some/folder", DATAFLOW)
+def test_a_dataset_has_a_project() -> None:
+    assert parse_dataset("bigquery:my-project.bandit") == Dataset("my-project", "bandit")
+    assert parse_dataset("bigquery:example.com:my-project.bandit").table(DECISIONS) == (
+        "example.com:my-project.bandit.decisions"
+    )
+    for text in ("bigquery:bandit", "bigquery:my-project.a-b"):
+        with pytest.raises(InputError, match=r"--warehouse: bigquery:PROJECT\.DATASET expected"):
+            parse_dataset(text)
 
 
 def test_a_folder_is_where_the_job_runs() -> None:
     check_folder("--windows", "some/folder", HERE)
-    with pytest.raises(InputError, match="--windows: Dataflow has no folder of this machine, got 'some/folder'"):
+    with pytest.raises(InputError, match="--windows: Dataflow cannot use a folder of this machine, got 'some/folder'"):
         check_folder("--windows", "some/folder", DATAFLOW)
     with pytest.raises(InputError, match="--windows: a folder or gs://BUCKET/FOLDER expected, got 'nosuch://x'"):
         check_folder("--windows", "nosuch://x", HERE)
@@ -40,7 +40,7 @@ def test_a_folder_is_where_the_job_runs() -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (exceptions.NotFound("x"), "--flag: there is no table t"),
+        (exceptions.NotFound("x"), "--flag: table t does not exist"),
         (exceptions.Forbidden("Access Denied:\nno"), "--flag: no permission for table t: Access Denied: no"),
         (DefaultCredentialsError("not found"), "--flag: no valid credentials for table t: not found"),
         (RefreshError("expired"), "--flag: no valid credentials for table t: expired"),
@@ -49,7 +49,8 @@ def test_a_folder_is_where_the_job_runs() -> None:
     ],
 )
 def test_what_google_cloud_answers_is_one_line(error: Exception, message: str) -> None:
-    with pytest.raises(InputError) as caught, explained("--flag", "table t"):
+    kind = OperationError if isinstance(error, exceptions.ServiceUnavailable) else InputError
+    with pytest.raises(kind) as caught, explained("--flag", "table t"):
         raise error
     assert re.fullmatch(message, str(caught.value))
 
@@ -85,7 +86,7 @@ def test_a_bug_stays_one() -> None:
         (
             replay_dead_letters.main,
             ["--warehouse=bigquery:my-project.bandit", *DAY],
-            "--warehouse: no valid credentials for data set my-project.bandit: ",
+            "--warehouse: no valid credentials for dataset my-project.bandit: ",
         ),
         (
             generate_movielens.main,
@@ -104,13 +105,3 @@ def test_without_credentials_a_job_ends_at_once(
     [line] = capsys.readouterr().err.splitlines()
     assert thing in line
     assert "nothing.json was not found" in line
-
-
-def test_an_interruption_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C is how a job ends that goes on for ever: no traceback."""
-
-    def run(argv: object) -> None:
-        raise KeyboardInterrupt
-
-    assert options.run_main("export_trajectories", run, []) == 130
-    assert capsys.readouterr() == ("", "")

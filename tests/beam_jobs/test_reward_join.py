@@ -15,7 +15,6 @@ from beam_jobs.reward_join import (
     KEY_COLUMNS,
     JoinedBucket,
     JoinRewards,
-    JoinSettings,
     hash_ids,
     in_holdback,
     join_rewards,
@@ -25,7 +24,7 @@ from beam_jobs.reward_join import (
 from beam_jobs.tables import record_batch
 from contracts.records import Decision, RewardEvent
 from contracts.schemas import DECISIONS, REWARDS
-from contracts.windows import TrainingWindow, WindowCounts
+from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = TrainingWindow(START, START + timedelta(seconds=10))
@@ -55,8 +54,8 @@ def reward(number: int, seconds: float, value: float = 1.0) -> RewardEvent:
     return RewardEvent(decision_id=decision_id(number), occurred_at=at(seconds), reward=value)
 
 
-def settings(missing: Literal["default", "drop"] = "default") -> JoinSettings:
-    return JoinSettings(WINDOW, REWARD_WINDOW, missing, default_reward=-1.0)
+def settings(missing: Literal["default", "drop"] = "default") -> WindowSettings:
+    return WindowSettings(reward_window_seconds=REWARD_WINDOW, missing_reward=missing, default_reward=-1.0)
 
 
 def tables(events: Sequence[Decision | RewardEvent]) -> dict[str, pa.Table]:
@@ -75,7 +74,7 @@ def joined(
     events: Sequence[Decision | RewardEvent], missing: Literal["default", "drop"] = "default"
 ) -> tuple[list[tuple[int, float, float | None]], dict[str, int]]:
     """(number, reward, when it came) of each interaction, and the counts that are not 0."""
-    rows, counts = join_rewards(**tables(events), settings=settings(missing))
+    rows, counts = join_rewards(**tables(events), window=WINDOW, settings=settings(missing))
     interactions = [
         (int(row["observation"][0]), row["reward"], row["rewarded_at"] and (row["rewarded_at"] - START).total_seconds())
         for row in rows.to_pylist()
@@ -193,7 +192,7 @@ def test_decisions_that_contradict_each_other() -> None:
     """The earlier one counts; of one moment always the same one, in whatever order they come."""
     events = [decision(1, 2, action=5), decision(1, 1, action=6), decision(2, 1, action=8), decision(2, 1, action=7)]
     for shuffled in (events, events[::-1]):
-        rows, counts = join_rewards(**tables(shuffled), settings=settings())
+        rows, counts = join_rewards(**tables(shuffled), window=WINDOW, settings=settings())
         assert rows.column("action").to_pylist() == [6, 7]
         assert counts.duplicate_decisions == 2
 
@@ -233,7 +232,7 @@ def random_events(seed: int, count: int) -> list[Decision | RewardEvent]:
 
 def test_agrees_with_the_slow_and_obvious_way() -> None:
     events = random_events(seed=1, count=300)
-    rows, counts = join_rewards(**tables(events), settings=settings())
+    rows, counts = join_rewards(**tables(events), window=WINDOW, settings=settings())
     expected = by_hand(events)
     assert {row["decision_id"]: None if row["defaulted"] else row["reward"] for row in rows.to_pylist()} == expected
     assert counts.rewards == sum(value is not None for value in expected.values())
@@ -258,7 +257,7 @@ def rows_of(events: Sequence[Decision | RewardEvent], window: TrainingWindow) ->
     table = pa.Table.from_batches([record_batch(DECISIONS, [e for e in inside if isinstance(e, Decision)])])
     rewards = tables([e for e in inside if isinstance(e, RewardEvent)])
     rows, _ = join_rewards(
-        table, rewards["earlier"], rewards["rewards"], JoinSettings(window, REWARD_WINDOW, "default", 0.0)
+        table, rewards["earlier"], rewards["rewards"], window, WindowSettings(reward_window_seconds=REWARD_WINDOW)
     )
     return rows.to_pylist()
 
@@ -267,7 +266,7 @@ def rows_of(events: Sequence[Decision | RewardEvent], window: TrainingWindow) ->
 def test_the_composite_joins_as_one_bucket_would(num_buckets: int) -> None:
     events = random_events(seed=2, count=200)
     inputs = tables(events)
-    rows, counts = join_rewards(**inputs, settings=settings())
+    rows, counts = join_rewards(**inputs, window=WINDOW, settings=settings())
 
     def check(actual: list[JoinedBucket]) -> None:
         assert len(actual) == num_buckets
@@ -282,7 +281,7 @@ def test_the_composite_joins_as_one_bucket_would(num_buckets: int) -> None:
             name: pipeline | name >> beam.Create(list(split_into_buckets(table, num_buckets)))
             for name, table in inputs.items()
         }
-        assert_that(collections | "JoinRewards" >> JoinRewards(settings()), check)
+        assert_that(collections | "JoinRewards" >> JoinRewards(WINDOW, settings()), check)
 
 
 def test_hash_is_the_same_everywhere_and_splits_independently_of_buckets() -> None:
@@ -304,6 +303,6 @@ def test_observations_of_several_lengths_are_refused() -> None:
             **{name: getattr(decision(2, 1), name) for name in Decision.__struct_fields__} | {"observation": [1.0]}
         ),
     ]
-    rows, _ = join_rewards(**tables(mixed), settings=settings())
+    rows, _ = join_rewards(**tables(mixed), window=WINDOW, settings=settings())
     with pytest.raises(ValueError, match=r"same length, got 2 and 1 \(decision_id=.*0002\)"):
         observations(rows)

@@ -18,8 +18,16 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from google.cloud import dataflow_v1beta3
 from google.protobuf import json_format
 
-from beam_jobs import bigquery, export_trajectories, generate_movielens, ingest_events, replay_dead_letters
+from beam_jobs import (
+    bigquery,
+    bigquery_sinks,
+    export_trajectories,
+    generate_movielens,
+    ingest_events,
+    replay_dead_letters,
+)
 from beam_jobs.files import publish
+from beam_jobs.places import Dataset
 from beam_jobs.tables import TableRows, record_batch
 from contracts.event_segments import segment_name
 from contracts.records import DeadLetter
@@ -138,14 +146,14 @@ def test_export_trajectories(dataflow: Dataflow, bigquery_endpoint: servers.BigQ
     client = bigquery.client(PROJECT)
     client.create_dataset("to_export", exists_ok=True)
     client.close()
-    bigquery.ensure_tables(bigquery.Dataset(PROJECT, "to_export"), None)
+    bigquery.ensure_tables(Dataset(PROJECT, "to_export"), None)
     flags = [f"--warehouse=bigquery:{PROJECT}.to_export", "--windows=gs://bucket/windows"]
     flags += ["--start=2026-01-01T00:00:00Z", "--end=2026-01-01T00:05:00Z"]
     job, staged = submit(dataflow, export_trajectories.main, flags)
     assert job.type_ == dataflow_v1beta3.JobType.JOB_TYPE_BATCH
     check_workers(job)
     names = steps(staged)
-    assert {"ReadRows/OpenStreams", "ReadRows/ReadStream", "WriteManifest"} <= names
+    assert {"ReadWindowRows/OpenParts", "ReadWindowRows/ReadPart", "WriteWindow/WriteManifest"} <= names
     assert "JoinRewards/JoinBucket" in names
 
 
@@ -192,13 +200,13 @@ def test_ingest_events(
 
 @pytest.mark.parametrize("job", ["replay_dead_letters", "ingest_events"])
 def test_a_template_is_made_before_anything_runs(
-    dataflow: Dataflow, dataset: bigquery.Dataset, job: str, capsys: pytest.CaptureFixture[str]
+    dataflow: Dataflow, dataset: Dataset, job: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A flex template's launcher asks for the job's graph alone: what it would do is not done yet."""
     letters = [
         DeadLetter(payload=simulated.events(1)[0], error_type="x", error_message="m", stage="p", failed_at=START)
     ]
-    store = bigquery.InsertRowsFn(dataset, DEAD_LETTERS)
+    store = bigquery_sinks.InsertRowsFn(dataset, DEAD_LETTERS)
     store.setup()
     list(store.process(TableRows("before", record_batch(DEAD_LETTERS, letters))))
     store.teardown()
@@ -235,7 +243,10 @@ def test_a_template_is_made_before_anything_runs(
 
 
 def test_the_three_jobs_on_a_bucket(
-    dataflow: Dataflow, bigquery_endpoint: servers.BigQueryEndpoint, capsys: pytest.CaptureFixture[str]
+    dataflow: Dataflow,
+    bigquery_endpoint: servers.BigQueryEndpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As they run on Dataflow, files in Cloud Storage and tables in BigQuery, but on the local runner."""
     client = bigquery.client(PROJECT)
@@ -253,7 +264,10 @@ def test_the_three_jobs_on_a_bucket(
     publish("gs://bucket/run/events/notes.jsonl", [b"no event\n"])  # not a segment: left alone
     tables = f"--warehouse=bigquery:{PROJECT}.on_a_bucket"
     assert ingest_events.main(["--events=gs://bucket/run/events", tables, *cloud]) == 0
-    assert "60 decisions" in capsys.readouterr().out
+    into_bigquery = capsys.readouterr().out.splitlines()[-1]
+    assert ingest_events.main(["--events=gs://bucket/run/events", f"--warehouse={tmp_path}", *cloud]) == 0
+    assert capsys.readouterr().out.splitlines() == [into_bigquery]
+    assert "60 decisions" in into_bigquery
     window = [start, "--window-seconds=5", "--windows=gs://bucket/run/windows", "--max-records-per-file=25"]
     for _ in range(2):  # the second time it is there already
         assert export_trajectories.main([tables, *window, *cloud]) == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from beam_jobs import bigquery
+from beam_jobs.places import parse_dataset
 from contracts.errors import InputError, OperationError
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import decode_manifest
@@ -78,7 +79,7 @@ def wait_until(done: Callable[[], bool], seconds: float = 300.0) -> None:
 def stored(addresses: Addresses) -> dict[str, set[str]]:
     """The ids of the decisions that are in BigQuery, and of those that have a reward there."""
     begin, end = (datetime.now(UTC) + timedelta(days=days) for days in (-1, 1))
-    dataset = bigquery.parse_dataset(EMULATED_WAREHOUSE)
+    dataset = parse_dataset(EMULATED_WAREHOUSE)
     with redirect(addresses.pubsub, addresses.bigquery):
         return {
             table.name: set(bigquery.read_all(dataset, table, begin, end, ("decision_id",))["decision_id"].to_pylist())

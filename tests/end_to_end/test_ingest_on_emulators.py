@@ -13,9 +13,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from google.api_core import exceptions
 
 from beam_jobs import bigquery, export_trajectories, ingest_events
-from beam_jobs.bigquery import Dataset
 from beam_jobs.export_trajectories import export
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
+from beam_jobs.places import Dataset
+from beam_jobs.warehouses import BigQueryWarehouse, EmbeddedWarehouse
 from contracts.event_segments import segment_name
 from contracts.records import RewardEvent, event_decoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES
@@ -63,7 +64,7 @@ def test_fifty_thousand_events_are_all_accounted_for(queue: Queue, dataset: Data
     sent = with_faults(25_200, seed=1)
     assert len(sent.payloads) >= 50_000
     publish(queue.topic, sent.payloads)
-    run_until(queue, dataset, lambda reader: reader.stored >= len(sent.payloads))
+    run_until(queue, BigQueryWarehouse(dataset), lambda reader: reader.stored >= len(sent.payloads))
     stored = {table.name: rows(dataset, table) for table in TABLES}
     keys = {table.name: {tuple(row[name] for name in table.key) for row in stored[table.name]} for table in TABLES}
     # What a read sees once, and how often it was there more than once.
@@ -77,8 +78,13 @@ def test_fifty_thousand_events_are_all_accounted_for(queue: Queue, dataset: Data
     bad = sorted(payload for payload in sent.payloads if not readable(payload))
     assert letters == bad
     # The export tells the late ones apart, over all windows in which rewards occurred.
-    manifest = export(dataset, tmp_path / "windows", WINDOW, SETTINGS, max_records_per_file=4_000)
-    after = export(dataset, tmp_path / "windows", TrainingWindow(WINDOW.end, START + timedelta(seconds=30)), SETTINGS)
+    manifest = export(BigQueryWarehouse(dataset), tmp_path / "windows", WINDOW, SETTINGS, max_records_per_file=4_000)
+    after = export(
+        BigQueryWarehouse(dataset),
+        tmp_path / "windows",
+        TrainingWindow(WINDOW.end, START + timedelta(seconds=30)),
+        SETTINGS,
+    )
     assert manifest.counts.decisions == sent.decisions
     assert manifest.counts.rewards == sent.rewards - sent.late
     assert manifest.counts.late_rewards + after.counts.late_rewards == sent.late
@@ -89,9 +95,11 @@ def test_fifty_thousand_events_are_all_accounted_for(queue: Queue, dataset: Data
     folder = tmp_path / "events"
     folder.mkdir()
     (folder / f"{segment_name(START, 'test')}.jsonl").write_bytes(b"\n".join(sent.payloads) + b"\n")
-    counts = ingest_events.ingest(folder, tmp_path / "warehouse")
+    counts = ingest_events.ingest(folder, EmbeddedWarehouse(tmp_path / "warehouse"))
     assert counts.dead_letters == sent.malformed
-    export(tmp_path / "warehouse", tmp_path / "embedded", WINDOW, SETTINGS, max_records_per_file=4_000)
+    export(
+        EmbeddedWarehouse(tmp_path / "warehouse"), tmp_path / "embedded", WINDOW, SETTINGS, max_records_per_file=4_000
+    )
     assert digests(tmp_path / "windows" / WINDOW.folder) == digests(tmp_path / "embedded" / WINDOW.folder)
 
 
@@ -117,7 +125,11 @@ def test_the_job_as_it_runs_in_production_on_the_local_runner(queue: Queue, data
             publisher.publish(queue.topic, payload, event_time="2026-01-01T00:00:00Z").result()
     pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"]))
     ingest_events.build_streaming_pipeline(
-        pipeline, queue.subscription, dataset, timestamp_attribute="event_time", dead_letter_topic=queue.topic
+        pipeline,
+        queue.subscription,
+        BigQueryWarehouse(dataset).sink(streaming=True),
+        timestamp_attribute="event_time",
+        dead_letter_topic=queue.topic,
     )
     result = pipeline.run()
     try:
@@ -148,7 +160,7 @@ def test_wrong_destinations_and_sources_are_one_line(
     for flags, message in [
         (
             ["--events", "pubsub:projects/local-test/subscriptions/nothing", "--warehouse", "bigquery:local-test.x"],
-            "--events: there is no subscription projects/local-test/subscriptions/nothing",
+            "--events: subscription projects/local-test/subscriptions/nothing does not exist",
         ),
         (
             ["--events", "pubsub:nothing", "--warehouse", "w"],
@@ -156,7 +168,7 @@ def test_wrong_destinations_and_sources_are_one_line(
         ),
         (
             ["--events", events_flag, "--warehouse", "bigquery:local-test.nothing"],
-            "there is no data set local-test.nothing",
+            "dataset local-test.nothing does not exist",
         ),
         (
             ["--events", events_flag, "--warehouse", "bigquery:local-test.odd"],
@@ -164,21 +176,21 @@ def test_wrong_destinations_and_sources_are_one_line(
         ),
         (
             ["--events", events_flag, "--warehouse", "w", "--dead-letter-topic", "projects/local-test/topics/nothing"],
-            "--dead-letter-topic: there is no topic",
+            "--dead-letter-topic: topic projects/local-test/topics/nothing does not exist",
         ),
         (
             ["--events", events_flag, "--warehouse", "bigquery:local-test.x", "--write-method", "file_loads"],
-            "--write-method: file_loads is for batch",
+            "--write-method: file_loads requires a batch job",
         ),
-        (["--events", ".", "--warehouse", "w", "--write-method", "file_loads"], "--write-method: is for --warehouse"),
+        (["--events", ".", "--warehouse", "w", "--write-method", "file_loads"], "--write-method: requires --warehouse"),
     ]:
         assert ingest_events.main(flags) == 2
         [line] = capsys.readouterr().err.splitlines()
-        assert line.startswith("ingest_events: error: ")
+        assert line.startswith("beam_jobs.ingest_events: error: ")
         assert message in line
     window = ["--start", "2026-01-01T00:00:00Z", "--end", "2026-01-02T00:00:00Z", "--windows", str(tmp_path)]
     assert export_trajectories.main(["--warehouse", "bigquery:local-test.nothing", *window]) == 2
-    assert "there is no table local-test.nothing.decisions" in capsys.readouterr().err
+    assert "table local-test.nothing.decisions does not exist" in capsys.readouterr().err
 
 
 class ForbiddingClient:
@@ -198,4 +210,6 @@ def test_no_permission_is_one_line(
     flags = ["--events", f"pubsub:{queue.subscription}", "--warehouse", "bigquery:local-test.d"]
     assert ingest_events.main(flags) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("ingest_events: error: --warehouse: no permission for data set local-test.d: Access Denied")
+    assert line.startswith(
+        "beam_jobs.ingest_events: error: --warehouse: no permission for dataset local-test.d: Access Denied"
+    )

@@ -16,6 +16,7 @@ from beam_jobs.generate_movielens import GeneratorSettings, ShardEncoder, simula
 from beam_jobs.ingest_events import ingest
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
+from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.event_segments import segment_name
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
 from contracts.windows import TrainingWindow, WindowSettings
@@ -64,7 +65,7 @@ def test_ingestion_killed_five_times_while_events_flow(tmp_path: Path) -> None:
         kill(MOMENTS[number % len(MOMENTS)], rng.randint(1, 8), "ingest_events", flags)
     for number in next_segment:
         sent += flow(number)
-    ingest(events, folder)
+    ingest(events, EmbeddedWarehouse(folder))
     end = START + timedelta(days=1)
     decisions = warehouse.read_all(folder, DECISIONS, START, end).column("decision_id").to_pylist()
     rewards = warehouse.read_all(folder, REWARDS, START, end).column("decision_id").to_pylist()
@@ -84,15 +85,20 @@ def test_export_killed_and_run_again(tmp_path: Path, moment: str) -> None:
     events.mkdir()
     lines = b"".join(ShardEncoder(viewers).lines(simulate_shard(viewers, settings, 0)))
     (events / f"{segment_name(START, 'test')}.jsonl").write_bytes(lines)
-    ingest(events, folder)
+    ingest(events, EmbeddedWarehouse(folder))
     window = TrainingWindow(START, START + timedelta(seconds=5))
     export_settings = WindowSettings(reward_window_seconds=2)
-    untouched = export(folder, tmp_path / "untouched", window, export_settings, max_records_per_file=100)
+    untouched = export(
+        EmbeddedWarehouse(folder), tmp_path / "untouched", window, export_settings, max_records_per_file=100
+    )
     flags = ["--warehouse", str(folder), "--windows", str(tmp_path / "windows")]
     flags += ["--start", START.isoformat(), "--window-seconds", "5", "--reward-window-seconds", "2"]
     flags += ["--settle-seconds", "1", "--max-records-per-file", "100"]
     kill(moment, 5, "export_trajectories", flags)
     assert not (tmp_path / "windows" / window.folder / "manifest.json").exists()
-    assert export(folder, tmp_path / "windows", window, export_settings, max_records_per_file=100) == untouched
+    assert (
+        export(EmbeddedWarehouse(folder), tmp_path / "windows", window, export_settings, max_records_per_file=100)
+        == untouched
+    )
     files = {path.name: path.read_bytes() for path in (tmp_path / "untouched" / window.folder).iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "windows" / window.folder).iterdir()} == files

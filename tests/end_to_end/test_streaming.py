@@ -18,6 +18,7 @@ from beam_jobs.ingest_events import StoreEvents
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import IngestCounts, ParseEvents, add_counts
 from beam_jobs.pubsub import BatchMessages, dead_letter_messages
+from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.records import Decision, RewardEvent, encoder
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES
 from contracts.windows import TrainingWindow, WindowSettings
@@ -79,7 +80,7 @@ def stream(folder: Path, steps: Sequence[float | list[tuple[float, bytes]]]) -> 
     options = PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"])
     with beam.Pipeline(options=options) as pipeline:
         parsed = pipeline | source | BatchMessages() | ParseEvents()
-        parsed | StoreEvents(folder) | beam.Map(collect)
+        parsed | StoreEvents(EmbeddedWarehouse(folder).sink(streaming=True)) | beam.Map(collect)
     return add_counts(counts for _, counts in COLLECTED)
 
 
@@ -89,7 +90,7 @@ def exported(folder: Path, windows: Path) -> tuple[list[tuple[float, float, bool
 
     from contracts import trajectories
 
-    manifest = export(folder, windows, WINDOW, SETTINGS)
+    manifest = export(EmbeddedWarehouse(folder), windows, WINDOW, SETTINGS)
     records = [
         record.numpy()
         for file in manifest.files
@@ -216,7 +217,7 @@ def test_follow_gives_each_window_once_it_has_closed(tmp_path: Path) -> None:
         clock += timedelta(seconds=seconds)
 
     closed = closed_windows(WINDOW, SETTINGS, until=at(35), now=lambda: clock, sleep=sleep)
-    manifests = (export(folder, tmp_path / "windows", window, SETTINGS) for window in closed)
+    manifests = (export(EmbeddedWarehouse(folder), tmp_path / "windows", window, SETTINGS) for window in closed)
     done = [(manifest.window.start, clock, manifest.counts.decisions) for manifest in manifests]
     assert done == [(at(0), at(13), 1), (at(10), at(23), 1), (at(20), at(33), 1)]
     assert slept == [8, 10, 10]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from beam_jobs import bigquery
-from beam_jobs.bigquery import Dataset
+from beam_jobs.places import Dataset
 from contracts.errors import OperationError
 from contracts.schemas import REWARDS
 from orchestration.emulators.redirect import BigQueryEndpoint

@@ -13,6 +13,7 @@ from apache_beam.runners.direct.transform_evaluator import _PubSubReadEvaluator
 
 from beam_jobs import ingest_events, warehouse
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
+from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.schemas import DEAD_LETTERS, TABLES
 from orchestration.emulators.reliable_reader import ReliableReader
 from tests.simulated import events
@@ -29,7 +30,9 @@ def test_nothing_is_acknowledged_before_it_is_stored(queue: Queue, tmp_path: Pat
     with ReliableReader(messages_per_read=200) as reader:
         options = PipelineOptions([f"--runner={LOCAL_STREAMING_RUNNER}", "--streaming"])
         pipeline = beam.Pipeline(options=options)
-        outputs = ingest_events.build_streaming_pipeline(pipeline, queue.subscription, tmp_path)
+        outputs = ingest_events.build_streaming_pipeline(
+            pipeline, queue.subscription, EmbeddedWarehouse(tmp_path).sink(streaming=True)
+        )
         reader.acknowledge_stored(outputs)
         shutil.rmtree(tmp_path / "rewards")
         (tmp_path / "rewards").write_text("in the way: rewards cannot be written")
@@ -47,7 +50,7 @@ def test_nothing_is_acknowledged_before_it_is_stored(queue: Queue, tmp_path: Pat
     (tmp_path / "rewards").unlink()
     warehouse.create(tmp_path)
     left = len(payloads) - reader.stored
-    run_until(queue, tmp_path, lambda reader: reader.stored >= left)
+    run_until(queue, EmbeddedWarehouse(tmp_path), lambda reader: reader.stored >= left)
     end = START + timedelta(days=1)
     found = {table.name: warehouse.read(tmp_path, table, START, end).rows.num_rows for table in TABLES}
     assert found == {"decisions": 300, "rewards": len(payloads) - 300, "dead_letters": 0}
@@ -57,7 +60,7 @@ def test_large_messages_side_by_side(queue: Queue, tmp_path: Path) -> None:
     payloads = [b"?" * 4_000_000, b"!" * 4_000_000, *events(10)]
     publish(queue.topic, payloads)
     warehouse.create(tmp_path)
-    run_until(queue, tmp_path, lambda reader: reader.stored >= len(payloads))
+    run_until(queue, EmbeddedWarehouse(tmp_path), lambda reader: reader.stored >= len(payloads))
     letters = warehouse.read_all(
         tmp_path, DEAD_LETTERS, datetime(2020, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC)
     )

@@ -1,0 +1,189 @@
+"""The only writer of the window format of `contracts.windows`: TFRecord files of bounded size, then the manifest.
+
+A manifest counts every decision of its window. All records of a window have observations of one length; decisions with
+another length are set aside and counted.
+"""
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.metrics import Metrics
+
+from beam_jobs.files import publish
+from beam_jobs.reward_join import JoinedBucket, in_holdback, observations
+from contracts.errors import OperationError
+from contracts.windows import (
+    MANIFEST_NAME,
+    Manifest,
+    Split,
+    TrainingWindow,
+    WindowCounts,
+    WindowFile,
+    WindowSettings,
+    encode_manifest,
+)
+
+METRICS = "export_trajectories"  # the job, as its monitoring has it
+
+
+class WrittenBucket(NamedTuple):
+    """What one bucket adds to the manifest."""
+
+    files: list[WindowFile]
+    counts: WindowCounts
+    policy_versions: dict[str, int]
+
+
+class WindowShape(NamedTuple):
+    """How the records of one window are laid out.
+
+    observation_dim: length of every observation; None for a window without decisions.
+    num_buckets: parts of the join, each of which writes its own files.
+    max_records_per_file: at least 1.
+    """
+
+    observation_dim: int | None
+    num_buckets: int
+    max_records_per_file: int
+
+
+class WriteWindow(beam.PTransform):
+    """PCollection[JoinedBucket] -> PCollection[Manifest]: the one manifest of the window, once it is written."""
+
+    def __init__(self, folder: str, window: TrainingWindow, settings: WindowSettings, shape: WindowShape) -> None:
+        super().__init__()
+        self._folder = folder
+        self._window = window
+        self._settings = settings
+        self._shape = shape
+
+    def expand(self, buckets: Any) -> Any:
+        """Files of each bucket, then the manifest of all."""
+        return (
+            buckets
+            | "SetAside" >> beam.Map(set_aside, self._shape.observation_dim)
+            | "WriteBucket"
+            >> beam.ParDo(WriteBucketFn(self._folder, self._settings.holdback_share, self._shape.max_records_per_file))
+            | "AddUp" >> beam.CombineGlobally(add_up)
+            | "WriteManifest"
+            >> beam.Map(write_manifest, self._folder, self._window, self._settings, self._shape.observation_dim)
+        )
+
+
+def set_aside(bucket: JoinedBucket, observation_dim: int | None) -> JoinedBucket:
+    """The bucket without interactions whose observations have another length, which its counts have as `set_aside`."""
+    rows = bucket.interactions
+    keep = pc.list_value_length(rows.column("observation")).to_numpy(zero_copy_only=False) == observation_dim
+    if keep.all():
+        return bucket
+    defaulted = int((rows.column("defaulted").to_numpy(zero_copy_only=False) & ~keep).sum())
+    aside = int((~keep).sum())
+    counts = msgspec.structs.replace(
+        bucket.counts,
+        rewards=bucket.counts.rewards - (aside - defaulted),
+        defaulted=bucket.counts.defaulted - defaulted,
+        set_aside=aside,
+    )
+    return JoinedBucket(bucket.bucket, rows.filter(pa.array(keep)), counts)
+
+
+class WriteBucketFn(beam.DoFn):
+    """JoinedBucket -> WrittenBucket: its trajectories as TFRecord files in `folder`."""
+
+    def __init__(self, folder: str, holdback_share: float, max_records_per_file: int) -> None:
+        self._folder = folder
+        self._holdback_share = holdback_share
+        self._max_records_per_file = max_records_per_file
+        self._counters = {name: Metrics.counter(METRICS, name) for name in WindowCounts.__struct_fields__}
+
+    def process(self, bucket: JoinedBucket) -> Iterator[WrittenBucket]:
+        """Writes one bucket."""
+        for name, counter in self._counters.items():
+            counter.inc(getattr(bucket.counts, name))
+        rows = bucket.interactions
+        held_back = in_holdback(rows.column("decision_id"), self._holdback_share)
+        splits: tuple[tuple[Split, np.ndarray], ...] = (("train", ~held_back), ("holdback", held_back))
+        yield WrittenBucket(
+            files=[
+                write_file(self._folder, f"part-{split}-{bucket.bucket:05d}{suffix}.tfrecord", split, part)
+                for split, chosen in splits
+                for suffix, part in self._parts(rows.filter(pa.array(chosen)))
+            ],
+            counts=bucket.counts,
+            policy_versions=dict(Counter(rows.column("policy_version").to_pylist())),
+        )
+
+    def _parts(self, rows: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Pieces that fit into a file; the first one has no suffix."""
+        for number, begin in enumerate(range(0, rows.num_rows, self._max_records_per_file)):
+            yield f"-{number}" if number else "", rows.slice(begin, self._max_records_per_file)
+
+
+def write_file(folder: str, name: str, split: Split, rows: pa.RecordBatch) -> WindowFile:
+    """Writes interactions (columns of `Interaction`) as one file, and returns its line of the manifest.
+
+    Raises OperationError when the file cannot be written.
+    """
+    import tensorflow as tf
+
+    from contracts import trajectories
+
+    batch = trajectories.TrajectoryBatch(
+        observation=observations(rows),
+        action=rows.column("action").to_numpy().astype(np.int32),
+        reward=rows.column("reward").to_numpy().astype(np.float32),
+        propensity=rows.column("propensity").to_numpy().astype(np.float32),
+        defaulted=rows.column("defaulted").to_numpy(zero_copy_only=False),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / name
+        try:
+            with tf.io.TFRecordWriter(str(path)) as writer:
+                for record in trajectories.encode(batch):
+                    writer.write(record)
+        except tf.errors.OpError as error:
+            raise OperationError(f"{path}: cannot be written: {error.message}") from None
+        data = path.read_bytes()
+    publish(FileSystems.join(folder, name), [data])
+    return WindowFile(
+        name=name, split=split, records=rows.num_rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+    )
+
+
+def add_up(buckets: Iterable[WrittenBucket]) -> WrittenBucket:
+    """All of `buckets` as one."""
+    files: list[WindowFile] = []
+    counts = dict.fromkeys(WindowCounts.__struct_fields__, 0)
+    policy_versions: Counter[str] = Counter()
+    for bucket in buckets:
+        files += bucket.files
+        for name in counts:
+            counts[name] += getattr(bucket.counts, name)
+        policy_versions.update(bucket.policy_versions)
+    return WrittenBucket(files, WindowCounts(**counts), dict(policy_versions))
+
+
+def write_manifest(
+    written: WrittenBucket, folder: str, window: TrainingWindow, settings: WindowSettings, observation_dim: int | None
+) -> Manifest:
+    """Writes the manifest of all that was written, and returns it."""
+    manifest = Manifest(
+        window=window,
+        **msgspec.structs.asdict(settings),
+        observation_dim=(observation_dim or 0) if written.files else 0,
+        files=sorted(written.files, key=lambda file: file.name),
+        counts=written.counts,
+        policy_versions=dict(sorted(written.policy_versions.items())),
+    )
+    publish(FileSystems.join(folder, MANIFEST_NAME), [encode_manifest(manifest)])
+    return manifest

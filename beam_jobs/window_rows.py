@@ -1,0 +1,84 @@
+"""The warehouse's rows that belong to one training window, as the inputs of `beam_jobs.reward_join`."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+
+from beam_jobs.reward_join import KEY_COLUMNS, split_into_buckets
+from beam_jobs.tables import RowsPart
+from beam_jobs.warehouses import Warehouse
+from contracts.schemas import DECISIONS, REWARDS, Table
+from contracts.windows import TrainingWindow, WindowSettings
+
+
+class RowRange(NamedTuple):
+    """One read: rows of `table` in `[start, end)`, for the join's input `name`. `columns` None: all."""
+
+    name: str
+    table: Table
+    start: datetime
+    end: datetime
+    columns: tuple[str, ...] | None
+
+
+def row_ranges(window: TrainingWindow, settings: WindowSettings) -> list[RowRange]:
+    """The reads that the join of `window` needs. Raises OverflowError when one begins or ends outside the years 1 to 9999."""
+    reward_window = timedelta(seconds=settings.reward_window_seconds)
+    earliest = window.start - timedelta(seconds=settings.late_horizon_seconds)
+    just_after = timedelta(microseconds=1)  # a reward at the very end of its reward window is in time
+    return [
+        RowRange("decisions", DECISIONS, window.start, window.end, None),
+        RowRange("earlier", DECISIONS, earliest, window.start, KEY_COLUMNS),
+        RowRange("rewards", REWARDS, window.start - reward_window, window.end + reward_window + just_after, None),
+    ]
+
+
+class ReadWindowRows(beam.PTransform):
+    """PBegin -> {name: PCollection of (bucket, RecordBatch)} for each of `ranges`."""
+
+    def __init__(self, source: Warehouse, ranges: Sequence[RowRange], num_buckets: int) -> None:
+        super().__init__()
+        self._source = source
+        self._ranges = ranges
+        self._num_buckets = num_buckets
+
+    def expand(self, pipeline: Any) -> Any:
+        """Opens each read, spreads its parts over the workers, and splits what they read by bucket."""
+        names = [rows.name for rows in self._ranges]
+        read = (
+            pipeline
+            | "Ranges" >> beam.Create(self._ranges)
+            | "OpenParts" >> beam.ParDo(OpenPartsFn(self._source))
+            | "Spread" >> beam.Reshuffle()
+            | "ReadPart" >> beam.ParDo(ReadPartFn(self._num_buckets)).with_outputs(*names)
+        )
+        return {name: read[name] for name in names}
+
+
+class OpenPartsFn(beam.DoFn):
+    """RowRange -> (its name, RowsPart) for each part of the read."""
+
+    def __init__(self, source: Warehouse) -> None:
+        self._source = source
+
+    def process(self, rows: RowRange) -> Iterator[tuple[str, RowsPart]]:
+        """Opens one read."""
+        for part in self._source.parts(rows.table, rows.start, rows.end, rows.columns):
+            yield rows.name, part
+
+
+class ReadPartFn(beam.DoFn):
+    """(name, RowsPart) -> (bucket, RecordBatch), on the output of that name."""
+
+    def __init__(self, num_buckets: int) -> None:
+        self._num_buckets = num_buckets
+
+    def process(self, element: tuple[str, RowsPart]) -> Iterator[Any]:
+        """Reads one part."""
+        name, part = element
+        for batch in part.read():
+            for bucket in split_into_buckets(pa.Table.from_batches([batch]), self._num_buckets):
+                yield beam.pvalue.TaggedOutput(name, bucket)
