@@ -16,12 +16,6 @@ from contracts.errors import InputError
 from contracts.policies import STRATEGIES, Exploration
 
 
-def check(exploration: Exploration) -> None:
-    """Raises InputError for a strategy that there is not."""
-    if exploration.strategy not in STRATEGIES:
-        raise InputError(f"exploration.strategy: must be one of {', '.join(STRATEGIES)}, got {exploration.strategy!r}")
-
-
 def probabilities(
     exploration: Exploration, mean: np.ndarray, std: np.ndarray, mask: np.ndarray | None = None
 ) -> np.ndarray:
@@ -37,10 +31,9 @@ def probabilities(
       [B, K] float64. Rows sum to 1, and an arm that is not on offer has exactly 0.
 
     Raises:
-      InputError: there is no such strategy.
+      InputError: the strategy is unknown.
       ValueError: a row has no arm on offer, or a score is not finite.
     """
-    check(exploration)
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     # One number that is not finite makes the sum not finite.
     if not math.isfinite(mean.sum() + std.sum()):
@@ -54,17 +47,16 @@ def probabilities(
             return _mostly_best(mean, exploration.epsilon, mask)
         case "ucb":
             return _mostly_best(mean + exploration.alpha * std, exploration.epsilon, mask)
-    if mask is None:
-        mask = np.ones(mean.shape, bool)
-    match exploration.strategy:
         case "uniform":
-            return _evenly(mask)
+            return _evenly(_all_unless(mask, mean))
         case "softmax":
-            return _softmax(mean, exploration.temperature, mask)
+            return _softmax(mean, exploration.temperature, _all_unless(mask, mean))
         case "inverse_gap":
-            return _inverse_gap(mean, exploration.gamma, mask)
-        case _:
-            return _thompson(mean, exploration.alpha * std, mask)
+            return _inverse_gap(mean, exploration.gamma, _all_unless(mask, mean))
+        case "thompson":
+            return _thompson(mean, exploration.alpha * std, _all_unless(mask, mean))
+        case unknown:
+            raise InputError(f"exploration.strategy: must be one of {', '.join(STRATEGIES)}, got {unknown!r}")
 
 
 def draw(probabilities: np.ndarray, decision_ids: Sequence[str], policy_version: str) -> np.ndarray:
@@ -103,6 +95,11 @@ def uniforms(purpose: str, decision_ids: Sequence[str]) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _hash(purpose: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "big"))
+
+
+def _all_unless(mask: np.ndarray | None, mean: np.ndarray) -> np.ndarray:
+    """`mask`, or one of the shape of `mean` with every arm on offer."""
+    return np.ones(mean.shape, bool) if mask is None else mask
 
 
 def _mostly_best(scores: np.ndarray, epsilon: float, mask: np.ndarray | None) -> np.ndarray:

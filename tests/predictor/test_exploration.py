@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from contracts.errors import InputError
-from contracts.policies import Exploration
+from contracts.policies import STRATEGIES, Exploration
 from predictor import exploration
 
 MEAN = np.array([[1.0, 3.0, 2.0, 3.0]])
@@ -53,7 +53,7 @@ def test_probabilities(settings, mask, expected):
     np.testing.assert_allclose(actual, [expected], atol=1e-12)
 
 
-@pytest.mark.parametrize("strategy", exploration.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_masked_arm_has_exactly_nothing_and_rows_add_up(strategy):
     random = np.random.default_rng(3)
     mean, std = random.normal(size=(50, 30)), random.uniform(0.1, 2, (50, 30))
