@@ -1,9 +1,9 @@
-"""Requests that come together are decided together.
+"""Decides requests that arrive together in one pass.
 
-Most of a small prediction is the cost of calls, whatever they are called with: one pass over the observations of eight
-requests takes little longer than over those of one. So the requests that the event loop has read by the time it gets to
-decide share a pass. Nothing waits for others to come: a request that comes alone is decided alone, one turn of the event
-loop later, in which those join that were read while it was parsed.
+The cost of a small prediction is mostly a fixed cost per pass: a pass over eight requests takes little longer than over
+one. So all requests that the event loop has read when it starts to decide share a pass. No request waits for another to
+arrive: a single one is decided one turn of the event loop later, and requests that were read during that turn join it.
+Batching never changes a decision's probabilities.
 """
 
 import asyncio
@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from contracts.errors import InputError
 from contracts.policies import PolicyCard
 from contracts.records import Decision, encoder
-from predictor import serving
+from predictor import deciding
+from predictor.deciding import Decided
 from predictor.event_log import EventLog
+from predictor.follower import PolicyFollower
+from predictor.line_up import LineUp
 from predictor.messages import Instance
 from predictor.metrics import Metrics
-from predictor.serving import Champion, Decided, LineUp
 
-# Scores. What takes the event loop's time in one go is kept to this, and a request for more is worked on beside it.
+# Scores per pass on the event loop, so that it stays responsive; a request for more is decided in a thread.
 _LONG_WORK = 50_000
 
 Slates = list[list[Decision]]
@@ -36,9 +38,9 @@ class _Request:
 class Batcher:
     """Decides, logs and counts; used by the event loop alone."""
 
-    def __init__(self, champion: Champion, events: EventLog, shadows: EventLog, metrics: Metrics) -> None:
-        self.expected_bytes = 0  # of events that the requests in hand will lead to
-        self._champion = champion
+    def __init__(self, follower: PolicyFollower, events: EventLog, shadows: EventLog, metrics: Metrics) -> None:
+        self.expected_bytes = 0  # reserved in the event log for the requests in hand
+        self._follower = follower
         self._events = events
         self._shadows = shadows
         self._metrics = metrics
@@ -47,23 +49,23 @@ class Batcher:
     async def decide(self, instances: Sequence[Instance], slate_size: int, size: int) -> tuple[PolicyCard, Slates]:
         """The card of the policy that serves, and a slate of logged decisions for each instance.
 
-        The whole request is served by one line-up, whatever comes. There must be one.
+        One line-up serves the whole request, even if a swap happens meanwhile. There must be one.
 
         Args:
           instances: of one request.
-          slate_size: how many arms each asks for.
-          size: about how many bytes of events this will lead to, see `expected_bytes`.
+          slate_size: places per instance.
+          size: at most how many bytes of events this leads to, see `deciding.logged_bytes`.
 
         Raises:
-          InputError: see `serving.check`.
+          InputError: see `deciding.check`.
         """
         self.expected_bytes += size
         try:
             line_up = self._line_up()
             work = len(instances) * slate_size * line_up.serving.card.num_actions
             if work > _LONG_WORK:
-                serving.check(instances, line_up, slate_size)
-                decided = await asyncio.to_thread(serving.decide, line_up, instances, slate_size)
+                deciding.check(instances, line_up, slate_size)
+                decided = await asyncio.to_thread(deciding.decide, line_up, instances, slate_size)
                 self._log(decided)
                 return line_up.serving.card, decided.slates
             loop = asyncio.get_running_loop()
@@ -76,7 +78,7 @@ class Batcher:
             self.expected_bytes -= size
 
     def _line_up(self) -> LineUp:
-        line_up = self._champion.line_up
+        line_up = self._follower.line_up
         assert line_up is not None
         return line_up
 
@@ -84,11 +86,11 @@ class Batcher:
         requests = self._next_requests()
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._decide_waiting)
-        line_up = self._line_up()  # the one look at it
+        line_up = self._line_up()  # read once per pass
         batches: dict[int, list[_Request]] = {}
         for request in requests:
             try:
-                serving.check(request.instances, line_up, request.slate_size)
+                deciding.check(request.instances, line_up, request.slate_size)
             except InputError as error:
                 _refuse(request, error)
             else:
@@ -96,7 +98,7 @@ class Batcher:
         for slate_size, batch in batches.items():
             try:
                 self._decide_together(line_up, batch, slate_size)
-            except Exception as error:  # noqa: BLE001 - it goes where it belongs: to those who ask
+            except Exception as error:  # noqa: BLE001 - each waiting request raises it
                 for request in batch:
                     _refuse(request, error)
 
@@ -110,9 +112,9 @@ class Batcher:
 
     def _decide_together(self, line_up: LineUp, batch: list[_Request], slate_size: int) -> None:
         instances = [instance for request in batch for instance in request.instances]
-        decided = serving.decide(line_up, instances, slate_size)
+        decided = deciding.decide(line_up, instances, slate_size)
         if decided.failures and len(batch) > 1:
-            # What one request asks for may have been too much for a policy: the others do not pay for it.
+            # One request may have made the policy fail: decided one by one, only that one gets the baseline.
             for request in batch:
                 self._decide_together(line_up, [request], slate_size)
             return
@@ -120,7 +122,7 @@ class Batcher:
         begin = 0
         for request in batch:
             end = begin + len(request.instances)
-            if not request.answer.done():  # or it was cancelled, as the server stops
+            if not request.answer.done():  # it is cancelled when the server stops
                 request.answer.set_result((line_up.serving.card, decided.slates[begin:end]))
             begin = end
 

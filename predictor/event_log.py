@@ -1,8 +1,7 @@
-"""The embedded event log: what the server decided and was told, on disk, without ever holding up an answer.
+"""The embedded event log: writes decisions and rewards to disk without delaying any answer.
 
 `append` puts events into a bounded buffer and returns. One background thread writes them, in batches, to segments as
-`contracts.event_segments` describes them, and seals a segment by time, by size and on `close`. Sealing flushes to the
-disk itself.
+`contracts.event_segments` describes them, and seals a segment by time, by size and on `close`. Sealing calls fsync.
 
 Guaranteed: an event is in the log once, or counted as dropped. After SIGKILL at most the events of the last
 `flush_seconds` are missing (those still in the buffer); after a power cut, those of the segment that was open.
@@ -22,10 +21,11 @@ from io import FileIO
 from pathlib import Path
 
 from contracts import event_segments
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 
 _log = logging.getLogger(__name__)
 
+_DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _RETRY_SECONDS = (0.05, 2.0)  # the first wait after a failed write, doubled up to the last
 
 
@@ -55,7 +55,7 @@ class EventLog:
         """Opens the log and starts its writer.
 
         Args:
-          folder: made if not there.
+          folder: created if missing.
           writer: unique among those that write to `folder`; letters, digits, `_`, `.`, `-`.
           segment_seconds: a segment is sealed this long after it was opened, traffic or not.
           segment_bytes: or when it has grown to this.
@@ -64,6 +64,7 @@ class EventLog:
 
         Raises:
           InputError: the folder cannot be made or written to.
+          OperationError: the disk is full or fails.
         """
         self._folder = folder
         self._writer = writer
@@ -87,7 +88,8 @@ class EventLog:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"events: cannot make the folder {folder}: {error.strerror}") from None
+            kind = OperationError if error.errno in _DISK_FAILURES else InputError
+            raise kind(f"events: cannot make the folder {folder}: {error.strerror}") from None
         if not os.access(folder, os.W_OK | os.X_OK):
             raise InputError(f"events: the folder {folder} cannot be written to")
         self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
@@ -198,7 +200,7 @@ class EventLog:
         writer = f"{self._writer}-{self._segments_opened:06d}"
         name = event_segments.segment_name(datetime.now(UTC), writer)
         self._folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
-        # Under a name that is no segment's until it is locked: nobody takes it for abandoned.
+        # A draft's name until it is locked, so that no other process takes it for abandoned.
         draft = self._folder / f".{name}.draft"
         segment = draft.open("x+b", buffering=0)
         fcntl.flock(segment, fcntl.LOCK_EX)
@@ -211,7 +213,7 @@ class EventLog:
         if not self._segment_path.exists():
             self._recover()
         os.fsync(self._segment.fileno())
-        event_segments.seal(self._segment_path)  # under the lock, so that nobody else takes it for abandoned
+        event_segments.seal(self._segment_path)  # under the lock, so that no other process takes it for abandoned
         self._segment.close()
         self._segment = None
 

@@ -19,17 +19,22 @@ from contracts.records import (
 
 
 class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One request for an action: the context vector, whose it is, and the arms on offer (all when empty)."""
+    """One request for an action: the context vector, its user, and the arms on offer (all when empty)."""
 
     observation: Observation
     user_id: UserId | None = None
-    candidates: Candidates = []
+    candidates: Annotated[
+        Candidates, Meta(description="Arm indexes on offer; all of them when empty. 3.0 is taken for the integer 3.")
+    ] = []
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What holds for all instances of a request."""
+    """Settings for all instances of a request."""
 
-    slate_size: Annotated[int, Meta(ge=1, le=1000, description="How many different arms, best place first.")] = 1
+    slate_size: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="How many different arms, best place first. 3.0 is taken for the integer 3."),
+    ] = 1
 
 
 class PredictRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,11 +45,11 @@ class PredictRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
-    """One place of a slate: a decision among the arms that the places before it left."""
+    """One place of a slate: a decision among the arms that the earlier places left."""
 
     decision_id: DecisionId
     action: Action
-    propensity: Annotated[Propensity, Meta(description="Given the places before it.")]
+    propensity: Annotated[Propensity, Meta(description="Given the earlier places.")]
     movie_id: str | None
     title: str | None
 
@@ -67,13 +72,13 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PredictResponse(msgspec.Struct, frozen=True):
-    """Answer of the predict route: one prediction an instance, in order."""
+    """Answer of the predict route: one prediction per instance, in order."""
 
     predictions: list[Prediction]
 
 
 class SentReward(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What came back for a decision; it occurred now unless it says when."""
+    """The reward of a decision. Without `occurred_at` the server takes the time at which it arrives."""
 
     decision_id: DecisionId
     reward: Reward
@@ -87,12 +92,12 @@ class RewardsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RewardsResponse(msgspec.Struct, frozen=True):
-    """Answer of /rewards: how many were taken. Whether they are of any decision is found out when they are joined."""
+    """Answer of /rewards: how many rewards were taken. The join finds out later whether each has a decision."""
 
     accepted: int
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Answer to a request that was not served, in one line: which field, what is wrong, what was given."""
+    """Answer to a refused request, in one line: the field, the fact, the value."""
 
     error: str

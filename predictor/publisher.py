@@ -1,17 +1,16 @@
-"""Carries the sealed segments of an event log to a Pub/Sub topic, and removes each once all of it is confirmed.
+"""Publishes the sealed segments of an event log to a Pub/Sub topic, and removes each once Pub/Sub confirmed all of it.
 
     python -m predictor.publisher --events runs/events --topic projects/PROJECT/topics/TOPIC < /dev/null
 
-The folder is the queue: what Pub/Sub does not take now, because it is away or slow, waits on the disk and goes later, and
-memory stays what a few batches take. It is a process of its own, so that publishing costs a prediction nothing; it ends
-when its standard input does (at once, above) and all that is sealed is published, or `--drain-seconds` later.
+The folder is the queue. During an outage of Pub/Sub, segments wait on the disk, so memory never holds more than a few
+batches. Publishing runs in its own process so that it does not slow predictions. After the end of its standard input (at
+once, in the command above), the process publishes all sealed segments and ends, at the latest `--drain-seconds` later.
 
-Guaranteed: an event that was written is published at least once. It is published twice when a batch was taken but its
-confirmation lost, or when this process was killed in the middle of a segment; readers tell by `decision_id`. Its
-counters are in `publisher.json` in the folder. With PUBSUB_EMULATOR_HOST it talks to the emulator there.
+Guaranteed: each written event is published at least once. It is published twice if the confirmation of a batch was lost,
+or if this process was killed in the middle of a segment; readers find copies by `decision_id`. The counters are in
+`publisher.json` in the folder. With PUBSUB_EMULATOR_HOST it publishes to that emulator.
 """
 
-import argparse
 import contextlib
 import fcntl
 import logging
@@ -25,17 +24,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from contracts import event_segments
-from contracts.errors import InputError
-from predictor.settings import FlagParser
+from contracts.command_line import FlagParser, add_flags, from_flags, run_main
+from contracts.errors import InputError, OperationError
 
-PROG = "python -m predictor.publisher"
 STATUS_NAME = "publisher.json"
 
 _log = logging.getLogger(__name__)
@@ -52,18 +51,29 @@ _EVENT_TIME = re.compile(rb'"(?:decided_at|occurred_at)":"([0-9T:.+Z-]{20,40})"'
 _TOPIC = re.compile(r"projects/[a-z0-9:.-]+/topics/[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
 
 
+DrainSeconds = Annotated[float, Meta(gt=0, description="time to publish what is left when stopping")]
+
+
+class PublisherSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What to publish, and where to."""
+
+    events: Annotated[str, Meta(description="the folder of the event log")]
+    topic: Annotated[str, Meta(description="projects/PROJECT/topics/TOPIC")]
+    drain_seconds: DrainSeconds = 10.0
+
+
 class Status(msgspec.Struct, kw_only=True):
-    """`publisher.json`: since this publisher started. `error` is why it waits, null when it does not."""
+    """`publisher.json`: counters since this publisher started. `error` is why it waits, or null."""
 
     published: int = 0
     retried: int = 0  # batches that were sent again
-    segments: int = 0  # carried and removed
-    waiting: int = 0  # sealed segments not yet carried
+    segments: int = 0  # published and removed
+    waiting: int = 0  # sealed segments not yet published
     error: str | None = None
 
 
 class _OutOfTimeError(Exception):
-    """The time to drain is over; what is left stays on the disk."""
+    """The drain time has passed; what is left stays on the disk."""
 
 
 class Publisher:
@@ -81,20 +91,20 @@ class Publisher:
         folder: the event log.
         send: starts publishing a request and returns its future.
         request: makes a request of events.
-        until: at its end when it is time to end.
-        drain_seconds: how long it goes on then.
+        until: its end asks the publisher to finish.
+        drain_seconds: how long it may take to finish.
         """
         self.status = Status()
         self._until = until
         self._drain_seconds = drain_seconds
-        self._deadline: float | None = None  # monotonic; set when it is time to end
+        self._deadline: float | None = None  # monotonic; set at the end of `until`
         self._folder = folder
         self._send = send
         self._request = request
         self._status_at = 0.0
 
     def publish_sealed(self) -> None:
-        """Publishes and removes what is sealed now. Raises _OutOfTimeError."""
+        """Publishes and removes the segments that are sealed now. Raises _OutOfTimeError."""
         segments = event_segments.sealed_segments(self._folder)
         for i, segment in enumerate(segments):
             self.status.waiting = len(segments) - i
@@ -105,7 +115,7 @@ class Publisher:
         self.write_status()
 
     def ended(self, wait_seconds: float) -> bool:
-        """Whether it is time to end; waits so long, or until it is."""
+        """Whether `until` has ended; waits up to `wait_seconds` for that."""
         if self._deadline is not None:
             time.sleep(wait_seconds)
             return True
@@ -120,7 +130,7 @@ class Publisher:
         if now or time.monotonic() >= self._status_at:
             self._status_at = time.monotonic() + _STATUS_SECONDS
             draft = self._folder / f".{STATUS_NAME}"
-            # A folder that is deleted is made again by whoever writes events.
+            # If the folder was deleted, the event log creates it again.
             with contextlib.suppress(FileNotFoundError):
                 draft.write_bytes(msgspec.json.encode(self.status))
                 draft.replace(self._folder / STATUS_NAME)
@@ -145,7 +155,7 @@ class Publisher:
                 self.status.retried += 1
                 problem = f"{error.code().name}: {error.details()}"
                 if self.status.error != problem:
-                    _log.warning("the topic does not take events, they wait on the disk: %s", problem)
+                    _log.warning("publishing failed, the events wait on the disk: %s", problem)
                 self.status.error = problem
                 self.status.waiting = len(event_segments.sealed_segments(self._folder))
                 self.write_status()
@@ -178,30 +188,44 @@ def _batches(segment: Path) -> Iterator[list[bytes]]:
 
 
 def run(folder: Path, topic: str, emulator: str | None, drain_seconds: float, until: IO[Any]) -> int:
-    """Publishes until `until` is at its end and the log is empty. Returns how many sealed segments were left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "publisher.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one of an earlier server may be at its last segments
-        publisher = Publisher(folder, *_connect(topic, emulator), until, drain_seconds)
-        publisher.write_status(now=True)
-        try:
-            while True:
-                ended = publisher.ended(_POLL_SECONDS)
-                # Of a server that was killed; also of an earlier one.
-                event_segments.seal_abandoned(folder)
-                publisher.publish_sealed()
-                if ended:
-                    break
-        except _OutOfTimeError:
-            pass
-        publisher.status.waiting = len(event_segments.sealed_segments(folder))
-        publisher.write_status(now=True)
-        return publisher.status.waiting
+    """Publishes until the end of `until`, then what is left. Returns how many sealed segments could not be published.
+
+    Raises OperationError if the disk fails, or if Google finds no credentials.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "publisher.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier server's publisher may still be finishing
+            publisher = Publisher(folder, *_connect(topic, emulator), until, drain_seconds)
+            _publish_until_ended(publisher, folder)
+            return publisher.status.waiting
+    except OSError as error:
+        raise OperationError(f"events: cannot publish from {folder}: {error.strerror or error}") from None
+
+
+def _publish_until_ended(publisher: Publisher, folder: Path) -> None:
+    publisher.write_status(now=True)
+    try:
+        while True:
+            ended = publisher.ended(_POLL_SECONDS)
+            event_segments.seal_abandoned(folder)  # a killed server leaves its segment open
+            publisher.publish_sealed()
+            if ended:
+                break
+    except _OutOfTimeError:
+        pass
+    publisher.status.waiting = len(event_segments.sealed_segments(folder))
+    publisher.write_status(now=True)
 
 
 def _connect(topic: str, emulator: str | None) -> tuple[Callable[[Any], Any], Callable[[list[bytes]], Any]]:
-    """The calls under Google's client: its batching would be a second queue, in memory, in front of ours."""
+    """How to send a request, and how to make one: the calls below Google's client, whose batching would be a second
+    queue, in memory.
+
+    Raises OperationError if Google finds no credentials.
+    """
     import grpc
+    from google.auth.exceptions import GoogleAuthError
     from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
     from google.pubsub_v1.types import PublishRequest, PubsubMessage
 
@@ -210,11 +234,14 @@ def _connect(topic: str, emulator: str | None) -> tuple[Callable[[Any], Any], Ca
     if emulator:
         transport = PublisherGrpcTransport(channel=grpc.insecure_channel(emulator, options))
     else:
-        transport = PublisherGrpcTransport(
-            channel=lambda *args, **kwargs: PublisherGrpcTransport.create_channel(
-                *args, **(kwargs | {"options": [*kwargs.get("options", ()), *options]})
+        try:
+            transport = PublisherGrpcTransport(
+                channel=lambda *args, **kwargs: PublisherGrpcTransport.create_channel(
+                    *args, **(kwargs | {"options": [*kwargs.get("options", ()), *options]})
+                )
             )
-        )
+        except GoogleAuthError as error:
+            raise OperationError(f"topic: cannot connect to {topic}: {' '.join(str(error).split())}") from None
     as_request, as_message = PublishRequest.pb(), PubsubMessage.pb()
 
     publish: Any = transport.publish  # gRPC's own callable, whatever its annotation says
@@ -230,10 +257,9 @@ def _connect(topic: str, emulator: str | None) -> tuple[Callable[[Any], Any], Ca
 
 
 def attributes(event: bytes) -> dict[str, str]:
-    """`kind` and `event_time` (for the job's --timestamp-attribute) of a message, as far as the event tells them.
+    """`kind` and `event_time` (for the job's --timestamp-attribute) of a message, as far as the event has them.
 
-    Looked up, not decoded: both stand in the first few bytes of what the predictor writes, and whether an event is
-    valid is for the ingestion to say.
+    Both are found by a search, without decoding: the predictor writes them first, and the ingestion validates events.
     """
     head = event[:_HEAD_BYTES]
     found = {"kind": _KIND.search(head), "event_time": _EVENT_TIME.search(head)}
@@ -241,7 +267,7 @@ def attributes(event: bytes) -> dict[str, str]:
 
 
 class PublisherProcess:
-    """A publisher beside a server: started with it, started again when it dies, stopped after the log is closed."""
+    """A publisher process beside a server. It is started again if it dies, and stopped after the log is closed."""
 
     def __init__(self, folder: Path, topic: str, drain_seconds: float) -> None:
         """Raises InputError for a topic that is not `projects/PROJECT/topics/TOPIC`."""
@@ -255,14 +281,14 @@ class PublisherProcess:
         threading.Thread(target=self._keep, name="publisher", daemon=True).start()
 
     def status(self) -> Status:
-        """What it said last; nothing yet is a status of zeros."""
+        """The last status that it wrote; all zeros before the first."""
         try:
             return msgspec.json.decode(self._status.read_bytes(), type=Status)
         except (OSError, msgspec.DecodeError):
             return Status()
 
     def stop(self) -> Status:
-        """Lets it publish what is sealed, for as long as it was given."""
+        """Lets it publish what is sealed, for at most `drain_seconds`, and returns its last status."""
         self._stopping.set()
         process = self._process
         assert process.stdin is not None
@@ -289,32 +315,31 @@ class PublisherProcess:
 
 
 def check_topic(topic: str) -> None:
-    """Raises InputError for a name that is not a topic's."""
+    """Raises InputError unless `topic` is `projects/PROJECT/topics/TOPIC`."""
     if not _TOPIC.fullmatch(topic):
         raise InputError(f"--topic: must be projects/PROJECT/topics/TOPIC, got {topic!r}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = FlagParser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=Path, required=True, help="the folder of the event log")
-    parser.add_argument("--topic", required=True, help="projects/PROJECT/topics/TOPIC")
-    parser.add_argument("--drain-seconds", type=float, default=10.0, help="time for what is left (%(default)s)")
-    try:
-        given = parser.parse_args(argv)
-        check_topic(given.topic)
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        os.nice(10)  # a prediction comes before a delivery
-        # Meant for the server, which lets this process end in its own time.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        left = run(given.events, given.topic, os.environ.get("PUBSUB_EMULATOR_HOST"), given.drain_seconds, sys.stdin)
-    except InputError as error:
-        sys.stderr.write(f"{PROG}: error: {error}\n")
-        return 2
+def command(argv: Sequence[str] | None) -> None:
+    """Publishes with these flags."""
+    parser = FlagParser(prog="python -m predictor.publisher", documentation=__doc__)
+    add_flags(parser, PublisherSettings)
+    settings = from_flags(parser.parse_args(argv), PublisherSettings)
+    check_topic(settings.topic)
+    folder = Path(settings.events)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.nice(10)  # predictions take precedence
+    # These signals are meant for the server, which ends this process by closing its standard input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    left = run(folder, settings.topic, os.environ.get("PUBSUB_EMULATOR_HOST"), settings.drain_seconds, sys.stdin)
     if left:
-        _log.warning("%d segments were left in %s; the next publisher takes them", left, given.events)
-    return 0
+        _log.warning("%d segments were left in %s; the next publisher takes them", left, folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_main("predictor.publisher", command, argv)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,63 @@
-"""How to serve: the flags, the variables of Vertex AI, and what may be said with them."""
+"""The server's flags and the variables of Vertex AI, parsed and checked once."""
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
+from contracts.command_line import FlagParser, add_flags, from_flags
 from contracts.errors import InputError
+from predictor.publisher import DrainSeconds
 
 _ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]*")
 _TAKEN = ("/rewards", "/metrics", "/docs", "/redoc", "/openapi.json")
 
 
+class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits, intervals and the reaction to overload; each field is a flag. Their bounds are declared here alone."""
+
+    segment_seconds: Annotated[float, Meta(gt=0, description="seal a segment of the event log this often")] = 0.5
+    poll_seconds: Annotated[
+        float, Meta(gt=0, description="look for a new champion this often; at least 0.5 on gs://")
+    ] = 0.1
+    max_body_bytes: Annotated[int, Meta(gt=0, description="larger requests are refused")] = 1_500_000
+    max_instances: Annotated[int, Meta(gt=0, description="most decisions per request: instances times slate_size")] = (
+        1024
+    )
+    max_in_flight: Annotated[int, Meta(gt=0, description="most requests at a time; more are refused")] = 128
+    max_connections: Annotated[int, Meta(gt=0, description="most open connections; more are refused")] = 2048
+    body_seconds: Annotated[float, Meta(gt=0, description="slower headers and bodies are refused")] = 10.0
+    buffer_bytes: Annotated[int, Meta(gt=0, description="most bytes of events in memory, waiting for the disk")] = (
+        64 * 2**20
+    )
+    on_overload: Annotated[
+        Literal["drop", "block"],
+        Meta(
+            description="when the event log is full: drop answers decisions, counts them and does not log them; block"
+            " makes requests wait up to --body-seconds and then refuses them. Rewards are refused either way"
+        ),
+    ] = "drop"
+    drain_seconds: DrainSeconds = 10.0
+
+
+class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the server writes its own log to stderr."""
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="info lists each refused request")
+    ] = "warning"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Meta(description="json suits Cloud Logging", extra={"default": "text; json with AIP_HTTP_PORT"}),
+    ] = "text"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How to serve; parsed once, by `parse`."""
+    """What to serve, and where."""
 
     policy: str
     events: Path
@@ -25,92 +67,57 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     health_route: str
     predict_route: str
-    segment_seconds: float
-    poll_seconds: float
-    max_body_bytes: int
-    max_instances: int
-    max_in_flight: int
-    max_connections: int
-    body_seconds: float
-    buffer_bytes: int
-    drain_seconds: float
-    on_overload: Literal["drop", "block"]
     api_key: str | None
-
-
-class FlagParser(argparse.ArgumentParser):
-    """A command line on which a mistake is one line, as all wrong input is."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises InputError in place of printing the usage."""
-        raise InputError(message)
+    limits: ServerLimits
 
 
 def parse(
-    argv: list[str], environment: Mapping[str, str], prog: str, description: str | None
-) -> tuple[Settings, argparse.Namespace]:
-    """The settings, and how to log. Raises InputError, one line that names the flag."""
-    given = _parser(environment, prog, description).parse_args(argv)
+    argv: Sequence[str] | None, environment: Mapping[str, str], documentation: str | None
+) -> tuple[Settings, LoggingSettings]:
+    """The settings in the flags `argv` and in Vertex AI's variables. Raises InputError that names the flag."""
+    given = _parser(environment, documentation).parse_args(argv)
     for name in ("policy", "events"):
         if not getattr(given, name):
-            raise InputError(f"--{name} is missing")
-    given.port = _port(given.port)
-    for name, value in vars(given).items():
-        if isinstance(value, int | float) and name != "port" and not 0 < value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+            raise InputError(f"--{name}: is missing")
     _check_routes(given.health_route, given.predict_route)
-    given.api_key = _read_key(given.api_key_file) if given.api_key_file else None
-    return Settings(**{name: getattr(given, name) for name in Settings.__struct_fields__}), given
+    settings = Settings(
+        policy=given.policy,
+        events=given.events,
+        baseline=given.baseline,
+        topic=given.topic,
+        port=_port(given.port),
+        host=given.host,
+        health_route=given.health_route,
+        predict_route=given.predict_route,
+        api_key=_read_key(given.api_key_file) if given.api_key_file else None,
+        limits=from_flags(given, ServerLimits),
+    )
+    in_container = LoggingSettings(log_format="json" if environment.get("AIP_HTTP_PORT") else "text")
+    return settings, from_flags(given, LoggingSettings, in_container)
 
 
-def _parser(environment: Mapping[str, str], prog: str, description: str | None) -> argparse.ArgumentParser:
-    parser = FlagParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser(environment: Mapping[str, str], documentation: str | None) -> argparse.ArgumentParser:
+    parser = FlagParser(prog="python -m predictor.app", documentation=documentation)
     add = parser.add_argument
     policy, port = environment.get("AIP_STORAGE_URI"), environment.get("AIP_HTTP_PORT")
     health, predict = environment.get("AIP_HEALTH_ROUTE", "/health"), environment.get("AIP_PREDICT_ROUTE", "/predict")
-    # Inside a container nobody could reach the loopback address.
+    # A container's loopback address cannot be reached from outside.
     host = "0.0.0.0" if port else "127.0.0.1"
     add(
         "--policy",
         default=policy,
         help="a policy folder, or a policy store whose champion.json is followed; also gs://bucket/folder",
     )
-    add("--events", type=Path, help="the folder of the event log; made if not there")
-    add("--topic", help="publish the events to this topic, projects/PROJECT/topics/TOPIC, and empty the folder so")
+    add("--events", type=Path, help="the folder of the event log, created if missing")
+    add("--topic", help="publish the events to projects/PROJECT/topics/TOPIC and remove them from the folder")
     add("--baseline", type=Path, help="folder of the policy that serves when another fails (uniform over the arms)")
-    add("--host", default=host, help="address to listen on (%(default)s)")
-    add("--port", default=port or "8080", help="port to listen on; 0 takes a free one (%(default)s)")
-    add("--health-route", default=health, help="%(default)s")
-    add("--predict-route", default=predict, help="%(default)s")
-    add("--segment-seconds", type=float, default=0.5, help="seal a segment of the event log this often (%(default)s)")
-    add(
-        "--poll-seconds",
-        type=float,
-        default=0.1,
-        help="look for a new champion this often (%(default)s; 0.5 at least on gs://)",
-    )
-    add("--max-body-bytes", type=int, default=1_500_000, help="larger requests are refused (%(default)s)")
-    add("--max-instances", type=int, default=1024, help="requests for more are refused (%(default)s)")
-    add("--max-in-flight", type=int, default=128, help="more requests at a time are refused (%(default)s)")
-    add("--max-connections", type=int, default=2048, help="more connections are refused (%(default)s)")
-    add("--body-seconds", type=float, default=10.0, help="slower headers and bodies are refused (%(default)s)")
-    add("--buffer-bytes", type=int, default=64 * 2**20, help="events that may wait for a slow disk (%(default)s)")
-    add(
-        "--on-overload",
-        choices=("drop", "block"),
-        default="drop",
-        help="decisions that find the event log full are "
-        "answered and not logged, but counted; or they wait, then are refused (%(default)s). Rewards are refused.",
-    )
-    add("--drain-seconds", type=float, default=10.0, help="time to publish what is left when stopping (%(default)s)")
-    add("--api-key-file", type=Path, help="ask for the key in this file, in the header x-api-key")
-    add(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="warning",
-        help="info shows each refused request (%(default)s)",
-    )
-    add("--log-format", choices=("text", "json"), default="json" if port else "text", help="%(default)s")
+    add("--host", default=host, help="address to listen on (default: %(default)s)")
+    add("--port", default=port or "8080", help="port to listen on; 0 takes a free one (default: %(default)s)")
+    add("--health-route", default=health, help="(default: %(default)s)")
+    add("--predict-route", default=predict, help="(default: %(default)s)")
+    add("--api-key-file", type=Path, help="require the key in this file, in the header x-api-key")
+    add_flags(parser, ServerLimits)
+    add_flags(parser, LoggingSettings)
     return parser
 
 
@@ -126,7 +133,7 @@ def _port(text: str) -> int:
 
 def _check_routes(health: str, predict: str) -> None:
     for name, route in (("health", health), ("predict", predict)):
-        # Also so that a route is no pattern: the limits and the key are for the very path.
+        # FastAPI would read {…} as a pattern, but the limits and the key apply to the exact path.
         if not _ROUTE.fullmatch(route):
             raise InputError(f"--{name}-route: must be a path of letters, digits and ._~:/-, from /, got {route!r}")
         if route in _TAKEN:

@@ -1,6 +1,6 @@
-"""Where policies are: a folder on the disk, or one in Cloud Storage, of which what is needed is copied to the disk.
+"""Reads policies from a folder on the disk or in Cloud Storage; from there it copies the files that serving needs.
 
-Both may be a policy, or a policy store that is followed.
+Either folder is one policy or a policy store.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from contracts import policies
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 
 SCHEME = "gs://"
-_RETRY_SECONDS = 5.0  # then it is an error; whoever follows a store tries again anyway
+_RETRY_SECONDS = 5.0  # then it is an error; the follower tries again anyway
 
 
 def place(source: Path | str) -> "Disk | Bucket":
@@ -53,19 +53,19 @@ class Disk:
         return self.path / name
 
     def keep(self, names: Collection[str]) -> None:
-        """Nothing was copied, nothing is removed."""
+        """Does nothing: a folder on the disk is not copied."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: no connection is held."""
 
 
 class Bucket:
     """A folder in Cloud Storage. One thread at a time."""
 
-    poll_seconds = 0.5  # each look at a pointer is a request that is paid for
+    poll_seconds = 0.5  # each read of the pointer is a billed request
 
     def __init__(self, uri: str) -> None:
-        """Nothing is looked at yet.
+        """Makes no request yet.
 
         Args:
           uri: `gs://bucket/folder`.
@@ -73,28 +73,30 @@ class Bucket:
         self._uri = uri.rstrip("/")
         self._bucket, _, folder = self._uri.removeprefix(SCHEME).partition("/")
         self._prefix = f"{folder}/" if folder else ""
-        self._copies: dict[str, tuple[dict[str, int], Path]] = {}  # of which objects, and where
+        self._copies: dict[
+            str, tuple[dict[str, int], Path]
+        ] = {}  # per policy, the generations of its objects and the folder of the copy
 
     def __str__(self) -> str:
         return self._uri
 
     def has(self, name: str) -> bool:
-        """Whether there is an object `name`. Raises InputError when the bucket cannot be read."""
+        """Whether there is an object `name`. Raises InputError without the bucket, OperationError if it cannot be read."""
         with self._readable():
             blobs = self._client.list_blobs(self._bucket, prefix=self._prefix + name, max_results=1, retry=self._retry)
             return any(blob.name == self._prefix + name for blob in blobs)
 
     def read(self, name: str) -> bytes:
-        """The object `name`. Raises InputError."""
+        """The object `name`. Raises InputError if it is missing, OperationError if it cannot be read."""
         with self._readable(f"/{name}"):
             blob = self._client.bucket(self._bucket).blob(self._prefix + name)
             return bytes(blob.download_as_bytes(timeout=_RETRY_SECONDS, retry=self._retry))
 
     def folder(self, name: str = "") -> Path:
-        """A copy of the policy in the sub-folder `name`, or in this folder itself: what of it serving needs.
+        """A copy on the disk of the policy in the sub-folder `name`, or in this folder itself, without its checkpoint.
 
-        It is whole or not there, and made once, unless the objects have changed since. Raises InputError when they
-        cannot be read, or are no policy.
+        The copy is complete, and made again only if the objects have changed. Raises InputError if they are no policy,
+        OperationError if they cannot be read.
         """
         prefix = f"{self._prefix}{name}/" if name else self._prefix
         with self._readable(f"/{name}" if name else ""):
@@ -153,14 +155,15 @@ class Bucket:
 
     @contextlib.contextmanager
     def _readable(self, name: str = "") -> Iterator[None]:
-        from google.api_core.exceptions import GoogleAPIError
+        from google.api_core.exceptions import GoogleAPIError, NotFound
         from google.auth.exceptions import GoogleAuthError
 
         try:
             yield
         except (GoogleAPIError, GoogleAuthError, OSError) as error:
+            kind = InputError if isinstance(error, NotFound) else OperationError
             reason = " ".join(str(error).split())
-            raise InputError(f"policy: cannot read {self._uri}{name}: {reason}") from None
+            raise kind(f"policy: cannot read {self._uri}{name}: {reason}") from None
 
 
 def _serves(relative: str) -> bool:

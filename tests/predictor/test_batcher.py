@@ -8,13 +8,14 @@ from contracts import event_segments
 from contracts.errors import InputError
 from contracts.records import event_decoder
 from predictor import batcher as batching
+from predictor import deciding
 from predictor import policy as policy_files
-from predictor import serving
 from predictor.batcher import Batcher
 from predictor.event_log import EventLog
+from predictor.follower import PolicyFollower
+from predictor.line_up import LineUp
 from predictor.messages import Instance
 from predictor.metrics import Metrics
-from predictor.serving import Champion, LineUp
 from tests.linear_policies import write_policy
 
 
@@ -44,10 +45,10 @@ def watched(tmp_path):
 
 @pytest.fixture
 def batcher(watched, tmp_path):
-    champion = Champion(tmp_path / "v1")
-    champion.line_up = watched.line_up()
+    follower = PolicyFollower(tmp_path / "v1")
+    follower.line_up = watched.line_up()
     events, shadows = EventLog(tmp_path / "events", "w"), EventLog(tmp_path / "shadow", "w")
-    yield Batcher(champion, events, shadows, Metrics())
+    yield Batcher(follower, events, shadows, Metrics())
     events.close()
     shadows.close()
 
@@ -82,7 +83,7 @@ def test_requests_that_come_together_share_a_pass_and_get_their_own(watched, bat
         assert card.version == "v1"
         assert [decision.observation for (decision,) in slates] == [instance.observation for instance in request]
         for (decision,) in slates:  # one by one, as they were not decided
-            assert serving.replay(watched.policy, [decision]) == ([decision.action], [decision.propensity])
+            assert deciding.replay(watched.policy, [decision]) == ([decision.action], [decision.propensity])
     batcher._events.close()
     assert logged(tmp_path / "events") == [decision for _, slates in answers for (decision,) in slates]
     assert batcher._metrics.decisions == 14
@@ -157,6 +158,6 @@ def test_a_bug_reaches_those_who_ask(batcher, monkeypatch):
     def crash(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(serving, "decide", crash)
+    monkeypatch.setattr(deciding, "decide", crash)
     answers = asking(batcher, observe(1, 0), observe(1, 1))
     assert [str(error) for error in answers] == ["a bug", "a bug"]

@@ -78,16 +78,21 @@ def test_overload_of_the_event_log(policy, tmp_path):
     """A buffer too small for a request stands for a disk that is too slow."""
     body = {"instances": [{"observation": observation} for observation in observe(20)]}
     rewards = {"rewards": [{"decision_id": "01a20375-ec4c-785b-98a2-17b9d72932ef", "reward": 1}] * 20}
-    full = (429, {"error": "the event log is full, try again later"})
     with predictor(policy, tmp_path / "a", "--buffer-bytes", "500") as server:
         assert server.post("/predict", body).status == 200  # answered, not logged, counted
-        assert server.post("/rewards", rewards) == full
+        assert server.post("/rewards", rewards).status == 413  # could never fit
         events = server.get("/health").body["events"]
         assert (events["logged"], events["dropped"]) == (20, 20)
     with predictor(
         policy, tmp_path / "b", "--buffer-bytes", "500", "--on-overload", "block", "--body-seconds", "0.2"
     ) as server:
-        assert server.post("/predict", body) == full
+        for route, sent in (("/predict", body), ("/rewards", rewards)):  # could never fit, so waiting would be in vain
+            reply = server.post(route, sent)
+            assert reply.status == 413
+            assert re.fullmatch(
+                r"body: its events may take \d+ bytes, the event log's buffer has 500; send it in parts",
+                reply.body["error"],
+            )
         assert server.get("/health").body["events"]["logged"] == 0
 
 

@@ -7,7 +7,7 @@ from contracts import policies
 from contracts.errors import InputError
 from orchestration.emulators import servers
 from predictor import policy, storage
-from predictor.serving import Champion
+from predictor.follower import PolicyFollower
 from tests.linear_policies import point_at, write_policy
 from tests.servers import predictor
 
@@ -33,8 +33,8 @@ def store(bucket, tmp_path):
 
 
 @pytest.fixture
-def champion(store):
-    with contextlib.closing(Champion(store.uri)) as made:
+def follower(store):
+    with contextlib.closing(PolicyFollower(store.uri)) as made:
         yield made
 
 
@@ -58,8 +58,8 @@ class Uploaded:
         self.file(policies.CHAMPION_NAME)
 
 
-def copies(champion):
-    return sorted(champion._place._copies)
+def copies(follower):
+    return sorted(follower._place._copies)
 
 
 def test_a_policy_is_copied_without_its_checkpoint(bucket, tmp_path):
@@ -79,9 +79,9 @@ def test_a_policy_is_copied_without_its_checkpoint(bucket, tmp_path):
     assert place.folder() == folder  # not copied again
     place.close()
     assert not folder.exists()
-    with contextlib.closing(Champion("gs://models/runs/v1")) as champion:
-        champion.start()
-        assert champion.line_up.serving.card == card
+    with contextlib.closing(PolicyFollower("gs://models/runs/v1")) as follower:
+        follower.start()
+        assert follower.line_up.serving.card == card
 
 
 def test_what_cannot_be_read_is_one_clear_line(bucket, tmp_path):
@@ -93,52 +93,52 @@ def test_what_cannot_be_read_is_one_clear_line(bucket, tmp_path):
         ("gs://missing/v1", "cannot read gs://missing/v1: 404 "),
     ]:
         with pytest.raises(InputError, match=f"^policy: {message}"):
-            Champion(uri)
+            PolicyFollower(uri)
         with pytest.raises(AssertionError) as caught, predictor(uri, tmp_path / "events"):
             pass
         said = str(caught.value).removeprefix("the predictor did not start: ")
-        assert said.startswith("python -m predictor.app: error: policy: ")
+        assert said.startswith("predictor.app: error: policy: ")
         assert said.count("\n") == 1
 
 
-def test_a_store_is_followed_and_only_what_serves_is_kept(store, champion):
-    champion.start()
-    first = champion.line_up.serving
-    assert (first.card.version, copies(champion)) == ("v1", ["v1"])
-    champion.refresh()
-    assert (champion.line_up.serving, champion.swaps) == (first, 0)
+def test_a_store_is_followed_and_only_what_serves_is_kept(store, follower):
+    follower.start()
+    first = follower.line_up.serving
+    assert (first.card.version, copies(follower)) == ("v1", ["v1"])
+    follower.refresh()
+    assert (follower.line_up.serving, follower.swaps) == (first, 0)
     store.promote("v2", candidate="v1", candidate_share=0.5)
-    champion.refresh()
-    assert champion.line_up.serving.card.version == "v2"
-    assert champion.line_up.candidate is first  # not loaded again
-    assert copies(champion) == ["v1", "v2"]
+    follower.refresh()
+    assert follower.line_up.serving.card.version == "v2"
+    assert follower.line_up.candidate is first  # not loaded again
+    assert copies(follower) == ["v1", "v2"]
     store.promote("v2")
-    champion.refresh()
-    assert (copies(champion), champion.swaps) == (["v2"], 2)
+    follower.refresh()
+    assert (copies(follower), follower.swaps) == (["v2"], 2)
 
 
-def test_a_champion_that_is_not_there_or_not_whole_leaves_the_old_one_serving(store, champion):
-    champion.start()
+def test_a_champion_that_is_not_there_or_not_whole_leaves_the_old_one_serving(store, follower):
+    follower.start()
     store.promote("v3")
     with pytest.raises(InputError, match=r"^policy: gs://models/store/v3/ is not a policy \(it has no policy.json\)$"):
-        champion.refresh()
+        follower.refresh()
     store.policy("v3", without=[policies.LINEAR_NAME], seed=3)
     for _ in range(2):
         with pytest.raises(InputError, match=r"linear.npz: is missing$"):
-            champion.refresh()
-    assert champion.line_up.serving.card.version == "v1"
-    assert copies(champion) == ["v1", "v3"]  # not copied again until it changes
+            follower.refresh()
+    assert follower.line_up.serving.card.version == "v1"
+    assert copies(follower) == ["v1", "v3"]  # not copied again until it changes
     store.file(f"v3/{policies.LINEAR_NAME}")
-    champion.refresh()
-    assert champion.line_up.serving.card.version == "v3"
-    assert copies(champion) == ["v3"]
+    follower.refresh()
+    assert follower.line_up.serving.card.version == "v3"
+    assert copies(follower) == ["v3"]
 
 
-def test_a_store_starts_with_the_version_before_when_the_champion_is_not_there(store, champion):
+def test_a_store_starts_with_the_version_before_when_the_champion_is_not_there(store, follower):
     store.promote("v3", previous="v2")
-    champion.start()
-    assert champion.line_up.serving.card.version == "v2"
-    assert champion.load_error.startswith("policy: gs://models/store/v3/ is not a policy")
+    follower.start()
+    assert follower.line_up.serving.card.version == "v2"
+    assert follower.load_error.startswith("policy: gs://models/store/v3/ is not a policy")
 
 
 def test_a_server_follows_a_store_and_goes_on_when_storage_is_away(emulators_environment, tmp_path, monkeypatch):

@@ -1,0 +1,240 @@
+"""Decisions: checks requests against the line-up, chooses actions and slates, and replays logged decisions.
+
+A request uses one line-up to the end, so a swap never splits a request, and each decision is logged with the version
+that made it.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import numpy as np
+
+from contracts.errors import InputError
+from contracts.records import INT32_MAX, Action, Decision, DecisionId, PolicyVersion, Propensity, Timestamp, encoder
+from predictor import exploration
+from predictor.line_up import LineUp
+from predictor.messages import Instance
+from predictor.policy import Policy
+
+_log = logging.getLogger(__name__)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBER_BYTES = 25  # the longest float64 in JSON, such as -2.2250738585072014e-308, and a comma
+# The longest decision without user, observation and candidates, by the bounds of contracts.records. A control character
+# takes six bytes in JSON, which is the most per character.
+_DECISION_BYTES = _NUMBER_BYTES + len(
+    encoder.encode(
+        Decision(
+            decision_id="01a20375-ec4c-785b-98a2-17b9d72932ef",
+            decided_at=_EPOCH + timedelta(microseconds=1),
+            policy_version="\0" * 128,
+            observation=[],
+            action=INT32_MAX,
+            propensity=1.0,
+        )
+    )
+)
+
+
+class ShadowDecision(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="shadow"):
+    """The decision that a policy in the shadow would have made instead of the one that served. Logged apart.
+
+    `action` and `propensity` are the shadow policy's. `propensity_of_served` is its probability of the action that was
+    served, which an off-policy estimate of it needs.
+    """
+
+    decision_id: DecisionId
+    decided_at: Timestamp
+    policy_version: PolicyVersion
+    action: Action
+    propensity: Propensity
+    served_action: Action
+    propensity_of_served: float
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The result of a pass. `slates[i]` holds the decisions for instance i, one per place."""
+
+    slates: list[list[Decision]]
+    shadows: list[ShadowDecision] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # why a policy did not decide, one line each
+
+
+def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1) -> None:
+    """Raises InputError unless `line_up` can decide for every instance.
+
+    The error names the instance and the field: an observation of another length, a candidate that is unknown or repeated,
+    no candidate on offer, or a slate larger than the number of arms on offer.
+    """
+    observation_dim, active = line_up.serving.card.observation_dim, line_up.serving.active
+    for i, instance in enumerate(instances):
+        if (length := len(instance.observation)) != observation_dim:
+            raise InputError(f"instances[{i}].observation: must have {observation_dim} numbers, got {length}")
+        if instance.candidates or slate_size > 1:
+            _check_offer(i, instance.candidates, line_up.serving.card.num_actions, active, slate_size)
+
+
+def _check_offer(i: int, candidates: list[int], num_actions: int, active: np.ndarray | None, slate_size: int) -> None:
+    if candidates:
+        if (largest := max(candidates)) >= num_actions:
+            raise InputError(f"instances[{i}].candidates: must be below {num_actions}, got {largest}")
+        if len(set(candidates)) != len(candidates):
+            raise InputError(f"instances[{i}].candidates: must differ, got one twice")
+    on_offer = len(candidates) or num_actions
+    if active is not None:
+        on_offer = int(active[candidates or slice(None)].sum())
+        if not on_offer:
+            raise InputError(f"instances[{i}].candidates: must include an arm whose movie is active, got none")
+    if slate_size > on_offer:
+        raise InputError(
+            f"parameters.slate_size: must be at most the {on_offer} arms of instances[{i}], got {slate_size}"
+        )
+
+
+def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) -> Decided:
+    """Decides for each instance, once per place of its slate; all decisions have the same time.
+
+    Each place is a separate decision among the arms that the earlier places left. Its propensity is therefore exact for
+    every explorer, and the slate's is the product. If a policy fails, the baseline decides for its instances.
+
+    Args:
+      line_up: the policies.
+      instances: must have passed `check`.
+      slate_size: places per instance.
+    """
+    card = line_up.serving.card
+    now_microseconds = time.time_ns() // 1000
+    decided_at = _EPOCH + timedelta(microseconds=now_microseconds)
+    decided = Decided([[] for _ in instances])
+    observations = np.array([instance.observation for instance in instances], np.float32)
+    candidates = [instance.candidates for instance in instances]
+    active = line_up.serving.active
+    all_on_offer = range(card.num_actions) if active is None else np.flatnonzero(active).tolist()
+    shares: list[tuple[Policy, list[int]]] = []
+    for place in range(slate_size):
+        decision_ids = new_decision_ids(now_microseconds // 1000, len(instances))
+        if place:
+            for i, slate in enumerate(decided.slates):
+                candidates[i] = [action for action in candidates[i] or all_on_offer if action != slate[-1].action]
+        else:
+            shares = line_up.shares(decision_ids)
+        for policy, rows in shares:
+            if len(shares) == 1:
+                chosen = _choose_or_fall_back(policy, observations, candidates, decision_ids, line_up, decided)
+            else:
+                offered = [candidates[i] for i in rows]
+                ids = [decision_ids[i] for i in rows]
+                chosen = _choose_or_fall_back(policy, observations[rows], offered, ids, line_up, decided)
+            version, actions, propensities = chosen
+            for i, action, propensity in zip(rows, actions, propensities, strict=True):
+                instance = instances[i]
+                decision = Decision(
+                    decision_id=decision_ids[i],
+                    decided_at=decided_at,
+                    policy_version=version,
+                    user_id=instance.user_id,
+                    observation=instance.observation,
+                    candidates=candidates[i],
+                    action=action,
+                    propensity=propensity,
+                )
+                decided.slates[i].append(decision)
+        if line_up.shadow is not None:
+            _score_in_shadow(line_up.shadow, observations, [slate[-1] for slate in decided.slates], decided)
+    return decided
+
+
+def logged_bytes(instances: Sequence[Instance], slate_size: int, num_actions: int) -> int:
+    """An upper bound of the bytes of events that `decide` leads to for these instances.
+
+    Each place of a slate logs the user, the observation and the arms on offer again. The first place logs the candidates
+    as given; the later ones list what is left of them, or of all arms if none were given.
+    """
+    action_bytes = len(str(num_actions)) + 1
+    size = 0
+    for instance in instances:
+        place = _DECISION_BYTES + _NUMBER_BYTES * len(instance.observation) + 6 * len(instance.user_id or "")
+        given = len(instance.candidates)
+        size += slate_size * place + action_bytes * (given + (slate_size - 1) * (given or num_actions))
+    return size
+
+
+def _choose_or_fall_back(
+    policy: Policy,
+    observations: np.ndarray,
+    candidates: Sequence[Sequence[int]],
+    decision_ids: list[str],
+    line_up: LineUp,
+    decided: Decided,
+) -> tuple[str, list[int], list[float]]:
+    """The version that chose, its actions, and their propensities."""
+    try:
+        return policy.card.version, *choose(policy, observations, candidates, decision_ids)
+    except Exception as error:  # noqa: BLE001 - the baseline answers, whatever fails
+        _log.exception("policy %s failed; the baseline decides instead", policy.card.version)
+        decided.failures.append(f"{policy.card.version}: {error}")
+    baseline = line_up.baseline
+    return baseline.card.version, *choose(baseline, observations, candidates, decision_ids)
+
+
+def choose(
+    policy: Policy, observations: np.ndarray, candidates: Sequence[Sequence[int]], decision_ids: list[str]
+) -> tuple[list[int], list[float]]:
+    """Actions and their propensities for observations [B, D] float32. The same ids give the same actions."""
+    probabilities = policy.probabilities(observations, candidates)
+    actions = exploration.draw(probabilities, decision_ids, policy.card.version)
+    return actions.tolist(), probabilities[np.arange(len(actions)), actions].tolist()
+
+
+def replay(policy: Policy, decisions: Sequence[Decision]) -> tuple[list[int], list[float]]:
+    """The actions and propensities of logged decisions, computed again by the policy that made them."""
+    observations = np.array([decision.observation for decision in decisions], np.float32)
+    return choose(
+        policy,
+        observations,
+        [decision.candidates for decision in decisions],
+        [decision.decision_id for decision in decisions],
+    )
+
+
+def new_decision_ids(now_milliseconds: int, count: int) -> list[str]:
+    """UUIDv7 (RFC 9562): 48 bits of time, the rest random. They sort by time to the millisecond."""
+    moment = f"{now_milliseconds:012x}"
+    prefix = f"{moment[:8]}-{moment[8:]}-7"
+    digits = os.urandom(10 * count).hex()  # from the system, so they cannot be guessed; 20 per id, of which 19 are used
+    return [
+        f"{prefix}{digits[i : i + 3]}-{_VARIANT[digits[i + 3]]}{digits[i + 4 : i + 7]}-{digits[i + 7 : i + 19]}"
+        for i in range(0, len(digits), 20)
+    ]
+
+
+# The fourth digit of the random ones, its upper two bits set to 10.
+_VARIANT = {f"{digit:x}": f"{8 + digit % 4:x}" for digit in range(16)}
+
+
+def _score_in_shadow(shadow: Policy, observations: np.ndarray, served: list[Decision], decided: Decided) -> None:
+    try:
+        probabilities = shadow.probabilities(observations, [decision.candidates for decision in served])
+    except Exception as error:  # noqa: BLE001 - a shadow must not harm what serves
+        _log.exception("policy %s failed in the shadow", shadow.card.version)
+        decided.failures.append(f"{shadow.card.version}: {error}")
+        return
+    actions = exploration.draw(probabilities, [decision.decision_id for decision in served], shadow.card.version)
+    for row, (decision, action) in enumerate(zip(served, actions.tolist(), strict=True)):
+        decided.shadows.append(
+            ShadowDecision(
+                decision_id=decision.decision_id,
+                decided_at=decision.decided_at,
+                policy_version=shadow.card.version,
+                action=action,
+                propensity=float(probabilities[row, action]),
+                served_action=decision.action,
+                propensity_of_served=float(probabilities[row, decision.action]),
+            )
+        )

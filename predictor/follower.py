@@ -1,0 +1,187 @@
+"""Which policies serve: reads the pointer of a policy store, loads what it names, and swaps to it while requests go on.
+
+A swap replaces `PolicyFollower.line_up` as a whole. A request reads it once, so it never mixes two line-ups.
+"""
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+
+from contracts import policies
+from contracts.errors import InputError, OperationError
+from predictor import policy as policy_files
+from predictor import storage
+from predictor.deciding import choose
+from predictor.line_up import LineUp, check_alike
+from predictor.policy import Policy
+
+_log = logging.getLogger(__name__)
+
+_WARM_UP = str(UUID(int=0))  # the id of the decision with which a policy is tried out; it is not logged
+_RETRY_SECONDS = 1.0  # a policy that does not load may still be being copied
+
+
+class PolicyFollower:
+    """The current line-up, kept up to date with a policy store.
+
+    `source` is one policy, which then serves until the process ends, or a policy store, whose `champion.json` is
+    followed. If a store's champion does not load at the start, the version before it serves, or else the baseline. If a
+    later one does not load, the current line-up goes on serving. `load_error` holds the reason until a load succeeds.
+    """
+
+    def __init__(self, source: Path | str, baseline: Path | None = None) -> None:
+        """Looks at `source`; loads nothing yet.
+
+        Args:
+          source: a folder, or `gs://bucket/folder`.
+          baseline: the folder of the declared safe policy; None for uniform over the arms on offer.
+
+        Raises:
+          InputError: `source` is neither a policy nor a policy store.
+          OperationError: the bucket cannot be reached.
+        """
+        self.line_up: LineUp | None = None
+        self.swapped_at: datetime | None = None
+        self.swaps = 0
+        self.load_error: str | None = None
+        self._place = storage.place(source)
+        self._baseline_folder = baseline
+        self._loaded: policies.Champion | None = None
+        self._followed = not self._place.has(policies.CARD_NAME)
+        if self._followed and not self._place.has(policies.CHAMPION_NAME):
+            raise InputError(
+                f"policy: {source} is neither a policy (it has no {policies.CARD_NAME}) "
+                f"nor a policy store (it has no {policies.CHAMPION_NAME})"
+            )
+
+    def start(self) -> None:
+        """Loads the first line-up. Raises InputError or OperationError if not even the baseline can serve."""
+        try:
+            self.refresh()
+        except (InputError, OperationError) as error:
+            if not self._followed:
+                raise
+            self._fall_back(error)
+
+    def refresh(self) -> None:
+        """Loads what the pointer names and swaps to it, unless it serves already.
+
+        Each new policy makes one trial decision first. Raises InputError or OperationError if one does not load; the
+        current line-up then goes on serving.
+        """
+        if not self._followed:
+            if self.line_up is None:
+                champion = _load(self._place.folder())
+                self._swap(LineUp(champion, self._baseline(champion)))
+            return
+        pointer = self._read_pointer()
+        if pointer != self._loaded:
+            self._swap(self._assemble(pointer))
+            self._loaded = pointer
+        self.load_error = None
+
+    async def follow(self, poll_seconds: float) -> None:
+        """Refreshes every `poll_seconds` until cancelled. A failure is logged and shown in `load_error`, and tried again."""
+        wait = poll_seconds = max(poll_seconds, self._place.poll_seconds)
+        while self._followed:
+            await asyncio.sleep(wait)
+            wait = poll_seconds
+            try:
+                await asyncio.to_thread(self.refresh)
+            except (InputError, OperationError) as error:
+                if self.load_error != str(error):
+                    _log.error("the current policy goes on serving: %s", error)
+                self.load_error, wait = str(error), max(poll_seconds, _RETRY_SECONDS)
+            except Exception as error:  # noqa: BLE001 - a bug in loading must not end serving
+                _log.exception("the current policy goes on serving")
+                self.load_error, wait = repr(error), max(poll_seconds, _RETRY_SECONDS)
+
+    def close(self) -> None:
+        """Removes the policies that were copied to the disk. The line-up in memory can still serve."""
+        self._place.close()
+
+    def _swap(self, line_up: LineUp) -> None:
+        self.swaps += self.line_up is not None
+        self.line_up, self.swapped_at = line_up, datetime.now(UTC)
+        if self._followed:
+            self._place.keep([policy.card.version for policy in line_up])
+
+    def _assemble(self, pointer: policies.Champion) -> LineUp:
+        serving = self._version(pointer.version)
+        baseline = self._baseline(serving)
+        candidate = None
+        if pointer.candidate is not None and pointer.mode != "apprentice":
+            candidate = self._version(pointer.candidate)
+            check_alike(candidate, serving)
+        match pointer.mode:
+            case "apprentice":
+                return LineUp(baseline, baseline, shadow=serving)
+            case "shadow":
+                return LineUp(serving, baseline, shadow=candidate)
+            case "canary":
+                return LineUp(serving, baseline, candidate, pointer.candidate_share if candidate else 0.0)
+            case _:
+                raise InputError(f"champion.mode: must be canary, shadow or apprentice, got {pointer.mode!r}")
+
+    def _version(self, version: str) -> Policy:
+        """The policy of the store with this version, loaded unless it serves already."""
+        for policy in self.line_up or ():
+            if policy.card.version == version:
+                return policy
+        folder = self._place.folder(version)
+        policy = _load(folder)
+        if policy.card.version != version:
+            raise InputError(f"{folder / policies.CARD_NAME}: must be of version {version}, got {policy.card.version}")
+        return policy
+
+    def _baseline(self, policy: Policy) -> Policy:
+        if self._baseline_folder is None:
+            return policy_files.baseline(policy.card)
+        baseline = _load(self._baseline_folder)
+        check_alike(baseline, policy)
+        return baseline
+
+    def _fall_back(self, error: InputError | OperationError) -> None:
+        """Serves the version before the champion, or else the baseline. Raises `error` if neither can be loaded."""
+        try:
+            pointer = self._read_pointer()
+        except (InputError, OperationError):
+            raise error from None
+        if pointer.previous is not None:
+            try:
+                previous = self._version(pointer.previous)
+                self._swap(LineUp(previous, self._baseline(previous)))
+            except (InputError, OperationError) as another:
+                _log.error("the version before the champion does not load either: %s", another)
+        if self.line_up is None:
+            try:
+                card = policy_files.read_card(self._place.folder(pointer.version))
+            except (InputError, OperationError):
+                raise error from None
+            baseline = policy_files.baseline(card)
+            self._swap(LineUp(baseline, baseline))
+        self.load_error = str(error)
+        assert self.line_up is not None
+        _log.error("%s serves instead of the champion: %s", self.line_up.serving.card.version, error)
+
+    def _read_pointer(self) -> policies.Champion:
+        return policies.decode_champion(
+            self._place.read(policies.CHAMPION_NAME), f"{self._place}/{policies.CHAMPION_NAME}"
+        )
+
+
+def _load(folder: Path) -> Policy:
+    """The policy in `folder`, after one trial decision: it shows that the policy works, and later ones are faster.
+
+    Raises InputError.
+    """
+    policy = policy_files.load(folder)
+    try:
+        choose(policy, np.zeros((1, policy.card.observation_dim), np.float32), [[]], [_WARM_UP])
+    except ValueError as error:
+        raise InputError(f"{folder}: does not decide: {error}") from None
+    return policy

@@ -1,0 +1,190 @@
+"""The routes of the server, over one explicit state."""
+
+import asyncio
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from contracts.errors import InputError
+from contracts.policies import Movie
+from contracts.records import Decision, RewardEvent, encoder
+from predictor import bodies, deciding, openapi
+from predictor import metrics as metrics_text
+from predictor.batcher import Batcher
+from predictor.follower import PolicyFollower
+from predictor.logs import Logs
+from predictor.messages import (
+    Prediction,
+    PredictRequest,
+    PredictResponse,
+    Refusal,
+    RewardsRequest,
+    RewardsResponse,
+    Slot,
+)
+from predictor.metrics import Metrics
+from predictor.settings import Settings
+
+REWARDS_ROUTE, METRICS_ROUTE = "/rewards", "/metrics"
+
+# BigQuery's daily partitions accept rows of about ten years back and one ahead; a time further off is a mistake anyway.
+_OLDEST, _NEWEST = timedelta(days=-5 * 365), timedelta(days=1)
+_ROOM_POLL_SECONDS = 0.005
+
+_predict_decoder = msgspec.json.Decoder(PredictRequest)
+_rewards_decoder = msgspec.json.Decoder(RewardsRequest)
+
+
+@dataclass(frozen=True)
+class State:
+    """What the routes of one server work on."""
+
+    settings: Settings
+    follower: PolicyFollower
+    logs: Logs
+    metrics: Metrics
+    batcher: Batcher
+
+
+class Routes:
+    """One method per route."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._limits = state.settings.limits
+
+    def add_to(self, app: FastAPI) -> None:
+        """Registers the routes, with their documentation."""
+        settings = self._state.settings
+        app.post(settings.predict_route, **openapi.predict_route())(self.predict)
+        app.post(REWARDS_ROUTE, **openapi.rewards_route())(self.rewards)
+        app.get(settings.health_route, **openapi.health_route())(self.health)
+        app.get(METRICS_ROUTE, **openapi.metrics_route())(self.prometheus)
+        app.exception_handler(HTTPException)(refuse)
+        app.exception_handler(Exception)(crash)
+
+    async def predict(self, request: Request) -> Response:
+        """Decides for each instance and logs the decisions."""
+        limits, batcher = self._limits, self._state.batcher
+        body = await bodies.read(request, limits.max_body_bytes, limits.body_seconds)
+        asked = bodies.decode(_predict_decoder, body)
+        slate_size = asked.parameters.slate_size if asked.parameters else 1
+        if len(asked.instances) * slate_size > limits.max_instances:
+            at_most = f"instances: must be at most {limits.max_instances} (times slate_size)"
+            raise HTTPException(400, f"{at_most}, got {len(asked.instances) * slate_size}")
+        if (line_up := self._state.follower.line_up) is None:
+            raise HTTPException(503, "no policy is loaded yet")
+        size = deciding.logged_bytes(asked.instances, slate_size, line_up.serving.card.num_actions)
+        if limits.on_overload == "block":
+            await self._wait_for_room(size)
+        try:
+            card, slates = await batcher.decide(asked.instances, slate_size, size)
+        except InputError as error:
+            raise HTTPException(400, str(error)) from None
+        return bodies.answer(PredictResponse([_prediction(slate, card.catalogue) for slate in slates]))
+
+    async def rewards(self, request: Request) -> Response:
+        """Logs rewards."""
+        body = await bodies.read(request, self._limits.max_body_bytes, self._limits.body_seconds)
+        sent = bodies.decode(_rewards_decoder, body).rewards
+        now = datetime.now(UTC)
+        for number, reward in enumerate(sent):
+            if reward.occurred_at and not now + _OLDEST <= reward.occurred_at <= now + _NEWEST:
+                allowed = "must be of the last five years, and at most a day ahead"
+                raise HTTPException(
+                    400, f"rewards[{number}].occurred_at: {allowed}, got {reward.occurred_at.isoformat()}"
+                )
+        lines = encoder.encode_lines(
+            RewardEvent(decision_id=reward.decision_id, occurred_at=reward.occurred_at or now, reward=reward.reward)
+            for reward in sent
+        )
+        # The client can send a reward again, so it is refused rather than dropped.
+        await self._wait_for_room(len(lines))
+        self._state.logs.events.append(lines, len(sent))
+        self._state.metrics.rewards += len(sent)
+        return bodies.answer(RewardsResponse(len(sent)), 202)
+
+    async def health(self) -> Response:
+        """What serves, and what became of the events; 503 until a policy serves."""
+        follower, logs, line_up = self._state.follower, self._state.logs, self._state.follower.line_up
+        return bodies.answer(
+            {
+                "status": "loading" if line_up is None else "degraded" if follower.load_error else "ok",
+                "policy_version": line_up.serving.card.version if line_up else None,
+                "candidate": line_up.candidate.card.version if line_up and line_up.candidate else None,
+                "candidate_share": line_up.candidate_share if line_up else 0.0,
+                "shadow": line_up.shadow.card.version if line_up and line_up.shadow else None,
+                "swapped_at": follower.swapped_at,
+                "swaps": follower.swaps,
+                "fallbacks": self._state.metrics.fallbacks,
+                "load_error": follower.load_error,
+                "events": logs.events.counters(),
+                "shadows": logs.shadows.counters(),
+                "published": logs.publisher.status() if logs.publisher else None,
+            },
+            200 if line_up else 503,
+        )
+
+    async def prometheus(self) -> Response:
+        """The metrics in Prometheus' text format."""
+        follower, logs = self._state.follower, self._state.logs
+        published = logs.publisher.status() if logs.publisher else None
+        degraded = follower.load_error is not None
+        text = metrics_text.render(self._state.metrics, logs.events.counters(), follower.swaps, degraded, published)
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    async def _wait_for_room(self, size: int) -> None:
+        """Returns once the event log has room for `size` bytes beside those reserved for the requests in hand.
+
+        Raises HTTPException: 413 for more than the whole buffer, 429 if there is no room (with `--on-overload block`:
+        not within `body_seconds`).
+        """
+        if size > self._limits.buffer_bytes:
+            reason = f"body: its events may take {size} bytes, the event log's buffer has {self._limits.buffer_bytes}"
+            raise HTTPException(413, f"{reason}; send it in parts")
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._limits.body_seconds
+        while not self._state.logs.events.has_room(self._state.batcher.expected_bytes + size):
+            if self._limits.on_overload == "drop" or now() > deadline:
+                raise HTTPException(429, "the event log is full, try again later", {"retry-after": "1"})
+            await asyncio.sleep(_ROOM_POLL_SECONDS)
+
+
+async def refuse(_: Request, error: HTTPException) -> Response:
+    """The answer to a request that was refused."""
+    return bodies.answer(Refusal(str(error.detail)), error.status_code, error.headers)
+
+
+async def crash(_: Request, error: Exception) -> Response:
+    """The answer to a request that met a bug; the log has its traceback."""
+    return bodies.answer(Refusal("the server failed; the reason is in its log"), 500)
+
+
+def _prediction(slate: list[Decision], catalogue: list[Movie]) -> Prediction:
+    slots = [_slot(decision, catalogue) for decision in slate]
+    first = slots[0]
+    return Prediction(
+        decision_id=first.decision_id,
+        action=first.action,
+        propensity=first.propensity,
+        policy_version=slate[0].policy_version,
+        movie_id=first.movie_id,
+        title=first.title,
+        slate=slots if len(slots) > 1 else [],
+        slate_propensity=math.prod(slot.propensity for slot in slots) if len(slots) > 1 else None,
+    )
+
+
+def _slot(decision: Decision, catalogue: list[Movie]) -> Slot:
+    movie = catalogue[decision.action] if catalogue else None
+    return Slot(
+        decision_id=decision.decision_id,
+        action=decision.action,
+        propensity=decision.propensity,
+        movie_id=movie.movie_id if movie else None,
+        title=movie.title if movie else None,
+    )
