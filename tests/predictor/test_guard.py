@@ -129,26 +129,6 @@ def test_request_id_comes_back(policy, tmp_path):
         assert refused[0]["route"] == "/predict"
 
 
-def test_metrics_add_up(policy, tmp_path):
-    with predictor(policy, tmp_path / "events") as server:
-        body = {"instances": [{"observation": observation} for observation in observe(30)]}
-        actions = [p["action"] for _ in range(2) for p in server.post("/predict", body).body["predictions"]]
-        server.post("/predict", {})
-        server.post("/rewards", {"rewards": []})
-        text = server.read("/metrics").decode()
-    values = dict(re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE))
-    assert values['predictor_requests_total{route="/predict",status="200"}'] == "2.0"
-    assert values['predictor_requests_total{route="/predict",status="400"}'] == "1.0"
-    assert values['predictor_latency_seconds_count{route="/predict"}'] == "3.0"
-    assert values["predictor_propensity_count"] == "60.0"
-    assert values['predictor_propensity_bucket{le="+Inf"}'] == "60.0"
-    for action in set(actions):
-        name = f'predictor_decisions_total{{action="{action}",policy_version="v1"}}'
-        assert values[name] == f"{actions.count(action)}.0"
-    assert values['predictor_events_total{outcome="logged"}'] == "60.0"
-    assert values["predictor_degraded"] == "0.0"
-
-
 def test_json_lines_keep_the_traceback_in_one():
     try:
         raise ValueError("no")

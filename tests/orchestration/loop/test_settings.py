@@ -7,8 +7,8 @@ import pytest
 
 from contracts.command_line import add_flags
 from contracts.errors import InputError
+from contracts.policies import STRATEGIES
 from orchestration.loop.settings import LoopSettings, changed, loop_settings
-from predictor import exploration
 from trainer import agents
 
 
@@ -72,7 +72,7 @@ def test_every_setting_has_a_help_text():
 def test_every_algorithm_and_strategy_is_named_in_the_help():
     helps = {field.name: get_args(field.type)[1].description for field in msgspec.structs.fields(LoopSettings)}
     assert set(re.findall(r"[a-z]+(?:_[a-z]+)*", helps["algorithm"])) >= set(agents.DEFAULTS)
-    assert set(re.findall(r"[a-z]+(?:_[a-z]+)*", helps["exploration"])) >= set(exploration.STRATEGIES)
+    assert set(re.findall(r"[a-z]+(?:_[a-z]+)*", helps["exploration"])) >= set(STRATEGIES)
 
 
 def test_changes_are_named():
