@@ -1,7 +1,7 @@
 """Keeps what native code writes to standard error from the terminal.
 
-TensorFlow 2.21 writes about oneDNN, CUDA and the CPU when it is loaded, whatever TF_CPP_MIN_LOG_LEVEL is. It writes to the
-file descriptor, so replacing `sys.stderr` does not stop it.
+TensorFlow 2.21 writes about oneDNN, CUDA and the CPU when it is loaded, whatever TF_CPP_MIN_LOG_LEVEL is. It writes to
+the file descriptor, so replacing `sys.stderr` does not stop it.
 """
 
 import importlib.util

@@ -3,13 +3,14 @@
     policy.json       this module's `PolicyCard`, written last: a folder without it is not a policy
     linear.npz        linear policies: `theta` [K, D] and `covariance` [K, D, D] (the inverse of A), float32, and
                       `num_samples` [K]; serves without TensorFlow
-    network.npz       neural policies, instead: `weights_0` [D, H], `bias_0` [H], `weights_1` … (each followed by a relu),
-                      then `theta` [K, E] and `bias` [K] on what comes out, and `covariance` [K, E, E] where the policy
-                      says how sure it is; serves without TensorFlow
+    network.npz       neural policies: `weights_0` [D, H], `bias_0` [H], `weights_1` … (each followed by a relu),
+                      then `theta` [K, E] and `bias` [K] on the output of the layers, and `covariance` [K, E, E] if the
+                      policy estimates its uncertainty; serves without TensorFlow
     saved_model/      SavedModel with TF-Agents' `action` signature
-    checkpoint/       what the next window's training continues from
+    checkpoint/       the state from which the next training continues
 
-A policy store is a folder of policy folders with `champion.json`, which names the one that serves.
+`contracts.policy_arrays` reads and writes the two npz files. A policy store is a folder of policy folders, with
+`champion.json`, which names the policy that serves.
 """
 
 import math
@@ -35,10 +36,10 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Movie(msgspec.Struct, frozen=True, kw_only=True):
-    """What an action stands for.
+    """The movie that an action stands for.
 
-    An action stays the same movie's for ever: movies are added at the end and never removed. A masked one is not
-    offered for now, a retired one never again.
+    An action always stands for the same movie: movies are added at the end and never removed. A masked movie is not
+    offered for the time being; a retired movie is never offered again.
     """
 
     action: Action
@@ -46,7 +47,7 @@ class Movie(msgspec.Struct, frozen=True, kw_only=True):
     title: str = ""
     year: int | None = None
     genres: list[str] = []
-    features: list[float] = []  # what else is known of it, in numbers: popularity, latent factors
+    features: list[float] = []  # other known numbers, such as popularity or latent factors
     status: Literal["active", "masked", "retired"] = "active"
 
 
@@ -84,7 +85,7 @@ class Exploration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """An off-policy estimate of a policy's reward a decision."""
+    """An off-policy estimate of a policy's reward per decision."""
 
     estimator: str
     value: float
@@ -95,7 +96,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):
-    """`policy.json`."""
+    """The contents of `policy.json`: how the policy was trained, its catalogue, and how it explores."""
 
     schema_version: Annotated[int, Meta(ge=1)] = SCHEMA_VERSION
     version: PolicyVersion
@@ -115,13 +116,13 @@ class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Champion(msgspec.Struct, frozen=True, kw_only=True):
-    """`champion.json`: the version that serves, and the one to go back to.
+    """The contents of `champion.json`: the version that serves, and the one that a rollback returns to.
 
-    With a `candidate` (or as an apprentice) it is tried out beside it, as `mode` says:
+    `mode` says how a `candidate`, or in apprentice mode the champion, is tried out:
 
       canary      the candidate takes `candidate_share` of the decisions
-      shadow      the champion serves all; what the candidate would have done is logged apart
-      apprentice  the safe baseline serves all; what the champion would have done is logged apart
+      shadow      the champion takes all decisions; those that the candidate would take are logged apart
+      apprentice  the safe baseline takes all decisions; those that the champion would take are logged apart
     """
 
     version: PolicyVersion
@@ -131,19 +132,19 @@ class Champion(msgspec.Struct, frozen=True, kw_only=True):
     candidate: PolicyVersion | None = None
     candidate_share: Share = 0.0
     mode: Literal["canary", "shadow", "apprentice"] = "canary"
-    rolled_back: PolicyVersion | None = None  # the version that this one replaced, when that was rolled back
+    rolled_back: PolicyVersion | None = None  # the version that this one replaced by a rollback
 
 
 Verdict = Literal["better", "worse", "undecided"]
 
 
 def decode_card(data: bytes, where: str) -> PolicyCard:
-    """The card in `data`. Raises InputError that names `where` and what is wrong."""
+    """The card in `data`. Raises InputError that names `where` and the fact."""
     return documents.decode(data, PolicyCard, "policy", where, SCHEMA_VERSION)
 
 
 def decode_champion(data: bytes, where: str) -> Champion:
-    """The pointer in `data`. Raises InputError that names `where` and what is wrong."""
+    """The pointer in `data`. Raises InputError that names `where` and the fact."""
     try:
         return msgspec.json.decode(data, type=Champion)
     except msgspec.DecodeError as error:

@@ -46,9 +46,9 @@ class PolicyArrays(NamedTuple):
 class Scorer:
     """Scores observations, in float64.
 
-    It works in blocks of eight rows, the last one filled up with zeros. BLAS adds up matrices of other shapes in another
-    order, so without blocks the last digits of a decision's scores, and with them the replayed propensity, would depend
-    on the batch that the decision came in.
+    It works in blocks of eight rows, the last one filled up with zeros. BLAS adds up matrices of other shapes in
+    another order, so without blocks the last digits of a decision's scores, and with them the replayed propensity,
+    would depend on the batch that the decision came in.
     """
 
     def __init__(self, arrays: PolicyArrays) -> None:

@@ -95,7 +95,7 @@ def mask_of(candidates: Sequence[Sequence[int]], num_actions: int) -> np.ndarray
 
 
 def load(folder: Path) -> Policy:
-    """The policy in `folder`. Raises InputError that names the file and the fact, for a missing or incomplete policy."""
+    """The policy in `folder`. Raises InputError that names the file and the fact if it is missing or incomplete."""
     card = read_card(folder)
     if not any(movie.status == "active" for movie in card.catalogue) and card.catalogue:
         raise InputError(f"{folder / policies.CARD_NAME}: catalogue must have an active movie")

@@ -14,8 +14,8 @@ def arm_features(catalogue: Sequence[Movie]) -> np.ndarray:
     """The features of every movie, which are known before it is first recommended.
 
     Returns:
-      [K, F] float64: a constant 1, the year (in decades from 1980, 0 where it is unknown), the movie's `features`, and a
-      0 or 1 per genre in the order of `genres`. So movies added at the end of the catalogue add columns at the end.
+      [K, F] float64: a constant 1, the year (in decades from 1980, 0 if unknown), the movie's `features`, and a 0 or 1
+      per genre in the order of `genres`. So movies added at the end of the catalogue add columns at the end.
 
     Raises:
       InputError: a movie has another number of features than the first.
@@ -106,8 +106,8 @@ def movie_factors(
 ) -> np.ndarray:
     """Latent factors of the movies, from the first half of the ratings by time only.
 
-    A truncated singular value decomposition of the user x movie matrix, with the singular values on the movies' side, by
-    randomised subspace iteration (Halko et al. 2011, "Finding structure with randomness").
+    A truncated singular value decomposition of the user x movie matrix, with the singular values on the movies' side,
+    by randomised subspace iteration (Halko et al. 2011, "Finding structure with randomness").
 
     Args:
       user: [N] int, index of the user.

@@ -11,13 +11,13 @@ from pathlib import Path
 from contracts.errors import InputError, OperationError
 from contracts.policies import CARD_NAME, PolicyCard, decode_card, encode_json
 
-# The errors with which Cloud Storage FUSE, through which Vertex AI mounts buckets, refuses to rename a folder with files.
+# The errors with which Cloud Storage FUSE refuses to rename a folder with files; Vertex AI mounts buckets through it.
 NO_RENAMED_FOLDERS = {errno.EMFILE, errno.ENOTSUP, errno.ENOSYS}
 _WRONG_FOLDER = (FileExistsError, NotADirectoryError, PermissionError)
 
 
 def read_card(policies: Path, version: str) -> PolicyCard | None:
-    """The card of a policy in the store; None where the store has no such policy. Raises InputError for a broken card."""
+    """The card of a policy in the store; None if the store has no such policy. Raises InputError for a broken card."""
     path = policies / version / CARD_NAME
     return decode_card(path.read_bytes(), str(path)) if path.is_file() else None
 
@@ -63,7 +63,7 @@ def copy(policy: Path, folder: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns a failure of the system to read or write files, inside the block, into an OperationError that names `folder`.
+    """Turns a failure to read or write files inside the block into an OperationError that names `folder`.
 
     TensorFlow, which writes its files itself, has its own exceptions for it.
     """

@@ -1,9 +1,8 @@
-"""Training windows on disk: finding the ready ones, checking them, and reading them a batch at a time.
+"""Training windows on disk: finds the ready ones, checks them, and reads them in batches.
 
-A window is ready when its folder holds a manifest. What is read is what the manifest promises, file by file: the same
-checksum, the same number of records, and values that a policy of the given shape can be trained on. Anything else is an
-InputError that names the file; nothing is skipped. A file that the manifest does not list, such as an export that was
-killed leaves, is not looked at.
+A window is ready when its folder holds a manifest. Each file must have the checksum and the number of records that the
+manifest lists, and values that a policy of the given shape can be trained on. Anything else is an InputError that names
+the file; no record is skipped. Files that the manifest does not list are ignored: a killed export may leave some.
 """
 
 import hashlib
@@ -36,14 +35,14 @@ _FRAME_BYTES = 16
 
 
 class ReadyWindow(NamedTuple):
-    """A window's folder and what its manifest says."""
+    """A window's folder and its manifest."""
 
     folder: Path
     manifest: Manifest
 
     @property
     def start(self) -> datetime:
-        """Its start: what identifies it."""
+        """The start of the window, which identifies it."""
         return self.manifest.window.start
 
     def files(self, split: Split) -> list[WindowFile]:
@@ -55,8 +54,8 @@ def ready_windows(windows: Path) -> list[ReadyWindow]:
     """The windows under `windows` that have a manifest, by start.
 
     Raises:
-      InputError: no such folder; a manifest that cannot be read or belongs to another folder; windows that overlap
-        (decisions in both would be trained on twice).
+      InputError: the folder is missing; a manifest cannot be read or belongs to another folder; two windows overlap, so
+        that decisions in both would be trained on twice.
     """
     if not windows.is_dir():
         raise InputError(f"windows: no such folder: {windows}")
@@ -106,12 +105,12 @@ def read_file(
     batch_bytes: int = BATCH_BYTES,
     open_file: Callable[[str], BinaryIO] = _open_local,
 ) -> "Iterator[TrajectoryBatch]":
-    """The records of one file of a window, about `batch_bytes` at a time: memory does not grow with the file.
+    """The records of one file of a window, about `batch_bytes` at a time, so that memory does not grow with the file.
 
-    In the order written, but for records of one batch that differ in length.
+    They come in the order of the file, except that records of one batch are grouped by their length.
 
-    The checksum and the number of records are checked against the manifest, the values against what can be trained on.
-    The checksum is known at the end: what was read before stands only if nothing is raised.
+    The checksum and the number of records are compared with the manifest, and the values are checked. The checksum is
+    known only at the end of the file: use the batches only if the iteration ends without an error.
 
     Raises:
       InputError: the file is missing, differs from its checksum or count, holds a corrupt record (with its offset), a
@@ -129,7 +128,7 @@ def read_file(
             rows = np.lib.stride_tricks.sliding_window_view(frames, length)[starts[mine]]
             try:
                 batch = decode_rows(rows, observation_dim)
-            except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # it quotes the record's bytes
+            except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # TensorFlow quotes the bytes
                 raise InputError(f"{path}: {_why_unreadable(path, error, records, observation_dim)}") from None
             _check_values(batch, num_actions, path, records + mine)
             yield batch
@@ -139,7 +138,7 @@ def read_file(
 
 
 def read_serialized(path: str, file: WindowFile, batch_bytes: int = BATCH_BYTES) -> Iterator[list[bytes]]:
-    """The records of one file as they are, in batches. Raises InputError: missing, or another checksum."""
+    """The serialized records of one file, in batches. Raises InputError for a missing file or another checksum."""
     for data, starts, lengths in _chunks(path, file, batch_bytes, _open_local):
         yield [data[start : start + length] for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
 
@@ -147,10 +146,10 @@ def read_serialized(path: str, file: WindowFile, batch_bytes: int = BATCH_BYTES)
 def _chunks(
     path: str, file: WindowFile, batch_bytes: int, open_file: Callable[[str], BinaryIO]
 ) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]:
-    """A TFRecord file in chunks, and where in each the data of its whole records starts and how long it is.
+    """The chunks of a TFRecord file, each with the starts and lengths of the data of its whole records.
 
-    In numpy, since a TFRecordDataset hands records over one by one, which takes longer than decoding them. The checksums
-    around each record are left unread: the manifest has a stronger one for the whole file.
+    It parses with numpy, because a TFRecordDataset returns records one by one, which takes longer than decoding them.
+    It ignores the checksums around each record, because the manifest has a stronger one of the whole file.
     """
     digest = hashlib.sha256()
     size = 0
@@ -181,14 +180,14 @@ def _chunks(
 
 
 def _records(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where in `data` the data of each whole record starts, its length, and where the last record ends.
+    """The start and length of the data of each whole record in `data`, and the end of the last whole record.
 
-    A record is its length (8 bytes, little endian) with a checksum (4), and its data with another.
+    A record is its length (8 bytes, little endian), a checksum of that (4 bytes), its data, and a checksum of that.
     """
     starts: list[int] = []
     lengths: list[int] = []
     if len(data) >= _FRAME_BYTES:
-        # Most often all records have one length.
+        # The common case is fast: all records have one length.
         (length,) = _LENGTH.unpack_from(data)
         size = length + _FRAME_BYTES
         count = len(data) // size
@@ -213,14 +212,14 @@ def _why_unreadable(path: str, error: Exception, first_record: int, observation_
 
 
 def first_corruption(path: str) -> str:
-    """Where a file stops being readable, by the checksums around its records: ": corrupted record at byte …", or ""."""
+    """The first wrong checksum around a record, as ": corrupted record at byte …"; "" if all are right."""
     import tensorflow as tf
 
     try:
         for _ in tf.data.TFRecordDataset(path).batch(1024):
             pass
     except tf.errors.DataLossError as error:
-        # TensorFlow says "corrupted record at 4711 (…)", or "truncated record at 4711' failed …".
+        # TensorFlow's messages are "corrupted record at 4711 (…)" and "truncated record at 4711' failed …".
         match = re.search(r"(\w+) record at (\d+)", str(error))
         return f": {match[1]} record at byte {match[2]}" if match else ": corrupted record"
     return ""

@@ -32,8 +32,8 @@ class Measured(NamedTuple):
 def measure(settings: training.Settings) -> Measured:
     """Trains as `training.train` does, but without the newest window, and estimates the policy's reward on that one.
 
-    The estimate is doubly robust. Its reward model is a plain linear one trained on the same windows: the same model for
-    all settings, and not the one that is judged, so that no policy is judged by its own predictions.
+    The estimate is doubly robust. Its reward model is a plain linear one trained on the same windows: the same model
+    for all settings, and not the one that is judged, so that no policy is judged by its own predictions.
 
     Raises:
       InputError: as `training.train`; there is no window to hold out, or it is empty.

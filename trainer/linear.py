@@ -1,11 +1,11 @@
 """Linear bandits from their sufficient statistics: numpy alone, float64, one pass.
 
-For every action k, whatever model is made of them, the interactions matter only by
+Every model below depends on the interactions with action k only through
 
     A_k = sum of x x^T      b_k = sum of r x      n_k = number of interactions
 
-The statistics of two disjoint sets of interactions add up, so continuing from a checkpoint, or adding what many machines
-counted, gives the numbers of one pass over everything. `disjoint`, `shared` and `hybrid` make a model of them.
+The statistics of two disjoint sets of interactions add up. So continuing from a checkpoint, or adding the statistics of
+many machines, gives the numbers of one pass over everything. `disjoint`, `shared` and `hybrid` turn them into a model.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SufficientStatistics:
-    """What linear policies learn from: `a` [K, D, D], `b` [K, D], `n` [K], all float64. `add` changes them in place."""
+    """The evidence of linear policies: `a` [K, D, D], `b` [K, D], `n` [K], all float64. `add` changes them in place."""
 
     a: np.ndarray
     b: np.ndarray
@@ -24,7 +24,7 @@ class SufficientStatistics:
 
     @classmethod
     def zeros(cls, num_actions: int, observation_dim: int) -> Self:
-        """No evidence yet."""
+        """Statistics without evidence."""
         return cls(
             np.zeros((num_actions, observation_dim, observation_dim)),
             np.zeros((num_actions, observation_dim)),
@@ -33,18 +33,18 @@ class SufficientStatistics:
 
     @property
     def num_actions(self) -> int:
-        """K."""
+        """K, the number of actions."""
         return self.b.shape[0]
 
     @property
     def observation_dim(self) -> int:
-        """D."""
+        """D, the length of an observation."""
         return self.b.shape[1]
 
     def add(self, observation: np.ndarray, action: np.ndarray, reward: np.ndarray, weight: float = 1.0) -> None:
-        """Adds interactions: observation [N, D], action [N] in [0, K), reward [N]; each counts `weight`."""
-        # Sorted by action (in 16 bits where they fit: then it is a radix sort), the rows of one action lie together, and
-        # one matrix product of [x, r] with itself has their sums of x x^T and of r x.
+        """Adds interactions: observation [N, D], action [N] in [0, K), reward [N], each with `weight`."""
+        # Sorted by action, the rows of one action lie together, and one matrix product of [x, r] with itself gives
+        # their sums of x x^T and of r x. numpy sorts numbers of 16 bits by radix.
         order = np.argsort(action.astype(np.uint16) if self.num_actions < 2**16 else action, kind="stable")
         rows = np.empty((len(action), self.observation_dim + 1))
         rows[:, :-1] = observation[order]
@@ -65,12 +65,12 @@ class SufficientStatistics:
         self.n[:] += other.n
 
     def scale(self, factor: float) -> None:
-        """Makes all evidence so far count `factor` of what it did."""
+        """Multiplies the weight of all evidence so far by `factor`."""
         for array in (self.a, self.b, self.n):
             array *= factor
 
     def grown(self, num_actions: int) -> "SufficientStatistics":
-        """The same evidence among more actions, none yet for the new ones."""
+        """The same evidence for more actions; the new ones have none."""
         more = num_actions - self.num_actions
         return SufficientStatistics(
             *(np.pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1)) for array in (self.a, self.b, self.n))
@@ -78,7 +78,7 @@ class SufficientStatistics:
 
 
 class Posterior(NamedTuple):
-    """What the evidence says of every action's coefficients, for reward noise of variance 1."""
+    """Mean and covariance of every action's coefficients, given the evidence, for reward noise of variance 1."""
 
     theta: np.ndarray  # [K, D]
     covariance: np.ndarray  # [K, D, D]
@@ -103,7 +103,7 @@ def posterior(
 
 
 def disjoint(statistics: SufficientStatistics, tikhonov: float) -> Posterior:
-    """Every action by itself: ridge regression, theta_k = (A_k + tikhonov I)^-1 b_k.
+    """A separate model per action, by ridge regression: theta_k = (A_k + tikhonov I)^-1 b_k.
 
     Li et al. 2010, "A contextual-bandit approach to personalized news article recommendation", algorithm 1.
     """
@@ -114,9 +114,9 @@ def disjoint(statistics: SufficientStatistics, tikhonov: float) -> Posterior:
 def shared(statistics: SufficientStatistics, tikhonov: float, arm_features: np.ndarray) -> Posterior:
     """One model for all actions, linear in the products of observation and arm features: theta_k = M f_k.
 
-    What one movie's viewers liked says something about every movie that is like it, one that nobody has seen included.
-    With M [D, F] flattened to m, the reward's features are x (x) f_k, so the regression needs
-    sum_k A_k (x) f_k f_k^T and sum_k b_k (x) f_k: sums of the same statistics.
+    So the rewards of one movie inform the model of every similar movie, also of one without interactions. With M [D, F]
+    flattened to m, the reward's features are x (x) f_k, so the regression needs sum_k A_k (x) f_k f_k^T and
+    sum_k b_k (x) f_k: sums of the same statistics.
 
     Args:
       statistics: the evidence.
@@ -130,11 +130,11 @@ def shared(statistics: SufficientStatistics, tikhonov: float, arm_features: np.n
 def hybrid(
     statistics: SufficientStatistics, tikhonov: float, arm_tikhonov: float, arm_features: np.ndarray
 ) -> Posterior:
-    """The shared model and a term of each action's own: theta_k = M f_k + beta_k.
+    """The shared model plus a term per action: theta_k = M f_k + beta_k.
 
-    An action without evidence is what its features say; with evidence its own term takes over. Li et al. 2010,
-    algorithm 2, solved in blocks: with G_k = (A_k + arm_tikhonov I)^-1, integrating beta_k out leaves for M a regression
-    with arm_tikhonov G_k A_k and arm_tikhonov G_k b_k in the places of A_k and b_k; then
+    An action without evidence is predicted from its features; with evidence its own term takes over. Li et al. 2010,
+    algorithm 2, solved in blocks: with G_k = (A_k + arm_tikhonov I)^-1, integrating beta_k out leaves for M a
+    regression with arm_tikhonov G_k A_k and arm_tikhonov G_k b_k in the places of A_k and b_k; then
 
         theta_k = G_k b_k + arm_tikhonov G_k M f_k
         covariance_k = G_k + arm_tikhonov^2 G_k Cov(M f_k) G_k

@@ -1,16 +1,15 @@
 """Training TF-Agents' neural agents from windows.
 
-The network learns the reward of the action taken, in large batches of a compiled step, for several epochs: an epoch
-more does not claim more evidence here, only a better fit. Every tenth trajectory is held out; training ends when the
-loss on those has not fallen for a while, and the best network is kept.
+The network learns the reward of the action taken, in large batches, by a compiled step, for several epochs. Unlike in
+the linear policies, a second epoch does not count the evidence twice: it only improves the fit. Every tenth trajectory
+is held out. Training ends when the loss on these has not fallen for `patience` epochs, and the best network is kept.
 
-neural_linucb trains its network on its first windows alone. From then on the network is the fixed encoder of a linear
-policy that learns from sufficient statistics, each interaction once, as TF-Agents' agent does after its own first
-steps.
+neural_linucb trains its network in its first training alone. From then on the network is the fixed encoder of a linear
+policy that learns from sufficient statistics, each interaction once, as TF-Agents' agent does after its first steps.
 
 With arm features the network has two towers, one for the observation and one for the movie, and predicts the product of
-what comes out: theta_k = tower(f_k). A movie that nobody has seen has one too, and the network does not depend on how
-many there are.
+their outputs: theta_k = tower(f_k). So a movie without interactions has a prediction too, and the size of the network
+does not depend on the number of movies.
 """
 
 import itertools
@@ -36,14 +35,14 @@ NETWORK_CHECKPOINT = "network"
 
 
 class Network(NamedTuple):
-    """A TF-Agents agent, and what of it is trained and saved."""
+    """A TF-Agents agent, and its variables that are trained and saved."""
 
     agent: Any
     layers: list[Any]  # tf.Variables: kernel, bias, kernel, bias, …
     output: list[Any]  # the kernel of the reward layer, and its bias where it has one; or the layers of the arm tower
     optimizer: Any
     arm_features: np.ndarray | None  # [K, F] float32, where there is an arm tower
-    # One compiled step of training on a batch: observation [B, D], action [B], reward [B]. Traced once, however many fits.
+    # One compiled training step on a batch: observation [B, D], action [B], reward [B]. Traced once for all fits.
     step: Callable[[Any, Any, Any], Any]
 
     def arrays(self, num_samples: np.ndarray) -> PolicyArrays:
@@ -116,7 +115,7 @@ def learn(
 
 
 def _untrained(card: PolicyCard) -> Network:
-    """The network of the policy's settings, over the arm features of its catalogue where it has them."""
+    """A new network by the card's settings, over the arm features of its catalogue if the settings ask for them."""
     features = None
     if card.hyperparameters.get("arm_features") == "shared":
         features = arms.arm_features(card.catalogue).astype(np.float32)
@@ -126,13 +125,13 @@ def _untrained(card: PolicyCard) -> Network:
 
 
 def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCard) -> None:
-    """Gives the network what its parent, in `folder`, has learned.
+    """Gives the network the variables of its parent, whose policy is in `folder`.
 
-    Movies that were added may be of genres that there were none of: then the arm tower has more inputs than the parent's,
-    at the end, which begin at 0, as if they had always been there and never been on.
+    Added movies may have new genres. Then the arm tower has more inputs than the parent's, at the end. Their weights
+    begin at 0, the value they would have if no movie had ever had these genres.
 
     Raises:
-      InputError: there is no such checkpoint, or the parent's arm features mean something else.
+      InputError: the checkpoint is missing or of another network, or an arm feature has another meaning than before.
     """
     import tensorflow as tf
 
@@ -154,7 +153,7 @@ def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCa
 
 
 def _check_features(parent: PolicyCard, card: PolicyCard) -> None:
-    """Whether every arm feature of the parent's means the same now."""
+    """Raises InputError unless every arm feature of the parent has the same meaning now."""
     for name, old, new in (
         ("features per movie", len(parent.catalogue[0].features), len(card.catalogue[0].features)),
         ("genres", (known := arms.genres(parent.catalogue)), arms.genres(card.catalogue)[: len(known)]),
@@ -233,7 +232,7 @@ def _reward_network(
 def _two_towers(observation_dim: int, arms_shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[Any, Any]:
     """TF-Agents' network over global and arm features, and the spec of its time steps.
 
-    The arm tower ends without a relu, unlike in TF-Agents' own factory: the product could not be negative otherwise.
+    The arm tower ends without a relu, unlike in TF-Agents' own factory: with one, the product could not be negative.
     """
     import tensorflow as tf
     from tf_agents.bandits.networks.global_and_arm_feature_network import GlobalAndArmDotProductNetwork
@@ -244,7 +243,7 @@ def _two_towers(observation_dim: int, arms_shape: tuple[int, ...], sizes: tuple[
 
     num_actions, size = arms_shape
     observation_tower = EncodingNetwork(tf.TensorSpec([observation_dim], tf.float32), fc_layer_params=sizes)
-    # Every layer as a Dense of its own, so that it can be applied to one arm as to all of them.
+    # One Dense per layer, which applies to a single arm as well as to all arms.
     arm_layers = [tf.keras.layers.Dense(width, activation="relu") for width in sizes[:-1]]
     arm_tower = Sequential(
         [*arm_layers, tf.keras.layers.Dense(sizes[-1])], input_spec=tf.TensorSpec([size], tf.float32)
@@ -260,11 +259,11 @@ def _two_towers(observation_dim: int, arms_shape: tuple[int, ...], sizes: tuple[
 def fit(
     network: Network, batches: "Callable[[], Iterator[TrajectoryBatch]]", hyperparameters: agents.Hyperparameters
 ) -> list[float]:
-    """Trains until the held-out loss stops falling; the network is then the best there was.
+    """Trains until the held-out loss stops falling, and leaves the network as it was at the lowest loss.
 
     Args:
-      network: what is trained.
-      batches: gives the trajectories once more at each call.
+      network: is changed in place.
+      batches: returns an iterator over all trajectories at each call.
       hyperparameters: batch_size, epochs, patience.
 
     Returns:
@@ -332,9 +331,9 @@ def _train_step(agent: Any, arm_features: np.ndarray | None) -> Callable[[Any, A
 
 
 def _minibatches(batches: "Callable[[], Iterator[TrajectoryBatch]]", batch_size: int) -> Any:
-    """What is not held out, shuffled within what is read at once, in batches of one size; the next ones are prefetched.
+    """The trajectories that are not held out, in batches of one size, prefetched.
 
-    To be gone through once an epoch, each time in another order.
+    They are shuffled within each batch that is read. Iterate over it once per epoch: each pass has another order.
     """
     import tensorflow as tf
 

@@ -1,7 +1,7 @@
 """The hyperparameters that a search tries, by algorithm: plain data, from which each tuner makes its own form.
 
-`trainer.tune` makes Optuna's suggestions from it, and the pipelines make the study of Vertex AI from it. Names are those
-of hyperparameters (`half_life`); `contracts.command_line.flag_name` spells the flag of each (`--half-life`).
+`trainer.tune` makes Optuna's suggestions from it, and the pipelines make the study of Vertex AI from it. Names are
+those of hyperparameters (`half_life`); `contracts.command_line.flag_name` spells the flag of each (`--half-life`).
 """
 
 import msgspec

@@ -4,16 +4,17 @@
         --algorithm lin_ucb --num-actions 100 --catalogue runs/loop/catalogue.json --parent <version>
 
 The policy continues from its parent and trains on every split of every ready window that neither the parent nor its
-ancestors have seen, each once. The holdback split of the newest window is left out: the gate compares the new policy with
-the champion on it, and the next training takes it in. The cost is that of the new windows, however long the history.
+ancestors have seen, each once. The holdback split of the newest window is left out: the gate compares the new policy
+with the champion on it, and the next training takes it in. The cost is that of the new windows, however long the
+history.
 
 The same inputs give the same version, and an existing version is left as it is, so running the command again is safe.
 
-The command keeps to the contract of Vertex AI's custom jobs. It reads `gs://` paths where Vertex mounts them (`/gcs/`). It
-copies the policy to AIP_MODEL_DIR and its checkpoint to AIP_CHECKPOINT_DIR, and writes TensorBoard's logs to
-AIP_TENSORBOARD_LOG_DIR. As a trial of Vertex AI's hyperparameter tuning, `--report-metric` trains on all windows but the
-newest, and reports the off-policy estimate on that one as the metric `reward`. `python -m trainer.tune` runs the same
-search on one machine.
+The command keeps to the contract of Vertex AI's custom jobs. It reads `gs://` paths where Vertex mounts them (`/gcs/`).
+It copies the policy to AIP_MODEL_DIR and its checkpoint to AIP_CHECKPOINT_DIR, and writes TensorBoard's logs to
+AIP_TENSORBOARD_LOG_DIR. As a trial of Vertex AI's hyperparameter tuning, `--report-metric` trains on all windows but
+the newest, and reports the off-policy estimate on that one as the metric `reward`. `python -m trainer.tune` runs the
+same search on one machine.
 """
 
 import argparse

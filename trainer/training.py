@@ -1,8 +1,9 @@
 """Trains the next policy from the training windows that are ready, and adds it to the policy store.
 
 The policy continues from its parent and trains on every split of every ready window that neither the parent nor its
-ancestors have seen, each once. The holdback split of the newest window is left out: the gate compares the new policy with
-the champion on it, and the next training takes it in. The cost is that of the new windows, however long the history.
+ancestors have seen, each once. The holdback split of the newest window is left out: the gate compares the new policy
+with the champion on it, and the next training takes it in. The cost is that of the new windows, however long the
+history.
 
 The same inputs give the same version, and an existing version is left as it is, so training again is safe.
 """

@@ -3,8 +3,8 @@
     python -m trainer.validation --windows runs/loop/windows --num-actions 100
 
 TFXIO's decoder turns the records into Arrow without a schema. So this module finds a feature that is missing, unknown,
-of another type or of another length, where a parser with a schema would fail or ignore it. Then it checks ranges, counts
-and propensities. The error about a wrong window names the fact, the file and the record.
+of another type or of another length, where a parser with a schema would fail or ignore it. Then it checks ranges,
+counts and propensities. The error about a wrong window names the fact, the file and the record.
 """
 
 import math

@@ -103,3 +103,13 @@ def test_a_bug_keeps_its_traceback() -> None:
         run_main("a.program", command, [])
     assert run_main("a.program", lambda _: None, []) == 0
     assert run_main("a.program", lambda _: 7, []) == 7
+
+
+def test_a_field_that_is_left_out_takes_the_flag_of_the_program() -> None:
+    parser = FlagParser(prog="test")
+    add_flags(parser, Settings, leave_out=("kind",))
+    parser.add_argument("--sort", dest="kind")
+    given = from_flags(parser.parse_args(["--wait-seconds", "2", "--sort", "b"]), Settings)
+    assert given == Settings(wait_seconds=2.0, kind="b")
+    with pytest.raises(InputError, match="unrecognized arguments: --kind b"):
+        parser.parse_args(["--wait-seconds", "2", "--kind", "b"])

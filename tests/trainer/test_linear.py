@@ -126,3 +126,8 @@ def test_what_is_scaled_counts_less_and_actions_can_be_added():
     grown = whole.grown(6)
     np.testing.assert_array_equal(grown.a[:4], whole.a)
     assert (grown.num_actions, grown.observation_dim) == (6, 3) and not grown.a[4:].any() and not grown.n[4:].any()
+
+
+def test_an_unknown_model_does_not_become_disjoint():
+    with pytest.raises(ValueError, match="model must be none, shared or hybrid, got 'some'"):
+        linear.posterior(SufficientStatistics.zeros(2, 3), "some", 0.1, 2.0, np.ones((2, 1)))
