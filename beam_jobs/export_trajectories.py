@@ -319,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Under its own name: what is pickled to workers from `__main__` would be pickled with all its globals.
+    # By its module name: Beam pickles a function of `__main__` with all its globals.
     from beam_jobs import export_trajectories
 
     sys.exit(export_trajectories.main())

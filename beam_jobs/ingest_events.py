@@ -1,23 +1,22 @@
-"""Reads events (decisions and rewards), sets aside what cannot be read, and writes the tables of the warehouse.
+"""Reads events (decisions and rewards), sets unreadable ones aside, and writes the tables of the warehouse.
 
     python -m beam_jobs.ingest_events --events runs/demo/events --warehouse runs/demo/warehouse
     python -m beam_jobs.ingest_events --events pubsub:projects/P/subscriptions/events --warehouse bigquery:P.bandit
 
-Every event becomes a row of `decisions`, `rewards` or `dead_letters`; one that is logged twice is stored twice, and
-removed when the tables are read. A decision that the policy in training cannot learn from is a dead letter as well, if
-`--observation-dim` and `--num-actions` say what it must be like: one such decision would keep its whole window from being
-exported.
+Every event becomes a row of `decisions`, `rewards` or `dead_letters`. An event that is logged twice is stored twice; the
+repeat is removed when the tables are read. With `--observation-dim` and `--num-actions`, a decision that the policy in
+training cannot learn from becomes a dead letter too.
 
-From a folder it is a batch job, and it is checked for each segment that what was written adds up to what was read. Into
-a folder (`beam_jobs.warehouse`) only segments that were not ingested yet are read: a segment's files depend on the
-segment, and on what those two flags say, alone, and the note that it has been ingested is written after them, so a run
-that was killed at any moment is simply run again, told the same. Into BigQuery every segment is loaded, by a job whose id
-depends on the table and the segment's rows alone, and which BigQuery runs once.
+From a folder or bucket the job is a batch job. It checks for each segment that the rows written add up to the events
+read. A warehouse in a folder (`beam_jobs.warehouse`) ingests each segment once. It is safe to kill the job and rerun it
+with the same flags: the files written depend only on the segment and those two flags, and the job notes that a segment
+is ingested after it has written them. Into BigQuery the job loads every segment; a load job's id depends only on the
+table and the segment's rows, and BigQuery runs each id once.
 
-From a Pub/Sub subscription it is a streaming job, whose guarantee is the runner's: on Dataflow a message is acknowledged
-when what came of it is stored, so each is stored at least once. Beam's local runner acknowledges first: what it holds
-when it is killed is lost (some ten messages each time; 34 of 2,928 in five kills). `orchestration.emulators` has a
-reader for it that acknowledges what is stored; with that one five kills lost none of 7,802.
+From a Pub/Sub subscription the job is a streaming job, with the runner's guarantee. Dataflow acknowledges a message when
+its rows are stored, so each is stored at least once. Beam's local runner acknowledges first: when it is killed, the
+messages that it holds are lost (34 of 2,928 in five kills). `orchestration.emulators` has a reader for the local runner
+that acknowledges stored messages; with it, five kills lost none of 7,802.
 """
 
 import sys
@@ -34,8 +33,8 @@ from beam_jobs import options
 from beam_jobs.files import path_is_local
 from beam_jobs.payloads import (
     ANY_SHAPE,
-    BYTES_A_BATCH,
-    EVENTS_A_BATCH,
+    BYTES_PER_BATCH,
+    EVENTS_PER_BATCH,
     JOB,
     MAX_EVENT_BYTES,
     DecisionShape,
@@ -64,15 +63,15 @@ from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
 
 
 class StreamOutputs(NamedTuple):
-    """What the streaming job makes, each a PCollection."""
+    """The PCollections of the streaming job."""
 
     batches: Any  # PayloadBatch
     parsed: ParsedEvents
-    stored: Any  # (name of the batch, IngestCounts) of what is in the tables
+    stored: Any  # (name of a batch, IngestCounts) of the rows that are in the tables
 
 
 class ReadSegmentFn(beam.DoFn):
-    """Path of a sealed segment -> PayloadBatch; on `read`, how many events it held."""
+    """Path of a sealed segment -> PayloadBatch; on `read`, the number of its events."""
 
     def process(self, segment: str) -> Iterator[Any]:
         """Reads a batch of lines at a time."""
@@ -89,7 +88,7 @@ class ReadSegmentFn(beam.DoFn):
 
 
 def read_lines(file: BinaryIO) -> Iterator[list[bytes]]:
-    """Lines without their ends, some at a time, in bounded memory: of a line too large to be an event, the beginning."""
+    """Batches of lines without their line ends, in bounded memory: a line too long to be an event is cut short."""
     lines: list[bytes] = []
     size = 0
     while line := file.readline(MAX_EVENT_BYTES + 1):
@@ -98,7 +97,7 @@ def read_lines(file: BinaryIO) -> Iterator[list[bytes]]:
             end = file.readline(MAX_EVENT_BYTES + 1)
         lines.append(line.removesuffix(b"\n"))
         size += len(line)
-        if len(lines) >= EVENTS_A_BATCH or size >= BYTES_A_BATCH:
+        if len(lines) >= EVENTS_PER_BATCH or size >= BYTES_PER_BATCH:
             yield lines
             lines, size = [], 0
     if lines:
@@ -269,12 +268,14 @@ def parser() -> options.JobParser:
     flags = options.JobParser(JOB, __doc__)
     flags.flag("events", options.TEXT, "folder of the event log, or pubsub:projects/PROJECT/subscriptions/NAME")
     flags.flag(
-        "warehouse", options.TEXT, "folder of the tables, or bigquery:PROJECT.DATASET (tables are created if need be)"
+        "warehouse",
+        options.TEXT,
+        "folder of the tables, or bigquery:PROJECT.DATASET; tables that do not exist are created",
     )
     flags.flag(
         "write-method",
         options.TEXT,
-        "how rows get into BigQuery (default: streaming_inserts from a subscription, file_loads from a folder)",
+        "how rows are written to BigQuery (default: streaming_inserts from a subscription, file_loads from a folder)",
         choices=WRITE_METHODS,
         default=None,
     )
@@ -285,7 +286,10 @@ def parser() -> options.JobParser:
         "dead-letter-topic", options.TEXT, "also publish dead letters to projects/PROJECT/topics/NAME", default=None
     )
     flags.flag(
-        "expiry-days", options.number(0, above=True), "days until a table's partitions expire, if created", default=None
+        "expiry-days",
+        options.number(0, above=True),
+        "days until the partitions of a newly created table expire",
+        default=None,
     )
     add_shape_flags(flags)
     return flags
@@ -355,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Under its own name: what is pickled to workers from `__main__` would be pickled with all its globals.
+    # By its module name: Beam pickles a function of `__main__` with all its globals.
     from beam_jobs import ingest_events
 
     sys.exit(ingest_events.main())

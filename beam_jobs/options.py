@@ -5,7 +5,6 @@ that parser.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -124,24 +123,11 @@ def is_dataflow(pipeline_options: PipelineOptions) -> bool:
 
 @contextmanager
 def job_errors() -> Iterator[None]:
-    """Raises InputError and OperationError of a job's steps as themselves.
-
-    Beam's local runner raises RuntimeError with the step's traceback as its text. All other errors pass as they are.
-    """
+    """Raises InputError and OperationError of a pipeline's steps without the step's name, which Beam's runner appends."""
     try:
         yield
-    except RuntimeError as error:
-        if not (found := _STEP_ERROR.search(str(error))):
-            raise
-        kind = InputError if found["kind"] == InputError.__name__ else OperationError
-        raise kind(found["message"]) from None
-
-
-_STEP_ERROR = re.compile(
-    rf"^{InputError.__module__}\.(?P<kind>{InputError.__name__}|{OperationError.__name__}): "
-    r"(?P<message>.*?)( \[while running .*)?$",
-    re.MULTILINE,
-)
+    except (InputError, OperationError) as error:
+        raise type(error)(str(error).partition(" [while running ")[0]) from None
 
 
 def counters(result: PipelineResult, names: Iterable[str]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Events as received, and what they are: the part of ingestion that every source and sink shares."""
+"""Received events, parsed into rows of decisions, rewards and dead letters. Every source and sink shares this step."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -15,11 +15,11 @@ from contracts.records import UNREADABLE, DeadLetter, Decision, RewardEvent, des
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
 
 JOB = "ingest_events"
-# More than an event is, and small enough that BigQuery takes it as a dead letter: in base 64, in a row of 10 MB at most.
+# Longer than any event, and short enough for a dead letter in BigQuery: base 64, in a row of at most 10 MB.
 MAX_EVENT_BYTES = 5 * 2**20
 KEPT_OF_TOO_LARGE_BYTES = 2**16
-EVENTS_A_BATCH = 10_000
-BYTES_A_BATCH = 8 * 2**20
+EVENTS_PER_BATCH = 10_000
+BYTES_PER_BATCH = 8 * 2**20
 
 
 class IngestCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,11 +35,11 @@ class IngestCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShapeError(msgspec.ValidationError):
-    """A decision is one, but not of the shape that was asked for."""
+    """The event is a decision, but does not have the required shape."""
 
 
 class DecisionShape(NamedTuple):
-    """What a decision must fit to be trained on, beyond its contract. None: whatever it is."""
+    """The shape that a decision must have to be trained on, beyond its contract. None: any."""
 
     observation_dim: int | None = None
     num_actions: int | None = None
@@ -53,7 +53,7 @@ class DecisionShape(NamedTuple):
             raise ShapeError(f"action: must be below {self.num_actions}, got {decision.action}")
 
     def flags(self) -> list[str]:
-        """As `add_shape_flags` declares them."""
+        """The flags of this shape, which `add_shape_flags` declares."""
         given = {"--observation-dim": self.observation_dim, "--num-actions": self.num_actions}
         return [f"{name}={value}" for name, value in given.items() if value is not None]
 
@@ -64,28 +64,28 @@ ANY_SHAPE = DecisionShape()
 def add_shape_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a DecisionShape, for `shape_from`."""
     for name, text in (
-        ("observation-dim", "length of an observation: a decision of another one is a dead letter"),
-        ("num-actions", "number of actions: a decision for one that is not below is a dead letter"),
+        ("observation-dim", "length of an observation; a decision with another length becomes a dead letter"),
+        ("num-actions", "number of actions; a decision with an action outside 0 to N-1 becomes a dead letter"),
     ):
         parser.add_argument(f"--{name}", type=whole(1), metavar=name.split("-")[-1].upper(), help=text)
 
 
 def shape_from(arguments: Any) -> DecisionShape:
-    """The shape that a command line asks for."""
+    """The shape that parsed flags give."""
     return DecisionShape(arguments.observation_dim, arguments.num_actions)
 
 
 class PayloadBatch(NamedTuple):
-    """Events as received, before anything is known of them."""
+    """Events as received, not parsed yet."""
 
     name: str  # the same whenever the same events are read again
     payloads: list[bytes]
-    sources: list[str]  # where each stood
-    received_at: list[datetime]  # when each came, as its source knows it
+    sources: list[str]  # the position of each event in its source
+    received_at: list[datetime]  # when the source received each event
 
 
 class ParsedEvents(NamedTuple):
-    """Each a PCollection of TableRows."""
+    """A PCollection of TableRows per table."""
 
     decisions: Any
     rewards: Any
@@ -93,7 +93,7 @@ class ParsedEvents(NamedTuple):
 
 
 class ParseEventsFn(beam.DoFn):
-    """PayloadBatch -> TableRows of each table, on the output named like it."""
+    """PayloadBatch -> TableRows of each table, on the output with the table's name."""
 
     def __init__(self, shape: DecisionShape = ANY_SHAPE) -> None:
         self._shape = shape
@@ -101,7 +101,7 @@ class ParseEventsFn(beam.DoFn):
         self._events = Metrics.counter(JOB, "events")
 
     def process(self, batch: PayloadBatch) -> Iterator[Any]:
-        """Decodes, validates, and tells the kinds apart."""
+        """Decodes, validates and sorts the events of one batch."""
         decisions: list[Decision] = []
         rewards: list[RewardEvent] = []
         dead_letters: list[DeadLetter] = []
@@ -124,7 +124,7 @@ class ParseEventsFn(beam.DoFn):
 
 
 def readable(payload: bytes, shape: DecisionShape = ANY_SHAPE) -> bool:
-    """Whether `payload` is an event, for the current code."""
+    """Whether the current code accepts `payload` as an event of that shape."""
     try:
         _decode(payload, shape)
     except (*UNREADABLE, OverflowError):
@@ -144,7 +144,7 @@ def _decode(payload: bytes, shape: DecisionShape) -> Decision | RewardEvent:
     else:
         moment = event.occurred_at
     if not 1 < moment.year < 9999:
-        moment.astimezone(UTC)  # may lie outside the years that there are, in UTC
+        moment.astimezone(UTC)  # raises OverflowError when the time lies outside the years 1 to 9999 in UTC
     return event
 
 
@@ -161,7 +161,7 @@ def _dead_letter(error: Exception, payload: bytes, source: str, failed_at: datet
 
 
 class ParseEvents(beam.PTransform):
-    """PCollection[PayloadBatch] -> ParsedEvents. Every payload is in exactly one of the three, and counted."""
+    """PCollection[PayloadBatch] -> ParsedEvents. Every payload becomes one row in one of the three, and is counted."""
 
     def __init__(self, shape: DecisionShape = ANY_SHAPE) -> None:
         super().__init__()
@@ -174,5 +174,5 @@ class ParseEvents(beam.PTransform):
 
 
 def add_counts(counts: Iterable[IngestCounts]) -> IngestCounts:
-    """Their sum."""
+    """The sum of `counts`."""
     return sum(counts, IngestCounts())

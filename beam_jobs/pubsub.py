@@ -1,7 +1,7 @@
-"""Events from a Pub/Sub subscription, as batches.
+"""Batches of events from a Pub/Sub subscription.
 
-Both kinds of events travel on one topic. A message's data is the event's JSON form; its attributes are `kind`
-("decision" or "reward", so that other subscriptions can filter) and `event_time` (RFC 3339).
+Decisions and rewards travel on one topic. A message's data is the event's JSON form. Its attributes are `kind`
+("decision" or "reward", by which other subscriptions can filter) and `event_time` (RFC 3339).
 """
 
 import re
@@ -16,7 +16,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 from google.cloud import pubsub_v1
 
-from beam_jobs.payloads import BYTES_A_BATCH, EVENTS_A_BATCH, PayloadBatch
+from beam_jobs.payloads import BYTES_PER_BATCH, EVENTS_PER_BATCH, PayloadBatch
 from beam_jobs.places import SUBSCRIPTION_PREFIX, explained
 from beam_jobs.tables import TableRows
 from contracts.errors import InputError
@@ -38,7 +38,7 @@ def parse_subscription(text: str) -> str:
 
 
 def check_subscription(name: str) -> None:
-    """Raises InputError when the subscription does not exist or may not be read."""
+    """Raises InputError when the subscription does not exist or may not be read; OperationError without an answer."""
     with explained("--events", f"subscription {name}"), pubsub_v1.SubscriberClient() as subscriber:
         subscriber.get_subscription(subscription=name, timeout=TIMEOUT_SECONDS)
 
@@ -72,7 +72,7 @@ class ReadEvents(beam.PTransform):
 
 
 class BatchMessages(beam.PTransform):
-    """PCollection[PubsubMessage] -> PCollection[PayloadBatch]: what one bundle holds, so that nothing is waited for."""
+    """PCollection[PubsubMessage] -> PCollection[PayloadBatch]: the messages of one bundle, so that none waits for others."""
 
     def expand(self, messages: Any) -> Any:
         """One DoFn, without shuffling."""
@@ -83,7 +83,7 @@ class BatchMessagesFn(beam.DoFn):
     """Gathers the messages of a bundle."""
 
     def start_bundle(self) -> None:
-        """Begins with none."""
+        """Starts an empty batch."""
         self._clear()
 
     def _clear(self) -> None:
@@ -94,25 +94,25 @@ class BatchMessagesFn(beam.DoFn):
         self._earliest = Timestamp.of(2**40)
 
     def process(self, message: PubsubMessage, moment: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
-        """Adds a message; gives a batch when it is full."""
+        """Adds a message; yields the batch when it is full."""
         published = message.publish_time or moment.to_utc_datetime(has_tz=True)
         self._payloads.append(message.data)
         self._sources.append(message.message_id or blake2b(message.data, digest_size=8).hexdigest())
         self._received_at.append(datetime.fromtimestamp(published.timestamp(), UTC))
         self._size += len(message.data)
         self._earliest = min(self._earliest, moment)
-        if len(self._payloads) >= EVENTS_A_BATCH or self._size >= BYTES_A_BATCH:
+        if len(self._payloads) >= EVENTS_PER_BATCH or self._size >= BYTES_PER_BATCH:
             yield self._batch()
             self._clear()
 
     def finish_bundle(self) -> Iterator[Any]:
-        """The rest, with the earliest of its times: a batch is not to hold back what is younger."""
+        """Yields the rest, with the earliest of its timestamps, so that the watermark cannot pass a message in the batch."""
         if self._payloads:
             yield GlobalWindows.windowed_value(self._batch(), timestamp=self._earliest)
             self._clear()
 
     def _batch(self) -> PayloadBatch:
-        # The same messages have the same name, whoever reads them.
+        # The same messages have the same name in every worker.
         name = blake2b("\n".join(self._sources).encode(), digest_size=16).hexdigest()
         return PayloadBatch(f"pubsub-{name}", self._payloads, self._sources, self._received_at)
 
@@ -131,5 +131,5 @@ def dead_letter_messages(element: TableRows) -> Iterator[PubsubMessage]:
 
 
 def _fitting(text: str) -> str:
-    """As much of `text` as an attribute takes: Pub/Sub refuses a message with a longer one."""
+    """The beginning of `text` that fits into an attribute: Pub/Sub refuses a message with a longer one."""
     return text.encode()[:MAX_ATTRIBUTE_BYTES].decode(errors="ignore")

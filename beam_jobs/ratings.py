@@ -43,7 +43,7 @@ _TITLE_AND_YEAR = re.compile(r"(.*\S)\s*\((\d{4})\)\s*", re.DOTALL)
 
 
 class RatedMovie(NamedTuple):
-    """A movie that somebody rated; the title is empty where the source has none."""
+    """A rated movie; the title is empty where the source has none."""
 
     movie_id: int
     title: str

@@ -28,7 +28,7 @@ from beam_jobs import options
 from beam_jobs.ingest_events import StoreEvents
 from beam_jobs.payloads import (
     ANY_SHAPE,
-    EVENTS_A_BATCH,
+    EVENTS_PER_BATCH,
     DecisionShape,
     IngestCounts,
     ParseEvents,
@@ -155,7 +155,7 @@ class ReadDeadLettersFn(beam.DoFn):
         keys = [dead_letter_key(row) for row in rows.to_pylist()]
         order = pa.array(sorted(range(len(keys)), key=keys.__getitem__), pa.int64())
         ordered = rows.take(order).combine_chunks()
-        for number, batch in enumerate(ordered.to_batches(max_chunksize=EVENTS_A_BATCH)):
+        for number, batch in enumerate(ordered.to_batches(max_chunksize=EVENTS_PER_BATCH)):
             yield TableRows(f"{number:06d}", batch)
 
 
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Under its own name: what is pickled to workers from `__main__` would be pickled with all its globals.
+    # By its module name: Beam pickles a function of `__main__` with all its globals.
     from beam_jobs import replay_dead_letters
 
     sys.exit(replay_dead_letters.main())

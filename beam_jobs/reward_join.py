@@ -1,13 +1,14 @@
 """Joins decisions with their rewards, as batches of rows.
 
-A reward is *in time* when `decided_at <= occurred_at <= decided_at + reward_window`. The first one in time (the smallest
-of those that occurred at the same moment) is the decision's reward. What else there is gets counted: another one in time
-is *repeated*, one outside of it is *late*, one without a decision is an *orphan*, and the same row read again is a
-*duplicate*; so is a decision with the id of an earlier one. Decisions are counted where they were made, those rewards where they occurred (`contracts.windows`), so that
-over adjacent windows every row is counted once.
+A reward is *in time* when `decided_at <= occurred_at <= decided_at + reward_window`. A decision's reward is its first
+reward in time; of several at the same moment, the smallest. The join counts everything else. Another reward in time is
+*repeated*, one outside of the reward window is *late*, one without a decision is an *orphan*, and the same row read
+again is a *duplicate*. A decision with the id of an earlier one is a duplicate too. Decisions are counted in the window
+in which they were made, and those rewards in the window in which they occurred (`contracts.windows`), so adjacent
+windows count every row once.
 
-Rows are grouped by a hash of `decision_id` into buckets and travel as Arrow RecordBatches, one element a bucket: the
-overhead of an element is Beam's main cost.
+Rows are grouped by a hash of `decision_id` into buckets. They travel as Arrow RecordBatches, one Beam element per
+bucket, because Beam's main cost is its overhead per element.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,9 +39,9 @@ class JoinedBucket(NamedTuple):
 class JoinRewards(beam.PTransform):
     """Three PCollections of (bucket, RecordBatch) -> PCollection[JoinedBucket].
 
-    Takes a dict of `decisions` (those made in the window, all columns), `earlier` (KEY_COLUMNS of decisions made before
-    it: with them a late reward can be told from an orphan) and `rewards` (those that occurred from the start of the
-    window less the reward window, to its end plus the reward window, inclusive).
+    The input is a dict of `decisions` (made in the window, all columns), `earlier` (KEY_COLUMNS of decisions made before
+    the window, which tell late rewards from orphans) and `rewards` (occurred from the start of the window less the
+    reward window, to its end plus the reward window, inclusive).
     """
 
     def __init__(self, window: TrainingWindow, settings: WindowSettings) -> None:
@@ -78,20 +79,19 @@ class JoinBucketFn(beam.DoFn):
 def join_rewards(
     decisions: pa.Table, earlier: pa.Table, rewards: pa.Table, window: TrainingWindow, settings: WindowSettings
 ) -> tuple[pa.RecordBatch, WindowCounts]:
-    """The join of one bucket (see the module): the same result in whatever order the rows come."""
+    """The join of one bucket, which does not depend on the order of its rows.
+
+    Returns the interactions (columns of `Interaction`) ordered by `(decided_at, decision_id)`, and what became of every
+    row. The module's docstring defines the terms.
+    """
     start, end = (utc_microseconds(moment) for moment in (window.start, window.end))
     decided = _microseconds(decisions["decided_at"])
     occurred = _microseconds(rewards["occurred_at"])
     value = rewards["reward"].to_numpy()
-    # One integer for each distinct id, in all three.
-    ids = [table["decision_id"].combine_chunks() for table in (decisions, earlier, rewards)]
-    encoded = pa.concat_arrays(ids).dictionary_encode()
-    codes = encoded.indices.to_numpy()
-    decision_code, earlier_code, reward_code = np.split(codes, np.cumsum([len(ids[0]), len(ids[1])]))
-
+    (decision_code, earlier_code, reward_code), num_ids = _encode_ids(decisions, earlier, rewards)
     kept = _earliest(decisions, decision_code, decided)
-    kept = kept[~np.isin(decision_code[kept], earlier_code)]  # an id that was used before: no decision of this window
-    known = np.zeros(len(encoded.dictionary), bool)
+    kept = kept[~np.isin(decision_code[kept], earlier_code)]  # its id was used before the window
+    known = np.zeros(num_ids, bool)
     decided_by_code = np.full(len(known), np.iinfo(np.int64).max)
     np.minimum.at(decided_by_code, earlier_code, _microseconds(earlier["decided_at"]))
     decided_by_code[decision_code[kept]] = decided[kept]
@@ -102,14 +102,14 @@ def join_rewards(
     again = np.zeros(len(order), bool)
     again[1:] = (np.diff(reward_code) == 0) & (np.diff(occurred) == 0) & (value[1:] == value[:-1])
     has_decision = known[reward_code]
-    # Rewards of unknown decisions are compared with nonsense here, and masked.
+    # Rewards of unknown decisions get a meaningless wait here, which `has_decision` masks.
     waited = occurred - np.where(has_decision, decided_by_code[reward_code], occurred)
     in_time = has_decision & (waited >= 0) & (waited <= round(settings.reward_window_seconds * 1e6)) & ~again
     candidates = np.flatnonzero(in_time)
     first = np.zeros(len(order), bool)
     first[candidates[np.unique(reward_code[candidates], return_index=True)[1]]] = True
 
-    reward_at = np.full(len(known), -1)  # place of each decision's reward
+    reward_at = np.full(len(known), -1)  # row of each decision's reward, after sorting
     reward_at[reward_code[first]] = np.flatnonzero(first)
     place = reward_at[decision_code[kept]]
     rewarded = place >= 0
@@ -134,12 +134,23 @@ def join_rewards(
         "rewarded_at": pa.array(_take(occurred, place), mask=~rewarded).cast(pa.timestamp("us", tz="UTC")),
         "defaulted": pa.array(~rewarded),
     }
-    taken = decisions.take(pa.array(kept))
+    return _interactions(decisions.take(pa.array(kept)), joined), counts
+
+
+def _encode_ids(*tables: pa.Table) -> tuple[list[np.ndarray], int]:
+    """One integer per distinct `decision_id`, the same in all tables: [N] int per table, and how many there are."""
+    ids = [table["decision_id"].combine_chunks() for table in tables]
+    encoded = pa.concat_arrays(ids).dictionary_encode()
+    return np.split(encoded.indices.to_numpy(), np.cumsum([len(part) for part in ids[:-1]])), len(encoded.dictionary)
+
+
+def _interactions(decisions: pa.Table, joined: dict[str, pa.Array]) -> pa.RecordBatch:
+    """The rows of `decisions` with the columns `joined`, ordered by `(decided_at, decision_id)`."""
     schema = record_schema(Interaction)
-    columns = [joined[name] if name in joined else taken[name] for name in schema.names]
+    columns = [joined[name] if name in joined else decisions[name] for name in schema.names]
     table = pa.table(columns, schema=schema).sort_by([("decided_at", "ascending"), ("decision_id", "ascending")])
     batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema), counts
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema)
 
 
 def _microseconds(moments: pa.ChunkedArray) -> np.ndarray:
@@ -151,7 +162,7 @@ def _take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _earliest(decisions: pa.Table, code: np.ndarray, decided: np.ndarray) -> np.ndarray:
-    """Of each code the row that was decided first; of those that say different things of one moment, always the same."""
+    """The earliest row of each code; of different rows with one moment, the same row in whatever order they come."""
     order = np.lexsort((decided, code))
     begins = np.ones(len(order), bool)
     begins[1:] = np.diff(code[order]) != 0
@@ -169,7 +180,7 @@ def _text(rows: pa.Table, row: int) -> str:
 
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """[N] ids -> [N] uint64, evenly spread and the same in every process (Python's own hash is neither)."""
+    """[N] ids -> [N] uint64, evenly spread and the same in every process (Python's hash is neither)."""
     digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in ids.to_pylist())
     return np.frombuffer(digests, "<u8")
 
@@ -184,7 +195,7 @@ def split_into_buckets(rows: pa.Table, num_buckets: int) -> Iterator[tuple[int, 
 
 
 def in_holdback(ids: pa.Array, share: float) -> np.ndarray:
-    """[N] ids -> [N] bool: whether each is in the share that is held back. Says nothing about its bucket."""
+    """[N] ids -> [N] bool: whether each is in the share that is held back, independent of its bucket."""
     return (hash_ids(ids) >> np.uint64(32)) < np.uint64(round(share * 2**32))
 
 

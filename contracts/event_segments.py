@@ -1,9 +1,9 @@
-"""The embedded event log: a folder of append-only segments of JSON lines, one event a line.
+"""The embedded event log: a folder of append-only segments of JSON lines, one event per line.
 
-A writer appends to `<name>.jsonl.open`, holding an exclusive lock on it, and seals it by renaming it to `<name>.jsonl`.
-A sealed segment never changes again: it is the unit of ingestion, and reading it twice gives the same rows. A segment
-whose writer died without sealing it has no lock any more: `seal_abandoned` seals it (its last line may be torn).
-Names sort by the moment they were opened.
+A writer appends to `<name>.jsonl.open`, holds an exclusive lock on the file, and seals it by renaming it to
+`<name>.jsonl`. A sealed segment never changes: it is the unit of ingestion, and reading it twice gives the same rows.
+When a writer dies before it seals its segment, the lock is free: `seal_abandoned` then seals the segment, whose last
+line may be torn. Names sort by the time at which segments were opened.
 """
 
 import fcntl
@@ -17,12 +17,12 @@ _NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-[A-Za-z0-9_.-]+")
 
 
 def segment_name(opened_at: datetime, writer: str) -> str:
-    """`20261122T130508.123456Z-predictor-4711-000001`: when it was opened, and by whom (unique among writers)."""
+    """`20261122T130508.123456Z-predictor-4711-000001`: the time it was opened, and its writer's unique name."""
     return f"{compact_time(opened_at)}-{writer}"
 
 
 def is_segment(name: str) -> bool:
-    """Whether a file of that name is a segment; others are left alone."""
+    """Whether a file of that name is a segment; readers ignore other files."""
     try:
         opened_at(Path(name))
     except ValueError:
@@ -49,7 +49,7 @@ def open_segments(folder: Path) -> list[Path]:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Names of files that end as segments do, but are none."""
+    """Names of files with a segment's ending that are not segments."""
     endings = (SEALED_SUFFIX, OPEN_SUFFIX)
     return sorted(path.name for path in folder.iterdir() if path.name.endswith(endings) and not is_segment(path.name))
 
@@ -61,7 +61,7 @@ def seal(segment: Path) -> Path:
 
 
 def seal_abandoned(folder: Path) -> list[Path]:
-    """Seals the open segments whose writer is gone (nobody holds their lock)."""
+    """Seals the open segments whose writer is gone (their lock is free)."""
     sealed = []
     for segment in open_segments(folder):
         try:

@@ -2,8 +2,8 @@
 
 A training window is `[start, end)` on `decided_at`. It closes at `end + reward_window + settle`: from then on its
 decisions and their rewards are all there, so exporting it again gives the same bytes. Its folder is
-`<windows>/window=<start>/` with `part-<split>-*.tfrecord` and `manifest.json`, written last: a folder without a
-manifest is not a window, and nobody reads it.
+`<windows>/window=<start>/` with `part-<split>-*.tfrecord` and `manifest.json`. The manifest is written last: a folder
+without a manifest is not a window, and no reader takes it for one.
 """
 
 import math

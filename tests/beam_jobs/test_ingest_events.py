@@ -6,24 +6,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.testing.util import assert_that
 
 from beam_jobs import ingest_events, warehouse
 from beam_jobs.ingest_events import CheckAccountedFn, ingest, read_lines
-from beam_jobs.options import LOCAL_RUNNER
 from beam_jobs.payloads import (
-    EVENTS_A_BATCH,
+    EVENTS_PER_BATCH,
     MAX_EVENT_BYTES,
     DecisionShape,
     IngestCounts,
-    ParseEvents,
-    PayloadBatch,
-    shape_from,
 )
-from beam_jobs.tables import TableRows
 from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.errors import InputError
 from contracts.records import Decision, RewardEvent, encoder
@@ -147,14 +139,6 @@ def test_decisions_that_no_policy_in_training_could_learn_from_are_dead_letters(
     assert sorted(row["payload"] for row in rows(folder, DEAD_LETTERS)) == sorted([longer, beyond])  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize(
-    "shape", [DecisionShape(), DecisionShape(2), DecisionShape(num_actions=3), DecisionShape(2, 3)]
-)
-def test_a_shape_can_be_told_on_a_command_line(shape: DecisionShape) -> None:
-    flags = ["--events", "e", "--warehouse", "w", *shape.flags()]
-    assert shape_from(ingest_events.parser().parse_args(flags)) == shape
-
-
 def test_only_new_segments_are_read(events: Path, folder: Path) -> None:
     segment(events, decision(0))
     assert ingest(events, EmbeddedWarehouse(folder)).events == 1
@@ -200,11 +184,11 @@ def test_other_files_are_not_events(events: Path, folder: Path) -> None:
 
 def test_many_batches_and_a_line_too_large_to_be_an_event(events: Path, folder: Path) -> None:
     huge = b"[" + b"1," * (MAX_EVENT_BYTES + 100) + b"1]"
-    path = segment(events, *(reward(number % 1000) for number in range(EVENTS_A_BATCH)), huge, decision(7))
+    path = segment(events, *(reward(number % 1000) for number in range(EVENTS_PER_BATCH)), huge, decision(7))
     counts = ingest(events, EmbeddedWarehouse(folder))
-    assert counts == IngestCounts(events=EVENTS_A_BATCH + 2, decisions=1, rewards=EVENTS_A_BATCH, dead_letters=1)
+    assert counts == IngestCounts(events=EVENTS_PER_BATCH + 2, decisions=1, rewards=EVENTS_PER_BATCH, dead_letters=1)
     [letter] = rows(folder, DEAD_LETTERS)
-    assert letter["source"] == f"{path.name}:{EVENTS_A_BATCH + 1}"
+    assert letter["source"] == f"{path.name}:{EVENTS_PER_BATCH + 1}"
     assert letter["payload"] == huge[:65_536]
     assert f"longer than {MAX_EVENT_BYTES} bytes" in str(letter["error_message"])
 
@@ -231,32 +215,6 @@ def test_lines_around_the_limit(excess: int) -> None:
         [*lines] = [line for batch in read_lines(io.BytesIO(data)) for line in batch]
         assert [line[:1] for line in lines] == [b"w", b"x", *after]
         assert len(lines[1]) == min(len(long), MAX_EVENT_BYTES + 1)
-
-
-def test_counters_add_up() -> None:
-    pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"]))
-    payloads = [decision(0), reward(0), reward(1), b"?"]
-    batch = PayloadBatch("b", payloads, [f"s:{place}" for place in range(4)], [START] * 4)
-    parsed = pipeline | beam.Create([batch]) | ParseEvents()
-
-    def one_batch_of(count: int):  # type: ignore[no-untyped-def]
-        def check(elements: list[TableRows]) -> None:
-            assert [(rows.name, rows.rows.num_rows) for rows in elements] == [("b", count)]
-
-        return check
-
-    assert_that(parsed.decisions, one_batch_of(1), label="decisions")
-    assert_that(parsed.rewards, one_batch_of(2), label="rewards")
-    assert_that(parsed.dead_letters, one_batch_of(1), label="dead letters")
-    result = pipeline.run()
-    result.wait_until_finish()
-    found = {counter.key.metric.name: counter.committed for counter in result.metrics().query()["counters"]}
-    assert {name: found[name] for name in ("events", "decisions", "rewards", "dead_letters")} == {
-        "events": 4,
-        "decisions": 1,
-        "rewards": 2,
-        "dead_letters": 1,
-    }
 
 
 def test_counts_that_do_not_add_up_are_not_noted(folder: Path) -> None:

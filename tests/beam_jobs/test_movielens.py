@@ -64,7 +64,7 @@ def test_tastes_turn_to_those_of_another_viewer() -> None:
     np.testing.assert_array_equal(viewers.expected_of_all_actions(users), viewers.expected_reward_matrix)
     turned = viewers.expected_of_all_actions(
         users, np.pi / 2
-    )  # everybody has somebody else's taste, each a different one
+    )  # each user has another user's taste, and no two the same
     order = np.lexsort(turned.T), np.lexsort(viewers.expected_reward_matrix.T)
     np.testing.assert_allclose(turned[order[0]], viewers.expected_reward_matrix[order[1]], atol=1e-9)
     assert np.abs(turned - viewers.expected_reward_matrix).max() > 0.1

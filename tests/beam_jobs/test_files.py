@@ -1,0 +1,70 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beam_jobs.files import clear, path_is_local, publish, read
+from contracts.errors import OperationError
+
+
+def test_what_is_published_is_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    assert read(path) is None
+    for chunks in ([b"a", b"bc"], [b""], [b"d"]):
+        publish(path, chunks)
+        assert read(path) == b"".join(chunks)
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_keeps_its_bytes_until_the_new_ones_are_complete(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    publish(path, [b"old"])
+
+    def chunks() -> Iterator[bytes]:
+        yield b"new"
+        assert read(path) == b"old"
+        raise KeyError("the program failed")
+
+    with pytest.raises(KeyError):
+        publish(path, chunks())
+    assert read(path) == b"old"
+
+
+def test_a_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from beam_jobs.files import publish\n"
+        "def chunks():\n"
+        "    yield b'x' * 1_000_000\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "publish(sys.argv[1], chunks())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "file")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert read(str(tmp_path / "file")) is None
+
+
+def test_a_full_disk_is_an_operation_that_failed(tmp_path: Path) -> None:
+    """`/dev/full` answers every write as a full disk does."""
+    (tmp_path / "file.unfinished").symlink_to("/dev/full")
+    with pytest.raises(OperationError, match=rf"file: cannot be written: .*{os.strerror(errno.ENOSPC)}"):
+        publish(str(tmp_path / "file"), [b"x"])
+
+
+def test_a_folder_is_cleared_of_its_files(tmp_path: Path) -> None:
+    clear(str(tmp_path / "nothing"))
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x")
+    clear(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_buckets_are_not_on_this_machine() -> None:
+    assert path_is_local("runs/demo")
+    assert path_is_local("/runs/demo")
+    assert not path_is_local("gs://bucket/demo")
