@@ -1,10 +1,10 @@
-"""A typed client for applications: ask for actions, send back what came of them.
+"""A typed client for applications: asks for actions and sends their rewards.
 
     with Client("http://localhost:8080") as client:
         prediction = client.predict([Instance([0.1, -0.4, …], user_id="u17")])[0]
         client.reward(prediction.decision_id, 4.5)
 
-Needs nothing but this package's light ones. One client, one connection: give each thread its own.
+It imports no heavy library. A client has one connection, so give each thread its own client.
 """
 
 import http.client
@@ -33,11 +33,11 @@ from predictor.messages import (
 
 T = TypeVar("T")
 
-_AGAIN = (429, 503)  # nothing was taken
+_AGAIN = (429, 503)  # the server took nothing
 
 
 class RefusedError(Exception):
-    """The server refused the request; sending the same again would change nothing. `status` is its HTTP status."""
+    """The server refused the request, and would refuse it again. `status` is the HTTP status."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"{status}: {reason}")
@@ -45,15 +45,15 @@ class RefusedError(Exception):
 
 
 class UnavailableError(Exception):
-    """No answer within the attempts that the client makes."""
+    """The server did not answer within the client's attempts."""
 
 
 class Client:
     """Talks to one predictor.
 
-    A prediction is asked for again only when there is none yet (no connection, an idle one that was closed, too busy,
-    not ready): a second one would leave the first in the log as a decision that nobody saw. A reward is sent again whenever it is not
-    certain that it arrived: copies of it are told apart from others by their time.
+    A prediction is requested again only if the server made none: no connection, an idle connection that was closed, a
+    server that is busy or not ready. Otherwise the log would hold a decision that no user saw. A reward is sent again
+    whenever its arrival is uncertain: copies have the same time, by which the join recognises them.
     """
 
     def __init__(
@@ -88,23 +88,23 @@ class Client:
         self._connection.close()
 
     def predict(self, instances: Sequence[Instance], slate_size: int = 1) -> list[Prediction]:
-        """One prediction an instance, in order.
+        """One prediction per instance, in order.
 
         Raises:
-          RefusedError: the server says what is wrong with the request.
-          UnavailableError: no server, or it stays too busy, or it was lost while it answered.
+          RefusedError: the request is wrong; the message says why.
+          UnavailableError: no server answered, it stayed too busy, or the connection was lost during the answer.
         """
         parameters = Parameters(slate_size) if slate_size != 1 else None
         body = msgspec.json.encode(PredictRequest(list(instances), parameters))
         return self._post(self._predict_route, body, PredictResponse, safe_to_repeat=False).predictions
 
     def reward(self, decision_id: str, reward: float, occurred_at: datetime | None = None) -> None:
-        """Tells what came back for a decision; now, unless `occurred_at` says when. Same errors as `predict`."""
+        """Sends the reward of a decision, which occurred at `occurred_at`, or now. Same errors as `predict`."""
         self.rewards([SentReward(decision_id, reward, occurred_at)])
 
     def rewards(self, rewards: Sequence[SentReward]) -> int:
-        """Many at once; returns how many were taken, which is all. Same errors as `predict`."""
-        now = datetime.now(UTC)  # fixed here, so that a copy is known for one
+        """Sends many rewards and returns their number. Same errors as `predict`."""
+        now = datetime.now(UTC)  # fixed once, so that a copy has the same time
         timed = [msgspec.structs.replace(reward, occurred_at=reward.occurred_at or now) for reward in rewards]
         body = msgspec.json.encode(RewardsRequest(timed))
         return self._post("/rewards", body, RewardsResponse, safe_to_repeat=True).accepted
@@ -128,7 +128,7 @@ class Client:
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 problem = f"the connection was lost: {error!r}"
-                # A kept connection that ends without a byte is one that was closed while idle, or by a server that stops.
+                # A kept connection that ends without a byte was closed while idle, or by a server that stops.
                 if not safe_to_repeat and not (kept and isinstance(error, ConnectionError)):
                     break
                 continue

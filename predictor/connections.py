@@ -1,7 +1,7 @@
-"""A connection that cannot be held for nothing: what uvicorn's leaves to a proxy in front, which may not be there.
+"""An HTTP connection with the limits that uvicorn leaves to a reverse proxy.
 
-A request's head is bounded in time and size, its body and the taking of its answer in time, and connections in number,
-below the number of files that the process may open: the event log and the next policy need some as well.
+The head of a request is limited in time and size, its body and the reading of its answer in time. The number of
+connections stays below the process's limit of open files, because the event log and the next policy need files too.
 """
 
 import asyncio
@@ -21,22 +21,22 @@ from predictor.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-_HEAD_BYTES = 65_536  # and what one read brings, 256 KB at most
-_PIPELINED = 100  # requests that may wait behind the one in hand; each takes a hundred times its bytes
-_OTHER_FILES = 128  # kept for all that is not a connection
+_HEAD_BYTES = 65_536  # plus at most one read of 256 KB
+_PIPELINED = 100  # requests that may wait behind the current one; each takes a hundred times its bytes in memory
+_OTHER_FILES = 128  # reserved for everything else
 _OVERDUE = "predictor.overdue"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What connections may take."""
+    """Limits per connection, and of their number."""
 
-    seconds: float  # for a head, for a body, for taking an answer
+    seconds: float  # for a head, for a body, and for reading an answer
     connections: int
 
 
 def limit(seconds: float, connections: int) -> Limits:
-    """Limits that the process can keep: raises its limit of open files if it may, or else allows fewer connections."""
+    """The limits that the process can keep. Raises its limit of open files if possible, or else allows fewer connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _OTHER_FILES
     if resource.RLIM_INFINITY != soft < wanted:
@@ -44,29 +44,31 @@ def limit(seconds: float, connections: int) -> Limits:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < wanted:
             connections = max(1, soft - _OTHER_FILES)
-            _log.warning("%d open files are allowed: at most %d connections are taken", soft, connections)
+            _log.warning("the process may open %d files: at most %d connections are accepted", soft, connections)
     return Limits(seconds, connections)
 
 
 def overdue(scope: MutableMapping[str, Any]) -> bool:
-    """Whether the body of the request of this ASGI scope did not come in time: what was read ends in its middle."""
+    """Whether the body of this ASGI request was late. What was read of it is then incomplete."""
     return _OVERDUE in scope["state"]
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with a deadline for whatever the client owes: armed only while it owes something, so a request that
-    comes whole, as nearly all do, costs no timer."""
+    """uvicorn's connection, with a deadline while the client has to send or read something.
+
+    Nearly all requests arrive in one piece, and those cost no timer.
+    """
 
     def __init__(self, *, limits: Limits, metrics: Metrics, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
         self._limits = limits
         self._metrics = metrics
-        self._head_bytes = 0  # of the head that is coming
-        self._read: object = None  # the last request that has come whole: while it is `cycle`, a head is next
+        self._head_bytes = 0  # of the head that is being received
+        self._read: object = None  # the last request received in full; while it is `cycle`, a head is next
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Takes the connection, or refuses one too many."""
+        """Accepts the connection, or answers 503 if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self._limits.connections:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"{self._limits.connections} connections are open already")
@@ -74,12 +76,12 @@ class Connection(HttpToolsProtocol):
             self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more is owed."""
+        """Cancels the deadline."""
         super().connection_lost(exc)
         self._disarm()
 
     def data_received(self, data: bytes) -> None:
-        """Reads on; refuses what is no HTTP, and a head too long."""
+        """Parses the data. Answers 400 if it is not HTTP, 431 if the head is too long."""
         self._unset_keepalive_if_required()
         before, head_due = self.cycle, self._read is self.cycle
         try:
@@ -102,43 +104,45 @@ class Connection(HttpToolsProtocol):
             self._disarm()
 
     def on_headers_complete(self) -> None:
-        """A head has come whole."""
+        """Starts the request. Raises ValueError for CONNECT."""
         if not self.parser.should_upgrade():
             super().on_headers_complete()
         elif self.parser.get_method() == b"CONNECT":
-            raise ValueError("there is no tunnel to anywhere")
+            raise ValueError("CONNECT is not supported")
 
     def on_message_complete(self) -> None:
-        """A request has come whole."""
+        """Ends the request. Raises ValueError if too many wait on this connection."""
         if self.parser.should_upgrade():
             return
         self._read = self.cycle
         super().on_message_complete()
         if len(self.pipeline) > _PIPELINED:
-            raise ValueError(f"more than {_PIPELINED} wait on this connection")
+            raise ValueError(f"more than {_PIPELINED} requests wait on this connection")
 
     def on_response_complete(self) -> None:
-        """It is answered, perhaps before its end; or the next is begun, whose time begins as well."""
+        """Restarts the deadline for the rest of a body that was answered early, or for the next request."""
         super().on_response_complete()
         if self._body_due():
             self._disarm()
             self._arm()
 
     def pause_writing(self) -> None:
-        """The client does not take its answers."""
+        """Starts the deadline: the client is not reading its answers."""
         super().pause_writing()
         self._arm()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Cancels the deadline: the client reads again."""
         super().resume_writing()
         self._disarm()
         if self._head_bytes or self._body_due():
             self._arm()
 
     def _parse(self, data: bytes) -> None:
-        """Feeds the parser. A request may offer to go on in another protocol, as clients of HTTP/2 do: the offer is not
-        taken. The parser would pass over its body as that protocol's, so it reads such a head again without the offer."""
+        """Feeds the parser, and declines each offer to upgrade the protocol, such as those of HTTP/2 clients.
+
+        After an offer the parser would skip the body, so it parses the head again without the offer.
+        """
         while data:
             try:
                 self.parser.feed_data(data)
@@ -172,21 +176,21 @@ class Connection(HttpToolsProtocol):
             if self._body_due() and not self.pipeline:
                 self._end_body()
             else:
-                self._arm()  # it is we who are late
+                self._arm()  # the server is late, not the client
         elif self._head_bytes:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"headers: must arrive within {self._limits.seconds:g} seconds")
         else:
             self.transport.close()
 
     def _end_body(self) -> None:
-        """Leaves the answer to the app, which may be waiting for the rest."""
+        """Ends the wait for the rest of the body; the application then answers 408."""
         self.cycle.scope["state"][_OVERDUE] = True
         self.cycle.more_body = False
         self.cycle.keep_alive = False
         self.cycle.message_event.set()
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        """Answers in the place of the app, and closes."""
+        """Answers without the application, and closes the connection."""
         body = msgspec.json.encode(Refusal(reason))
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"

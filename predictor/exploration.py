@@ -1,8 +1,7 @@
-"""How a policy's scores become an action: the full probability mass function first, then one draw from it.
+"""Turns a policy's scores into an action: first the probability of every arm, then one draw from these probabilities.
 
-Every explorer returns the probability of *every* arm, so the logged propensity is a number that was used and not one
-that was estimated afterwards. The draw is decided by the decision's id and the policy's version alone, so any decision
-can be replayed and checked.
+The logged propensity is therefore the probability that was used, and not an estimate of it. The draw depends only on the
+decision's id and the policy's version, so any decision can be replayed and checked.
 """
 
 import hashlib
@@ -23,8 +22,8 @@ def probabilities(
 
     Args:
       exploration: the strategy and its settings.
-      mean: [B, K] the reward expected of each arm.
-      std: [B, K] how unsure that is, in the same unit, at least 0.
+      mean: [B, K] the expected reward of each arm.
+      std: [B, K] its standard deviation, in the same unit, at least 0.
       mask: [B, K] bool, true where the arm is on offer; None when all are.
 
     Returns:
@@ -60,7 +59,7 @@ def probabilities(
 
 
 def draw(probabilities: np.ndarray, decision_ids: Sequence[str], policy_version: str) -> np.ndarray:
-    """One arm a row, by inverse CDF at the number in (0, 1) that the decision's id and the policy's version determine.
+    """One arm per row, by inverse CDF at a number in (0, 1) that the decision's id and the policy's version determine.
 
     Args:
       probabilities: [B, K], rows summing to 1.
@@ -71,7 +70,7 @@ def draw(probabilities: np.ndarray, decision_ids: Sequence[str], policy_version:
       [B] int64. Never an arm whose probability is 0.
     """
     cumulative = probabilities.cumsum(axis=1)
-    # Times the last one, which rounding leaves a hair off 1; the uniforms are below 1, so some arm is always beyond.
+    # Times the last one, which rounding may leave slightly off 1. The uniforms are below 1, so an arm is always found.
     points = uniforms(policy_version, decision_ids)[:, None] * cumulative[:, -1:]
     return np.asarray((cumulative > points).argmax(axis=1))
 

@@ -1,6 +1,6 @@
-"""What stands before every route: the limit of requests in hand, the optional key, request ids, latency, the log.
+"""A wrapper around all routes: limits the requests in hand, checks the optional key, adds request ids, measures latency.
 
-A plain ASGI wrapper: the frameworks' own middleware costs more than a prediction.
+It is plain ASGI, because the frameworks' own middleware costs more than a prediction.
 """
 
 import hmac
@@ -28,22 +28,22 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
 
 
 class Guard:
-    """Wraps `app`. Of `routes` it counts requests and keeps the limits; others are let through, counted as "other"."""
+    """Wraps `app`. The limit and the key apply to `routes`; requests to others pass and are counted as "other"."""
 
     def __init__(
         self, app: App, metrics: Metrics, routes: frozenset[str], max_in_flight: int, api_key: str | None
     ) -> None:
-        """Only `routes` take part in the limit and ask for the key: health and metrics answer even in a flood."""
+        """Health and metrics are not among `routes`, so they answer even when the server is flooded."""
         self._app = app
         self._metrics = metrics
         self._routes = routes
         self._max_in_flight = max_in_flight
-        self._prefix = secrets.token_hex(4).encode()  # tells the servers and their restarts apart
+        self._prefix = secrets.token_hex(4).encode()  # so that request ids differ between servers and restarts
         self._numbers = itertools.count(1)
         self._api_key = api_key.encode() if api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Serves one request, as ASGI defines it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -103,12 +103,12 @@ async def _refuse(send: Send, status: int, reason: str) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the fields that Cloud Logging knows."""
+    """One JSON object per line, with the fields that Cloud Logging knows."""
 
     _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """`record` as one line of JSON."""
         line: dict[str, object] = {
             "severity": record.levelname,
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),

@@ -1,7 +1,7 @@
-"""What the server counts, and how Prometheus reads it.
+"""The server's counters, and their text form for Prometheus.
 
-Counting is a handful of additions a request; names, labels and text are made when somebody asks. Counters by version
-and arm are kept for the last versions only, so retraining every few seconds does not grow them.
+Counting costs a few additions per request; names, labels and text are made when Prometheus asks. Counters by version
+and arm are kept for the latest versions only, so frequent retraining does not grow them.
 """
 
 from bisect import bisect_left
@@ -24,7 +24,7 @@ _VERSIONS_KEPT = 8
 
 
 class Histogram:
-    """Counts by bucket; a value belongs to the first bucket whose bound is not below it."""
+    """Counts by bucket; a value belongs to the first bucket whose bound is at least the value."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
@@ -37,7 +37,7 @@ class Histogram:
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as Prometheus has them."""
+        """Upper bound and cumulative count of each bucket, as Prometheus defines them."""
         names = [f"{bound:g}" for bound in self.bounds] + ["+Inf"]
         return list(zip(names, map(float, accumulate(self.counts)), strict=True))
 
@@ -77,10 +77,10 @@ def render(metrics: Metrics, events: Counters, swaps: int, degraded: bool, publi
 
     Args:
       metrics: the server's counters.
-      events: the event log's.
+      events: the event log's counters.
       swaps: how often the line-up changed.
-      degraded: whether something else than what the pointer asks for serves.
-      published: the publisher's, None when there is none.
+      degraded: whether the policy that the pointer names failed to load.
+      published: the publisher's status; None without a publisher.
     """
     registry = CollectorRegistry()
     registry.register(_Collector(lambda: _families(metrics, events, swaps, degraded, published)))

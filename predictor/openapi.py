@@ -41,7 +41,7 @@ def rewards_route() -> dict[str, Any]:
     """Arguments of the rewards route."""
     rewards = [{"decision_id": _ID, "reward": 4.5, "occurred_at": "2026-11-22T13:05:10.250Z"}]
     return _route(
-        "Tell what came back for decisions",
+        "Send the rewards of decisions",
         "Rewards",
         RewardsRequest,
         {"one": {"value": {"rewards": rewards}}},
@@ -54,7 +54,7 @@ def health_route() -> dict[str, Any]:
     """Arguments of the health route."""
     content = {"content": {"application/json": {"schema": {"type": "object"}}}}
     responses = {200: {"description": "A policy serves.", **content}, 503: {"description": "Not yet.", **content}}
-    summary = "Who serves since when, and what became of the events"
+    summary = "Which policy serves since when, and what became of the events"
     return {"summary": summary, "operation_id": "Health", "response_model": None, "responses": responses}
 
 
@@ -70,7 +70,7 @@ def metrics_route() -> dict[str, Any]:
 
 
 def complete(document: dict[str, Any], card: PolicyCard | None) -> dict[str, Any]:
-    """Adds the schemas to `document`; with a card, those of its observations and arms."""
+    """`document` with the schemas of all bodies; a card narrows them to its observations and arms."""
     types = (PredictRequest, PredictResponse, RewardsRequest, RewardsResponse, Refusal)
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     if card is not None:
@@ -121,10 +121,10 @@ def _route(
 
 
 _REFUSALS = {
-    400: "The body says something that cannot be; nothing of it was taken.",
-    401: "The server asks for a key in x-api-key, and this was not it.",
+    400: "The body is wrong. Nothing of it was taken.",
+    401: "The key in x-api-key is missing or wrong.",
     408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    429: "Too many requests are in hand, or the event log is full. Nothing was taken: send it again later.",
+    413: "The body, or what it would write to the event log, is too large. Send it in parts.",
+    429: "Too many requests are in hand, or the event log is full. Nothing was taken. Send it again later.",
     503: "No policy is loaded yet.",
 }

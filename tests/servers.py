@@ -34,24 +34,24 @@ class Server:
         return self._send(urllib.request.Request(self.url + path))
 
     def wait_for(self, condition: Callable[[Any], bool], seconds: float = 60.0) -> None:
-        """Until what /health says fulfils `condition`."""
+        """Waits until the body of /health fulfils `condition`."""
         deadline = time.monotonic() + seconds
         while not condition(health := self.get("/health").body):
             assert time.monotonic() < deadline, f"did not happen in time: {health}"
             time.sleep(0.02)
 
     def read(self, path: str) -> bytes:
-        """What `path` answers, as it is."""
+        """The body of the answer of `path`, undecoded."""
         with urllib.request.urlopen(self.url + path, timeout=30) as response:
             return response.read()
 
     def post(self, path: str, body: Any) -> Reply:
-        """`body` as JSON, or as it is when it is bytes."""
+        """Sends `body`: bytes unchanged, anything else as JSON."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self._send(urllib.request.Request(self.url + path, data))
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Sends SIGTERM and returns the exit code."""
         self.process.terminate()
         return self.process.wait(30)
 

@@ -44,7 +44,7 @@ def test_refusals_are_not_repeated(server):
         with pytest.raises(RefusedError, match=r"^400: instances\[0\].observation: must have 3 numbers, got 1$"):
             client.predict([Instance([1.0])])
         with pytest.raises(RefusedError, match=r"^400: rewards\[0\].decision_id: Expected"):
-            client.reward("nobody", 1.0)
+            client.reward("not-an-id", 1.0)
     for key in (None, "open"):
         with Client(server.url, api_key=key) as client, pytest.raises(RefusedError) as caught:
             client.predict([Instance([1.0, 2.0, 3.0])])

@@ -159,7 +159,7 @@ def test_pipelined_requests_are_answered_in_order_and_not_without_end(server):
         assert numbers == sorted(numbers)
     with connect(server) as connection:
         connection.sendall(REQUEST * 500)
-        reason = "not a request in HTTP/1.1: more than 100 wait on this connection"
+        reason = "not a request in HTTP/1.1: more than 100 requests wait on this connection"
         assert refusal(everything(connection)) == (400, reason)
 
 
@@ -244,6 +244,6 @@ def test_many_offers_at_once_are_refused(server):
     offering = REQUEST.replace(b"Host: x\r\n", b"Host: x\r\n" + UPGRADE)
     with connect(server) as connection:
         connection.sendall(offering * 500)  # fewer than the buffers between hold
-        assert b"more than 100 wait on this connection" in everything(connection)
+        assert b"more than 100 requests wait on this connection" in everything(connection)
     with connect(server) as connection:
         ask(connection)
