@@ -79,8 +79,8 @@ class Exploration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     gamma: Annotated[float, Meta(gt=0, description="inverse_gap: the larger, the greedier")] = 100.0
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "temperature", "gamma"):
-            if not math.isfinite(value := getattr(self, name)):
+        for name, value in msgspec.structs.asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be finite, got {value}")
 
 

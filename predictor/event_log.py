@@ -40,6 +40,20 @@ class Counters:
     retried: int  # writes that failed and were tried again
 
 
+def make_folder(folder: Path) -> None:
+    """Creates the folder of an event log if it is missing.
+
+    Raises InputError if it cannot be created or written to, OperationError if the disk is full or fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        kind = OperationError if error.errno in _DISK_FAILURES else InputError
+        raise kind(f"events: cannot make the folder {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"events: the folder {folder} cannot be written to")
+
+
 class EventLog:
     """Writes events to a folder of segments; one writer thread, any number of callers."""
 
@@ -85,13 +99,7 @@ class EventLog:
         self._segment_size = 0
         self._seal_at = 0.0
         self._segments_opened = 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            kind = OperationError if error.errno in _DISK_FAILURES else InputError
-            raise kind(f"events: cannot make the folder {folder}: {error.strerror}") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"events: the folder {folder} cannot be written to")
+        make_folder(folder)
         self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
         self._thread.start()
 

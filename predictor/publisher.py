@@ -34,6 +34,7 @@ from msgspec import Meta
 from contracts import event_segments
 from contracts.command_line import FlagParser, add_flags, from_flags, run_main
 from contracts.errors import InputError, OperationError
+from predictor.event_log import make_folder
 
 STATUS_NAME = "publisher.json"
 
@@ -190,10 +191,12 @@ def _batches(segment: Path) -> Iterator[list[bytes]]:
 def run(folder: Path, topic: str, emulator: str | None, drain_seconds: float, until: IO[Any]) -> int:
     """Publishes until the end of `until`, then what is left. Returns how many sealed segments could not be published.
 
-    Raises OperationError if the disk fails, or if Google finds no credentials.
+    Raises:
+      InputError: the folder cannot be created or written to.
+      OperationError: the disk fails, or Google finds no credentials.
     """
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with (folder / "publisher.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier server's publisher may still be finishing
             publisher = Publisher(folder, *_connect(topic, emulator), until, drain_seconds)

@@ -399,3 +399,15 @@ def test_imports_no_more_than_it_needs(module, stays_out):
     script = f"import sys, {module}; print(*[name for name in {stays_out} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == ""
+
+
+def test_a_store_that_cannot_be_reached_is_a_failed_operation(tmp_path):
+    """Nothing listens where the bucket should be: wrong input has exit code 2, this has 3."""
+    environment = {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:1", "GOOGLE_CLOUD_PROJECT": "test-project"}
+    command = [sys.executable, "-m", "predictor.app", "--policy", "gs://models/store", "--events", tmp_path / "events"]
+    result = subprocess.run(
+        [*command, "--port", "0"], env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 3
+    assert result.stderr.startswith("predictor.app: failed: policy: cannot read gs://models/store: ")
+    assert result.stderr.count("\n") == 1

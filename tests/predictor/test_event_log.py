@@ -140,7 +140,7 @@ def test_a_folder_that_is_deleted_is_made_again_and_nothing_is_lost(tmp_path):
 
 
 def test_a_new_segment_is_never_taken_for_abandoned(tmp_path):
-    """Somebody looks for abandoned ones all the time, as a publisher does."""
+    """Another thread looks for abandoned segments all the time, as a publisher does."""
     stop = threading.Event()
 
     def look():

@@ -110,6 +110,38 @@ def test_wrong_topic(tmp_path):
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
 
 
+def test_a_publisher_without_credentials_is_a_failed_operation(tmp_path):
+    """No credentials: one line and exit code 3. A file in the place of the folder is wrong input: exit code 2."""
+    (tmp_path / "file").write_bytes(b"")
+    environment = {name: value for name, value in os.environ.items() if name != "PUBSUB_EMULATOR_HOST"}
+    environment |= {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "missing.json")}
+    for events, code, message in [
+        (tmp_path / "events", 3, "failed: topic: cannot connect to projects/p/topics/events: File "),
+        (tmp_path / "file", 2, f"error: events: cannot make the folder {tmp_path}/file: File exists"),
+    ]:
+        command = [
+            sys.executable,
+            "-m",
+            "predictor.publisher",
+            "--events",
+            events,
+            "--topic",
+            "projects/p/topics/events",
+        ]
+        result = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == code
+        assert result.stderr.startswith(f"predictor.publisher: {message}")
+        assert result.stderr.count("\n") == 1
+
+
 def decision_ids(received):
     return [event_decoder.decode(message).decision_id for message in received]
 
