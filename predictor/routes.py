@@ -165,26 +165,33 @@ async def crash(_: Request, error: Exception) -> Response:
 
 
 def _prediction(slate: list[Decision], catalogue: list[Movie]) -> Prediction:
-    slots = [_slot(decision, catalogue) for decision in slate]
-    first = slots[0]
+    first = slate[0]
+    movie_id, title = _movie(first, catalogue)
     return Prediction(
         decision_id=first.decision_id,
         action=first.action,
         propensity=first.propensity,
-        policy_version=slate[0].policy_version,
-        movie_id=first.movie_id,
-        title=first.title,
-        slate=slots if len(slots) > 1 else [],
-        slate_propensity=math.prod(slot.propensity for slot in slots) if len(slots) > 1 else None,
+        policy_version=first.policy_version,
+        movie_id=movie_id,
+        title=title,
+        slate=[_slot(decision, catalogue) for decision in slate] if len(slate) > 1 else [],
+        slate_propensity=math.prod(decision.propensity for decision in slate) if len(slate) > 1 else None,
     )
 
 
 def _slot(decision: Decision, catalogue: list[Movie]) -> Slot:
-    movie = catalogue[decision.action] if catalogue else None
+    movie_id, title = _movie(decision, catalogue)
     return Slot(
         decision_id=decision.decision_id,
         action=decision.action,
         propensity=decision.propensity,
-        movie_id=movie.movie_id if movie else None,
-        title=movie.title if movie else None,
+        movie_id=movie_id,
+        title=title,
     )
+
+
+def _movie(decision: Decision, catalogue: list[Movie]) -> tuple[str | None, str | None]:
+    if not catalogue:
+        return None, None
+    movie = catalogue[decision.action]
+    return movie.movie_id, movie.title
