@@ -33,13 +33,14 @@ from msgspec import Meta
 
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
-from contracts.command_line import FlagParser, add_flags, from_flags, parse_time
-from contracts.errors import InputError
+from contracts.command_line import FlagParser, add_flags, from_flags, parse_time, run_main
+from contracts.errors import InputError, OperationError
 from contracts.records import RewardEvent, encoder
 from orchestration.loop.settings import DAY_SECONDS
 from predictor.client import Client, RefusedError, UnavailableError
 from predictor.messages import Instance, SentReward
 
+PROGRAM = "orchestration.traffic"
 TICK_SECONDS = 1.0
 ANSWER_SECONDS = (0.1, 1.5)  # from the movie to the reward
 INSTANCES_A_REQUEST = 100
@@ -262,41 +263,39 @@ class VertexEndpoint:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = FlagParser(
-        prog="python -m orchestration.traffic",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = FlagParser(prog=f"python -m {PROGRAM}", documentation=__doc__)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--endpoint", help="a predictor, as http://host:port")
     where.add_argument("--config", help="an environment on Google Cloud: dev, prod, or a TOML file")
-    parser.add_argument("--project", default="", help="in place of the configuration's")
-    parser.add_argument("--start", help="moment from which days are counted, ISO 8601 (default: now)")
+    parser.add_argument("--project", default="", help="replaces the configuration's project")
+    parser.add_argument("--start", help="the time from which days are counted, ISO 8601 (default: now)")
     add_flags(parser, TrafficSettings)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; 0 when all viewers came, 2 after wrong input."""
-    try:
-        arguments = build_parser().parse_args(argv)
-        settings = from_flags(arguments, TrafficSettings)
-        now = datetime.now(UTC)
-        begin = parse_time(arguments.start, "--start") if arguments.start else now
-        if begin > now:
-            raise InputError(f"--start must not be later than now, got {arguments.start}")
-        audience = Audience(settings)
-        edge: Edge = (
-            Predictor(arguments.endpoint) if arguments.endpoint else VertexEndpoint(arguments.config, arguments.project)
-        )
-        with contextlib.closing(edge):
+    """Command-line entry point; 0 when all viewers came."""
+    return run_main(PROGRAM, _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = build_parser().parse_args(argv)
+    settings = from_flags(arguments, TrafficSettings)
+    now = datetime.now(UTC)
+    begin = parse_time(arguments.start, "--start") if arguments.start else now
+    if begin > now:
+        raise InputError(f"--start: a time that is not in the future expected, got {arguments.start}")
+    audience = Audience(settings)
+    edge: Edge = (
+        Predictor(arguments.endpoint) if arguments.endpoint else VertexEndpoint(arguments.config, arguments.project)
+    )
+    with contextlib.closing(edge):
+        try:
             run(audience, edge, int((now - begin).total_seconds() / TICK_SECONDS), print)
-    except (InputError, RefusedError, UnavailableError) as error:
-        sys.stderr.write(f"orchestration.traffic: error: {error}\n")
-        return 2
-    return 0
+        except RefusedError as error:
+            raise InputError(str(error)) from None
+        except UnavailableError as error:
+            raise OperationError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Is anything lost, counted twice, or paid to somebody else? What was said to happen, held against what was kept.
+"""Whether anything was lost, counted twice, or paid to another decision: what happened, compared with what was kept.
 
 Every figure of `Totals` compares things that were written independently: what the viewers say happened
 (`orchestration.loop.truth`; for the bootstrap, what the generator put into the event log), the tables of the warehouse, the
@@ -37,7 +37,7 @@ from orchestration.loop.truth import (
 )
 from trainer import dataset
 
-# What a record of a training window says: observation (its bytes), action, reward as float32; None: nobody answered.
+# A record of a training window: observation (its bytes), action, reward as float32; None: there was no answer.
 Record = tuple[bytes, int, float | None]
 
 
@@ -52,7 +52,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
     decisions_served: int
     decisions_stored: int
-    decisions_of_others: int  # of the stored ones: nobody of the simulated viewers asked, so their worth is unknown
+    decisions_of_others: int  # of the stored ones: no simulated viewer asked for them, so their value is unknown
     decisions_outside_windows: int  # of the stored ones: after the last window; a resumed run trains on them
     rewards_sent: int
     rewards_stored: int
@@ -122,7 +122,7 @@ class Stored(NamedTuple):
     decision_id: np.ndarray  # [N] str
     decided_at: np.ndarray  # [N] int64, microseconds
     policy_version: np.ndarray  # [N] str
-    user: np.ndarray  # [N] int64, index of the viewer; -1: somebody else asked, of whom no truth is known
+    user: np.ndarray  # [N] int64, index of the viewer; -1: no simulated viewer asked, so no truth is known
     action: np.ndarray  # [N]
     angle: np.ndarray  # [N], how far tastes had turned
     duplicate_decisions: int

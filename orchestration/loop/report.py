@@ -174,15 +174,6 @@ def _window_report(
         )
         for version in sorted(set(decided_by.tolist()))
     }
-    off_policy = None
-    if (judged := gate.evaluation) is not None:
-        off_policy = OffPolicy(
-            estimate=judged.value,
-            low=judged.low,
-            high=judged.high,
-            effective_sample_size=judged.effective_sample_size,
-            truth=entry.true_value,
-        )
     return WindowReport(
         number=entry.number,
         start=entry.window.start,
@@ -206,7 +197,7 @@ def _window_report(
         masked_movie_decisions=int((~np.isin(actions, movielens.on_offer)).sum()),
         regret=float((oracle - expected).sum()),
         candidate=entry.candidate,
-        off_policy=off_policy,
+        off_policy=_off_policy(entry),
         gain=None
         if gate.gain is None or gate.gain_low is None or gate.gain_high is None
         else (gate.gain, gate.gain_low, gate.gain_high),
@@ -217,6 +208,19 @@ def _window_report(
         train_seconds=entry.train_seconds,
         gate_seconds=entry.gate_seconds,
         freshness_seconds=_percentiles(freshness),
+    )
+
+
+def _off_policy(entry: JournalEntry) -> OffPolicy | None:
+    """The gate's estimate beside the truth; None when the gate had no decisions to judge by."""
+    if (judged := entry.gate.evaluation) is None:
+        return None
+    return OffPolicy(
+        estimate=judged.value,
+        low=judged.low,
+        high=judged.high,
+        effective_sample_size=judged.effective_sample_size,
+        truth=entry.true_value,
     )
 
 

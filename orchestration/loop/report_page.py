@@ -18,7 +18,7 @@ from orchestration.places import replace_file
 
 INK, GRID = "#1f2933", "#d9e2ec"
 SERVED, ORACLE, FIXED, UNIFORM, REFUSED = "#0b6e4f", "#334e68", "#b44d12", "#829ab1", "#b42318"
-# Lines are told apart by their dashes too, not by colour alone.
+# Lines differ by their dashes too, not by colour alone.
 DASHES = {ORACLE: (0, (6, 2)), FIXED: (0, (2, 2)), UNIFORM: (0, (1, 2))}
 
 _STYLE = """
@@ -334,7 +334,7 @@ def _fault_table(totals: Totals) -> str:
             "duplicates",
         ),
         ("broken copies of events", injected["malformed"], found["malformed"], "dead letters"),
-        ("rewards for decisions that nobody made", injected["orphan_rewards"], found["orphan_rewards"], "orphans"),
+        ("rewards for decisions that were never made", injected["orphan_rewards"], found["orphan_rewards"], "orphans"),
         ("rewards after the reward window", injected["late_rewards"], found["late_rewards"], "late rewards"),
         ("malformed requests", "", injected["refused_requests"], "refused by the predictor"),
     ]

@@ -8,7 +8,7 @@ request. Some viewers never answer. Some events are faulty, at `--fault-rate`, a
 
     twice       a reward is sent again
     late        a reward is sent after the reward window
-    orphan      a reward for a decision that nobody made
+    orphan      a reward for a decision that was never made
     malformed   a request that the predictor must refuse; and, as a bad transport would, broken copies of events put
                 straight into the event log, beside whole copies (redelivered ones)
 
@@ -32,8 +32,8 @@ import msgspec
 import numpy as np
 
 from beam_jobs.movielens import MovieLens
-from contracts.command_line import FlagParser, add_flags, parse_time
-from contracts.errors import InputError
+from contracts.command_line import FlagParser, add_flags, parse_time, run_main
+from contracts.errors import InputError, OperationError
 from contracts.event_segments import SEALED_SUFFIX, sealed_segments, segment_name
 from contracts.records import utc_microseconds
 from orchestration.loop.audience import ANSWER_SECONDS, LATE_SECONDS, SHARE_LATE, load_movielens
@@ -52,6 +52,7 @@ from orchestration.loop.truth import (
     windows_passed,
 )
 
+PROGRAM = "orchestration.loop.simulator"
 BATCH_DECISIONS = 20
 TICK_SECONDS = 0.05
 FAULTY_WRITER = "bad-transport"
@@ -181,7 +182,7 @@ class Simulator:
         for row, decision_id in enumerate(decision_ids):
             fault = kinds[chosen[row]]
             if fault == "orphan":
-                # As young as a real decision, but nobody's. It comes beside the real reward, not instead of it.
+                # The id of a decision that was never made, as young as a real one. It comes beside the real reward.
                 stranger = f"{decision_id[:24]}{strangers[16 * row : 16 * row + 12]}"
                 self._push(now + delays[row], stranger, rewards[row], "orphan")
                 fault = ""
@@ -245,7 +246,7 @@ class Simulator:
 
 
 class BadTransport:
-    """Delivers some events of the log a second time, and broken copies of some, in segments of its own."""
+    """Delivers some events of the log a second time, and broken copies of some, in separate segments."""
 
     def __init__(self, events: Path, rate: float, rng: np.random.Generator) -> None:
         self._events = events
@@ -316,25 +317,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; 0 when the windows are over, 2 after wrong input or when nothing was served."""
-    try:
-        arguments = build_parser().parse_args(argv)
-        if not arguments.endpoint.startswith(("http://", "https://")):
-            raise InputError(f"--endpoint must be as http://host:port, got {arguments.endpoint!r}")
-        settings = loop_settings(arguments)
-        start = parse_time(arguments.start, "--start").timestamp() if arguments.start else None
-        movielens = load_movielens(settings)
-        truth = TruthLog(arguments.truth)
-        simulator = Simulator(settings, movielens, arguments.endpoint, arguments.events, truth, arguments.session)
-        start = start or math.ceil(time.time())
-        asyncio.run(simulator.run(start, settings.windows, arguments.first_window))
-        truth.close()
-        if not simulator.served:
-            raise InputError(f"{arguments.endpoint} answered no request: {simulator.last_failure}")
-    except InputError as error:
-        sys.stderr.write(f"simulator: error: {error}\n")
-        return 2
-    return 0
+    """Command-line entry point; 0 when all windows are served."""
+    return run_main(PROGRAM, _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = build_parser().parse_args(argv)
+    if not arguments.endpoint.startswith(("http://", "https://")):
+        raise InputError(f"--endpoint: http://host:port expected, got {arguments.endpoint!r}")
+    settings = loop_settings(arguments)
+    start = parse_time(arguments.start, "--start").timestamp() if arguments.start else None
+    movielens = load_movielens(settings)
+    truth = TruthLog(arguments.truth)
+    simulator = Simulator(settings, movielens, arguments.endpoint, arguments.events, truth, arguments.session)
+    start = start or math.ceil(time.time())
+    asyncio.run(simulator.run(start, settings.windows, arguments.first_window))
+    truth.close()
+    if not simulator.served:
+        raise OperationError(f"{arguments.endpoint} answered no request: {simulator.last_failure}")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def decided_milliseconds(decision_id: str) -> int:
 def windows_passed(sessions: Sequence[SessionStart], moments: np.ndarray, window_seconds: float) -> np.ndarray:
     """How many windows viewers had been coming for: the clock by which their tastes turn.
 
-    It stands still while nobody comes: a resumed run goes on at the first window that it serves.
+    It stands still while no viewer comes: a resumed run goes on at the first window that it serves.
 
     Args:
       sessions: in the order of their starts.

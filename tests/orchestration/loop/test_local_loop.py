@@ -56,7 +56,7 @@ def loop(out: Path, *more: str, **given: str) -> subprocess.CompletedProcess[str
 
 
 def resume(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """As it is told when a run is interrupted: with nothing but the folder."""
+    """As the message of an interrupted run asks for it: with nothing but the folder."""
     command = [sys.executable, "-m", "orchestration.cli", "loop", "--resume", "--out", str(out), *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=400)
 
@@ -282,7 +282,7 @@ def test_the_report_notices_a_reward_of_somebody_else(tampered):
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     totals = totals_of(tampered)
     assert totals.lost_rewards == 50  # as sent, they are nowhere
-    assert 25 <= totals.misattributed_rewards <= 50  # some may be held back, so nobody was trained on them yet
+    assert 25 <= totals.misattributed_rewards <= 50  # some may be held back, so no policy was trained on them yet
     assert totals.duplicated == 0
 
 
@@ -308,12 +308,12 @@ def test_an_interrupted_run_goes_on(tmp_path):
             endpoint = line.split()[1]
         if line.startswith("window  1/"):
             break
-    # Somebody else uses the same predictor, and somebody tries to run into the same folder.
+    # Another client uses the same predictor, and another run tries to use the same folder.
     asked = httpx.post(f"{endpoint}/predict", json={"instances": [{"observation": [0.5, 0, 0, 0, 0]}]}, timeout=30)
     (served,) = asked.json()["predictions"]
     rewards = {"rewards": [{"decision_id": served["decision_id"], "reward": 5.0}]}
     assert httpx.post(f"{endpoint}/rewards", json=rewards, timeout=30).status_code == 202
-    # And somebody logs decisions that no policy here could be trained on.
+    # And a client logs decisions that no policy here could be trained on.
     now = datetime.now(UTC)
     fitting = Decision(
         decision_id=served["decision_id"][:-12] + "0" * 12,
@@ -409,26 +409,26 @@ def test_a_movie_that_nobody_has_seen_is_recommended_and_a_masked_one_never(chan
     recommended = [row for row in by_first if row["action"] in new and row["propensity"] > 2 * 0.1 / 40]
     assert len(recommended) > 0.2 * len(by_first) > 0
 
-    told = read_report(changing.root)
-    assert [window["masked_movie_decisions"] for window in [told["bootstrap"], *told["windows"]]] == [0] * (
-        1 + len(told["windows"])
+    found = read_report(changing.root)
+    assert [window["masked_movie_decisions"] for window in [found["bootstrap"], *found["windows"]]] == [0] * (
+        1 + len(found["windows"])
     )
-    assert told["bootstrap"]["new_movie_decisions"] == 0
+    assert found["bootstrap"]["new_movie_decisions"] == 0
     of_new = sum(row["action"] in new for row in served[False])
-    assert sum(window["new_movie_decisions"] for window in told["windows"]) == of_new
+    assert sum(window["new_movie_decisions"] for window in found["windows"]) == of_new
     page = (changing.root / "report.html").read_text()
     assert "new movies shown" in page and "masked shown" in page
 
 
 def test_the_truth_drifts_and_the_report_with_it(changing):
     """What the viewers wrote down as they answered, and what the report counts from the tables, are the same."""
-    told, settings = read_report(changing.root), changing.settings()
+    found, settings = read_report(changing.root), changing.settings()
     entries = TruthReader(changing.truth).read()
     sessions = [entry for entry in entries if isinstance(entry, SessionStart)]
     assert [session.first_window for session in sessions] == [1, 3]
     answered = {entry.decision_id: entry for entry in entries if isinstance(entry, ServedDecision)}
     decisions = decisions_of(changing)
-    for window in told["windows"]:
+    for window in found["windows"]:
         begin, end = (datetime.fromisoformat(window[side]) for side in ("start", "end"))
         inside = [one for key, one in answered.items() if begin <= decisions[key]["decided_at"] < end]
         assert len(inside) == window["decisions"] > 0
@@ -543,7 +543,7 @@ def test_a_killed_run_leaves_no_children_and_goes_on(tmp_path):
     running.communicate()
     wait_until(lambda: not processes_of(out))
 
-    # A part that is gone is told before anything is served, and with it back the run goes on.
+    # A part that is gone is reported before anything is served, and with it back the run goes on.
     [manifest] = (out / "windows").glob("*/manifest.json")
     [card] = (out / "policies").glob("*/policy.json")
     for part, message in (
