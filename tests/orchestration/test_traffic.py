@@ -149,7 +149,6 @@ def test_viewers_ask_the_vertex_endpoint_and_publish_rewards(tmp_path, pubsub_ho
         (["--endpoint", "http://127.0.0.1:9", "--new-movies", "100"], "--new-movies must be below the 100 actions"),
         (["--endpoint", "http://127.0.0.1:9", "--rate", "0"], "--rate: Expected `float` > 0.0, got '0'"),
         (["--endpoint", "http://127.0.0.1:9", "--start", "soon"], "--start: a time with its time zone"),
-        (["--endpoint", "http://127.0.0.1:9", "--diurnal", "0"], "cannot connect: "),
         (["--config", "dev"], "cloud.project is missing in dev.toml"),
     ],
 )
@@ -158,6 +157,12 @@ def test_wrong_input_is_one_line(capsys, flags, message):
     error = capsys.readouterr().err
     assert error.startswith(f"orchestration.traffic: error: {message}")
     assert error.count("\n") == 1
+
+
+def test_a_predictor_that_is_gone_is_a_failed_operation(capsys):
+    assert traffic.main(["--endpoint", "http://127.0.0.1:9", "--diurnal", "0"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("orchestration.traffic: failed: cannot connect: ") and error.count("\n") == 1
 
 
 def test_an_audience_needs_movies_to_start_with():

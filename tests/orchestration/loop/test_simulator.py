@@ -45,11 +45,11 @@ def test_viewers_that_nobody_serves_say_so(tmp_path, capsys):
     endpoint = f"http://127.0.0.1:{free_port()}"
     flags = ["--events", str(tmp_path), "--truth", str(tmp_path / "truth"), "--windows", "1", "--num-actions", "2"]
     flags += ["--rank", "1", "--decisions-per-window", "1", "--window-seconds", "0.1"]
-    assert simulator.main(["--endpoint", endpoint, *flags]) == 2
+    assert simulator.main(["--endpoint", endpoint, *flags]) == 3
     error = capsys.readouterr().err
     assert f"{endpoint} answered no request: ConnectError" in error and error.count("\n") == 1
     assert simulator.main(["--endpoint", "127.0.0.1:80", *flags]) == 2
-    assert "--endpoint must be as http://host:port, got '127.0.0.1:80'" in capsys.readouterr().err
+    assert "--endpoint: http://host:port expected, got '127.0.0.1:80'" in capsys.readouterr().err
 
 
 def test_a_bad_transport_says_exactly_what_it_did(tmp_path):
