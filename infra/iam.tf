@@ -1,10 +1,10 @@
-# One account for each part, with no more than it uses.
+# One service account per part, with only the rights that the part uses.
 
 resource "google_service_account" "part" {
   for_each = {
     dataflow  = "Runs the Beam jobs"
     predictor = "Serves, and publishes decisions and rewards"
-    traffic   = "Simulated viewers: ask the endpoint, and publish rewards"
+    traffic   = "Simulated viewers: call the endpoint, and publish rewards"
     trainer   = "Trains and evaluates policies"
     pipelines = "Runs the retraining pipelines"
   }
@@ -16,7 +16,7 @@ locals {
   member = { for part, account in google_service_account.part : part => account.member }
 }
 
-# Dataflow's workers: their own role, and what the jobs read and write.
+# Dataflow's workers have Dataflow's worker role, and the rights to what the jobs read and write.
 resource "google_project_iam_member" "dataflow_worker" {
   project = var.project
   role    = "roles/dataflow.worker"
@@ -76,13 +76,18 @@ resource "google_storage_bucket_iam_member" "predictor_reads_policies" {
   role   = "roles/storage.objectViewer"
   member = local.member.predictor
 
+  # A listing belongs to the bucket, so its resource name has no folder: the prefix that it asks for decides.
   condition {
-    title      = "policies only"
-    expression = "resource.name.startsWith('projects/_/buckets/${google_storage_bucket.artifacts.name}/objects/policies/')"
+    title = "policies only"
+    expression = join(" || ", [
+      "resource.name.startsWith('projects/_/buckets/${google_storage_bucket.artifacts.name}/objects/policies/')",
+      "api.getAttribute('storage.googleapis.com/objectListPrefix', '').startsWith('policies/')",
+    ])
   }
 }
 
-# The trainer reads windows and writes policies; as a step of a pipeline also what it did and gave, and a study's trials.
+# The trainer reads windows and writes policies. As a step of a pipeline it also writes the run's records and outputs,
+# and as a trial the policies of a study.
 resource "google_storage_bucket_iam_member" "trainer_reads_artifacts" {
   bucket = google_storage_bucket.artifacts.name
   role   = "roles/storage.objectViewer"
@@ -103,7 +108,7 @@ resource "google_storage_bucket_iam_member" "trainer_writes_policies_and_runs" {
   }
 }
 
-# The pipelines start Dataflow jobs, training jobs and roll-outs, and run them as the parts' accounts.
+# The pipelines start Dataflow jobs, training jobs and roll-outs, which run as the other parts' accounts.
 resource "google_project_iam_member" "pipelines_start_jobs" {
   for_each = toset(["roles/aiplatform.user", "roles/dataflow.developer"])
   project  = var.project
@@ -111,7 +116,7 @@ resource "google_project_iam_member" "pipelines_start_jobs" {
   member   = local.member.pipelines
 }
 
-# Also as themselves: the trigger submits pipelines that run as the account that it runs as.
+# Also as themselves: the trigger runs as the pipelines' account, and submits pipelines that run as it too.
 resource "google_service_account_iam_member" "pipelines_act_as_parts" {
   for_each           = toset(["dataflow", "pipelines", "predictor", "trainer"])
   service_account_id = google_service_account.part[each.value].name
@@ -125,7 +130,7 @@ resource "google_storage_bucket_iam_member" "pipelines_write_artifacts" {
   member = local.member.pipelines
 }
 
-# A canary is judged by the rewards in the tables.
+# A canary compares the rewards in the tables.
 resource "google_bigquery_dataset_iam_member" "pipelines_read_tables" {
   dataset_id = google_bigquery_dataset.events.dataset_id
   role       = "roles/bigquery.dataViewer"
@@ -138,7 +143,7 @@ resource "google_project_iam_member" "pipelines_open_read_sessions" {
   member  = local.member.pipelines
 }
 
-# Simulated viewers ask the endpoint, and publish rewards as an application would.
+# Simulated viewers call the endpoint, and publish rewards as an application would.
 resource "google_project_iam_member" "traffic_asks_the_endpoint" {
   project = var.project
   role    = "roles/aiplatform.user"

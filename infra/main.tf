@@ -1,5 +1,5 @@
-# What the jobs, the predictor and the trainer need on Google Cloud. Jobs and endpoints themselves are not here: they are
-# made by `gcloud dataflow flex-template run` and by the orchestration.
+# What the jobs, the predictor and the trainer need on Google Cloud. The jobs and endpoints themselves are made by
+# `gcloud dataflow flex-template run` and by the pipelines.
 
 locals {
   tables = {
@@ -23,7 +23,7 @@ resource "google_project_service" "needed" {
   disable_on_destroy = false
 }
 
-# Decisions and rewards travel on one topic, told apart by the attribute `kind`.
+# Decisions and rewards travel on one topic; the attribute `kind` distinguishes them.
 resource "google_pubsub_topic" "events" {
   name                       = "${var.name}-events"
   message_retention_duration = "604800s"
@@ -36,7 +36,8 @@ resource "google_pubsub_subscription" "ingest" {
   ack_deadline_seconds       = 60
   message_retention_duration = "604800s"
 
-  # The job sets aside what it cannot read, so nothing is ever delivered in vain: no dead-letter policy here.
+  # The job writes unreadable messages to the dead-letter topic and acknowledges them, so the subscription needs no
+  # dead-letter policy.
   expiration_policy {
     ttl = ""
   }
@@ -53,7 +54,7 @@ resource "google_bigquery_dataset" "events" {
   depends_on = [google_project_service.needed]
 }
 
-# The files under tables/ derive from the contract: `python -m beam_jobs.table_schemas infra/tables`.
+# The files in tables/ are generated from the contract: `python -m beam_jobs.table_schemas infra/tables`.
 resource "google_bigquery_table" "events" {
   for_each            = local.tables
   dataset_id          = google_bigquery_dataset.events.dataset_id

@@ -43,7 +43,7 @@ from orchestration.pipelines import commands
 from orchestration.processes import native_messages_withheld
 
 if TYPE_CHECKING:
-    from orchestration.cloud.vertex import Vertex
+    from orchestration.cloud.target import VertexTarget
 
 PROGRAM = "orchestration.cli"
 _LOOP = """Runs the closed loop on this machine: real ratings, a real predictor, simulated viewers.
@@ -135,7 +135,9 @@ def _add_store_or_config(parser: argparse.ArgumentParser) -> None:
 
 def _promote(arguments: argparse.Namespace) -> int:
     if arguments.config:
-        print(commands.vertex_of(arguments).promote(arguments.version, arguments.reason))
+        from orchestration.cloud.vertex_endpoint import VertexEndpoint
+
+        print(VertexEndpoint(commands.target_of(arguments)).promote(arguments.version, arguments.reason))
         return 0
     champion = policy_store.roll_out(arguments.policies, arguments.version, arguments.reason, datetime.now(UTC))
     print(f"{champion.version} is the champion")
@@ -144,7 +146,9 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 def _rollback(arguments: argparse.Namespace) -> int:
     if arguments.config:
-        print(commands.vertex_of(arguments).roll_back(arguments.reason))
+        from orchestration.cloud.vertex_endpoint import VertexEndpoint
+
+        print(VertexEndpoint(commands.target_of(arguments)).roll_back(arguments.reason))
         return 0
     champion = policy_store.roll_back(arguments.policies, arguments.reason, datetime.now(UTC))
     print(f"{champion.version} is the champion")
@@ -153,7 +157,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     if arguments.config:
-        _print_deployed(commands.vertex_of(arguments))
+        _print_deployed(commands.target_of(arguments))
         return 0
     current = policy_store.champion(arguments.policies)
     if current is None:
@@ -166,13 +170,17 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_deployed(vertex: "Vertex") -> None:
-    champion = vertex.champion()
-    for one in vertex.deployed():
+def _print_deployed(target: "VertexTarget") -> None:
+    from orchestration.cloud.vertex_endpoint import VertexEndpoint
+    from orchestration.cloud.vertex_jobs import VertexJobs
+
+    endpoint = VertexEndpoint(target)
+    champion = endpoint.champion()
+    for one in endpoint.deployed():
         print(f"{'→' if one.version == champion else ' '} {one.version}  {one.traffic}% of the traffic")
-    for last in vertex.history()[-1:]:
+    for last in endpoint.history()[-1:]:
         print(f"  since {last.promoted_at:%Y-%m-%d %H:%M:%S}: {last.reason}")
-    for name, state in vertex.runs("retrain")[:10]:
+    for name, state in VertexJobs(target).runs("retrain")[:10]:
         print(f"  {name}  {state}")
 
 

@@ -230,13 +230,11 @@ class VertexEndpoint:
         """Raises InputError for an environment that is not on Google Cloud."""
         from google.cloud import pubsub_v1
 
-        from orchestration.cloud import configuration
-        from orchestration.cloud.vertex import Vertex
-        from orchestration.pipelines import definitions
+        from orchestration.cloud import configuration, vertex_endpoint
 
-        place = definitions.place(configuration.load(config, project).needed_cloud())
-        self._vertex = Vertex(place)
-        self._topic = place.topic
+        target = configuration.load(config, project).needed_cloud().target
+        self._vertex = vertex_endpoint.VertexEndpoint(target)
+        self._topic = target.topic
         self._publisher = pubsub_v1.PublisherClient()
 
     def predict(self, instances: list[Instance]) -> list[Shown]:

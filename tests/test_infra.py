@@ -15,7 +15,6 @@ import pytest
 from beam_jobs import table_schemas
 from contracts.schemas import TABLES
 from orchestration.cloud import configuration
-from orchestration.pipelines import definitions
 
 INFRA = Path(__file__).parents[1] / "infra"
 
@@ -75,6 +74,16 @@ def test_rights_are_the_least() -> None:
     }
 
 
+def test_a_condition_on_a_folder_that_is_listed_allows_the_listing() -> None:
+    """A listing belongs to the bucket: a condition on the names of objects alone denies it."""
+    text = (INFRA / "iam.tf").read_text()
+    (block,) = re.findall(r'"predictor_reads_policies" \{(.*?)^\}', text, re.MULTILINE | re.DOTALL)
+    (condition,) = re.findall(r"condition \{(.*?)^  \}", block, re.MULTILINE | re.DOTALL)
+    assert 'join(" || ", [' in condition
+    assert ".name}/objects/policies/')\"," in condition
+    assert "\"api.getAttribute('storage.googleapis.com/objectListPrefix', '').startsWith('policies/')\"," in condition
+
+
 @pytest.mark.parametrize("name", ["dev", "prod"])
 def test_the_ratings_of_a_bootstrap_can_be_read_in_the_image_of_the_jobs(name: str) -> None:
     assert configuration.load(name).own["bootstrap"]["ratings"] == "tfds:movielens/100k-ratings"
@@ -97,5 +106,5 @@ def test_the_environments_are_what_is_set_up() -> None:
     (parts,) = re.findall(r'resource "google_service_account" "part" \{\s*for_each = \{(.*?)\}', text, re.DOTALL)
     assert set(get_args(configuration.Part)) <= set(re.findall(r"(\w+) += ", parts))
     # Rights are for folders of the bucket: the policies are where the predictor may read them.
-    policies = definitions.place(cloud).policies
+    policies = cloud.target.policies
     assert policies == f"gs://{cloud.bucket}/policies"

@@ -1,12 +1,12 @@
 """Configurations: where the pipelines run and with which parameters. One TOML file each, in `orchestration/configs/`.
 
     backend = "gcp"              local, emulators or gcp
-    [cloud]                      with gcp alone: project, location, bucket, images, …
+    [cloud]                      only with backend gcp: project, location, bucket, images, …
     [shared]                     parameters of every pipeline that has one of that name
     [bootstrap] [retrain] [tune] parameters of one pipeline
 
-The parameters are checked against the pipelines' own signatures (`orchestration.pipelines.definitions.check`). A pipeline that can
-cost money is never given an environment by default: commands ask for `--config`.
+`orchestration.pipelines.parameters` lists the parameters and checks them against the pipelines. Pipelines can cost money,
+so no environment is the default: every command requires `--config`.
 """
 
 import re
@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from contracts.errors import InputError
+from orchestration.cloud.target import VertexTarget
 
 FOLDER = Path(__file__).parents[1] / "configs"
 PIPELINES = ("bootstrap", "retrain", "tune")
@@ -30,17 +31,17 @@ _CRON_PART = r"(\*|\d+(-\d+)?|[A-Za-z]{3}(-[A-Za-z]{3})?)(/[1-9]\d*)?"
 _CRON_FIELD = re.compile(rf"{_CRON_PART}(,{_CRON_PART})*")
 
 Value = str | int | float | bool | list[float] | dict[str, str | int | float | bool]
-Part = Literal["pipelines", "dataflow", "trainer", "predictor"]  # of what runs on Google Cloud, with an account each
+Part = Literal["pipelines", "dataflow", "trainer", "predictor"]  # each runs as its own service account
 NotEmpty = Annotated[str, Meta(min_length=1)]
 
 
 class Cloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Google Cloud, as `infra/` sets it up. `project` may be left empty in the file and named on the command line."""
+    """Google Cloud as `infra/` sets it up. `project` may be empty in the file and given by `--project`."""
 
     project: Annotated[str, Meta(pattern=r"^([a-z][a-z0-9.:-]*[a-z0-9])?$")] = ""
     location: Annotated[str, Meta(pattern=r"^[a-z]+-[a-z]+[0-9]+$")]
-    # Terraform's variable of that name: bucket, data set, topic, images and accounts are named by it, and so are the
-    # endpoint and the model.
+    # Terraform's variable `name`. It begins the names of bucket, data set, topic, images and accounts, of endpoint and
+    # model, and of schedules and runs, so that environments can share a project.
     name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{1,17}[a-z0-9]$")]
     image_tag: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
     machine_type: NotEmpty  # of a replica of the endpoint
@@ -62,7 +63,7 @@ class Cloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def bucket(self) -> str:
-        """Without gs://. It holds windows, policies, templates and the pipelines' own files."""
+        """The bucket's name, without gs://. It holds windows, policies, templates and the pipelines' own files."""
         return f"{self.project}-{self.name}"
 
     @property
@@ -72,23 +73,42 @@ class Cloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def root(self) -> str:
-        """The same as the folder that jobs on Vertex AI find mounted."""
+        """The bucket as a folder: jobs on Vertex AI find it mounted there."""
         return f"/gcs/{self.bucket}"
 
     @property
     def warehouse(self) -> str:
-        """As the Beam jobs take it."""
+        """The BigQuery data set, in the form of the Beam jobs' flag."""
         return f"bigquery:{self.project}.{self.name.replace('-', '_')}"
 
     @property
     def topic(self) -> str:
-        """Of Pub/Sub, to which the predictors publish."""
+        """The Pub/Sub topic to which the predictors publish."""
         return f"projects/{self.project}/topics/{self.name}-events"
 
     @property
     def template_folder(self) -> str:
         """Where the flex templates' container specs are."""
         return f"{self.root_uri}/templates"
+
+    @property
+    def target(self) -> VertexTarget:
+        """The environment as the clients of Vertex AI take it."""
+        return VertexTarget(
+            project=self.project,
+            location=self.location,
+            name=self.name,
+            policies=f"{self.root_uri}/policies",
+            image=self.image("predictor"),
+            topic=self.topic,
+            machine_type=self.machine_type,
+            min_replicas=self.min_replicas,
+            max_replicas=self.max_replicas,
+            service_account=self.account("predictor"),
+            pipelines_account=self.account("pipelines"),
+            staging_bucket=self.root_uri,
+            api_endpoint=self.api_endpoint,
+        )
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,17 +122,17 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def warehouse(self) -> str:
-        """As the Beam jobs take it; empty for the embedded one, below the root."""
+        """The BigQuery data set, in the form of the Beam jobs' flag; empty: the embedded warehouse below the root."""
         if self.cloud is not None:
             return self.cloud.warehouse
         return EMULATED_WAREHOUSE if self.backend == "emulators" else ""
 
     def needed_cloud(self) -> Cloud:
-        """The cloud, complete. Raises InputError when this is no cloud environment, or the project is missing."""
+        """The cloud settings. Raises InputError if the backend is not gcp, or the project is missing."""
         if self.cloud is None:
             raise InputError(f"{self.name} is not on Google Cloud (its backend is {self.backend})")
         if not self.cloud.project:
-            raise InputError(f"cloud.project is missing in {self.name}: name it there, or with --project")
+            raise InputError(f"cloud.project is missing in {self.name}: set it there, or by --project")
         return self.cloud
 
 
@@ -126,7 +146,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def names() -> list[str]:
-    """The configurations that come with the project."""
+    """The names of the configurations that come with the project."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
@@ -138,23 +158,25 @@ def load(name: str, project: str = "") -> Configuration:
       project: takes the place of `cloud.project`.
 
     Raises:
-      InputError: there is none, or it is not TOML, or a field is unknown, missing or wrong.
+      InputError: the file does not exist or is not TOML, or a field is unknown, missing or wrong.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"--config: no configuration {name!r}; there are: {', '.join(names())}") from None
+        raise InputError(f"--config: one of {', '.join(names())}, or a TOML file, got {name!r}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: {error}") from None
     try:
         file = msgspec.convert(data, _File)
     except msgspec.ValidationError as error:
-        fact, _, place = str(error).partition(" - at ")
-        field = place.strip("`").removeprefix("$.") or "file"
+        fact, _, path_in_file = str(error).partition(" - at ")
+        field = path_in_file.strip("`").removeprefix("$.") or "file"
         raise InputError(f"{path.name}: {field}: {fact}{_given(data, field, fact)}") from None
     if (file.backend == "gcp") != (file.cloud is not None):
-        raise InputError(f"{path.name}: [cloud] is for backend gcp alone, and needed there; backend is {file.backend}")
+        raise InputError(
+            f"{path.name}: [cloud]: required with backend gcp and refused with any other, got backend {file.backend}"
+        )
     cloud = file.cloud
     if cloud is not None:
         _check_replicas_and_cron(path.name, cloud)
@@ -165,7 +187,7 @@ def load(name: str, project: str = "") -> Configuration:
 
 
 def _given(data: Any, field: str, fact: str) -> str:
-    """What the file says there, unless it is a table or `fact` says so."""
+    """`, got <value>` for the file's value of `field`; empty for a table, or if `fact` has the value already."""
     for key in field.split("."):
         data = data.get(key) if isinstance(data, dict) else None
     return "" if data is None or isinstance(data, dict) or repr(data) in fact else f", got {data!r}"
@@ -173,25 +195,27 @@ def _given(data: Any, field: str, fact: str) -> str:
 
 def _check_replicas_and_cron(name: str, cloud: Cloud) -> None:
     if cloud.max_replicas < cloud.min_replicas:
-        raise InputError(f"{name}: cloud.max_replicas must be {cloud.min_replicas} or more, got {cloud.max_replicas}")
+        raise InputError(
+            f"{name}: cloud.max_replicas: {cloud.min_replicas} (min_replicas) or more, got {cloud.max_replicas}"
+        )
     zone, fields = _CRON.fullmatch(cloud.cron), cloud.cron.split()
     if zone is None or len(fields) != (6 if zone["zone"] else 5):
         raise InputError(
-            f"{name}: cloud.cron must be five fields, after TZ=<zone> if need be, as 'TZ=Europe/Rome 0 * * * *', "
+            f"{name}: cloud.cron: five fields, after an optional TZ=<zone>, such as 'TZ=Europe/Rome 0 * * * *', "
             f"got {cloud.cron!r}"
         )
     for (field, smallest, largest), text in zip(CRON_FIELDS, fields[-5:], strict=True):
         numbers = [int(number) for number in re.findall(r"(?<![/\d])\d+", text)]
         if not _CRON_FIELD.fullmatch(text) or not all(smallest <= number <= largest for number in numbers):
             raise InputError(
-                f"{name}: cloud.cron: {field} must be of numbers from {smallest} to {largest}, *, or names, got {text!r}"
+                f"{name}: cloud.cron: {field}: numbers from {smallest} to {largest}, *, or names, got {text!r}"
             )
     if zone["zone"] and zone["zone"] not in zoneinfo.available_timezones():
-        raise InputError(f"{name}: cloud.cron: there is no time zone {zone['zone']!r}")
+        raise InputError(f"{name}: cloud.cron: a time zone of the IANA database, got {zone['zone']!r}")
 
 
 def _in_project(cloud: Cloud, project: str) -> Cloud:
     try:
         return msgspec.convert(msgspec.to_builtins(cloud) | {"project": project}, Cloud)
     except msgspec.ValidationError:
-        raise InputError(f"--project must be the id of a project, got {project!r}") from None
+        raise InputError(f"--project: the id of a Google Cloud project, got {project!r}") from None

@@ -1,7 +1,7 @@
-"""The canary: a candidate takes a share of the decisions, and its rewards are held against the champion's.
+"""The canary: a candidate takes a share of the decisions, and its mean reward is compared with the champion's.
 
-Which decisions it takes is drawn by the id of the decision, so the two groups differ in the policy alone, and the
-difference of their mean rewards is what the candidate is worth, whatever it was trained on.
+The id of a decision decides which of the two serves it. The two groups of decisions therefore differ only in the policy,
+and the difference of their mean rewards estimates the candidate's gain, whatever it was trained on.
 """
 
 import math
@@ -9,26 +9,37 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from contracts import policies
 from contracts.errors import InputError
 from contracts.policies import Champion
 from contracts.schemas import DECISIONS, REWARDS, Table
+from contracts.windows import WindowSettings
 from orchestration import ingestion, policy_store
-from orchestration.pipelines import plan
 from orchestration.places import Places, replace_file
 
-STANDARD_ERRORS = 1.96  # 95% on both sides, looked at once, at the end
-HARM_STANDARD_ERRORS = 4.0  # so clear that it may be looked at every second: one in 30,000 by chance a look
-MIN_DECISIONS = 30  # with fewer, a mean is not near a normal distribution
+STANDARD_ERRORS = 1.96  # a two-sided interval of 95%, tested once, at the end
+HARM_STANDARD_ERRORS = 4.0  # tested every second, so each test has a false alarm rate of only 1 in 30,000
+MIN_DECISIONS = 30  # with fewer, the mean is not close to normally distributed
 POLL_SECONDS = 1.0
 
 
+class Canary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a candidate is tried out beside the champion."""
+
+    share: Annotated[
+        float, Meta(ge=0, le=1, description="share of the decisions that the candidate takes; 0: none")
+    ] = 0.1
+    decisions: Annotated[int, Meta(ge=0, description="decisions of the candidate that are enough to judge it")] = 200
+    seconds: Annotated[float, Meta(ge=0, description="how long to wait for these decisions at most")] = 30.0
+
+
 class Arm(NamedTuple):
-    """What decisions of one policy were rewarded with."""
+    """The rewards of one policy's decisions."""
 
     decisions: int
     mean: float
@@ -36,7 +47,7 @@ class Arm(NamedTuple):
 
     @classmethod
     def of(cls, rewards: list[float]) -> "Arm":
-        """Of these rewards."""
+        """The arm that received `rewards`."""
         count = len(rewards)
         mean = math.fsum(rewards) / count if count else 0.0
         spread = math.fsum((reward - mean) ** 2 for reward in rewards) / (count - 1) if count > 1 else 0.0
@@ -51,19 +62,19 @@ class Trial(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """Candidate minus champion, reward a decision."""
+        """Mean reward per decision of the candidate, minus the champion's."""
         return self.candidate.mean - self.champion.mean
 
     @property
     def standard_error(self) -> float:
-        """Of the gain (Welch, 1947); infinite while an arm has too few decisions."""
+        """The standard error of the gain (Welch, 1947); infinite while an arm has fewer than MIN_DECISIONS decisions."""
         if min(self.candidate.decisions, self.champion.decisions) < MIN_DECISIONS:
             return math.inf
         arms = (self.candidate, self.champion)
         return math.sqrt(sum(arm.variance / arm.decisions for arm in arms))
 
     def worse(self, standard_errors: float) -> bool:
-        """Whether the whole interval of the gain lies below 0."""
+        """Whether the interval of the gain, `standard_errors` wide on either side, lies below 0."""
         return self.gain + standard_errors * self.standard_error < 0
 
     def __str__(self) -> str:
@@ -84,12 +95,10 @@ class Verdict(NamedTuple):
 
 
 def start(store: Path, version: str, share: float) -> Champion:
-    """Lets `version` take `share` of the champion's decisions. Does nothing when it does so already.
+    """Lets `version` take `share` (from 0 to 1) of the champion's decisions. Does nothing if it takes them already.
 
-    Raises InputError for a share outside [0, 1], a version that is not in the store, or a store without champion.
+    Raises InputError for a version that is not in the store, or a store without champion.
     """
-    if not 0 <= share <= 1:
-        raise InputError(f"canary_share must be from 0 to 1, got {share}")
     current = policy_store.champion(store)
     if current is None:
         raise InputError(f"{store} has no champion beside which to try {version}")
@@ -101,32 +110,29 @@ def start(store: Path, version: str, share: float) -> Champion:
 
 
 def end(store: Path) -> Champion:
-    """Gives all decisions back to the champion. Does nothing when no candidate is tried out."""
+    """Gives all decisions back to the champion. Does nothing if no candidate is tried out."""
     current = policy_store.champion(store)
     if current is None:
         raise InputError(f"{store} has no champion")
     return _point(store, msgspec.structs.replace(current, candidate=None, candidate_share=0.0))
 
 
-def watch(
-    measure: Callable[[datetime], Trial], begin: datetime, wanted_decisions: int, seconds: float, settle_seconds: float
-) -> Verdict:
-    """Waits until the candidate has made `wanted_decisions` whose rewards are in, or `seconds` have passed.
+def watch(measure: Callable[[datetime], Trial], begin: datetime, settings: Canary, settle_seconds: float) -> Verdict:
+    """Waits until the candidate has made `settings.decisions` whose rewards have arrived, or its seconds have passed.
 
     Args:
-      measure: the trial up to a moment (decisions after it are too young to judge).
+      measure: the trial up to a time; later decisions are too young to judge.
       begin: when the canary started.
-      wanted_decisions: enough to judge by.
-      seconds: how long to wait for them at most.
-      settle_seconds: how long a decision takes to be judged: its reward window, and to get into the log.
+      settings: how many decisions are enough, and how long to wait for them at most.
+      settle_seconds: how long after a decision it can be judged: its reward window, and the time to reach the log.
     """
-    deadline = begin + timedelta(seconds=seconds)
+    deadline = begin + timedelta(seconds=settings.seconds)
     while True:
         now = datetime.now(UTC)
         trial = measure(min(now, deadline) - timedelta(seconds=settle_seconds))
         if trial.worse(HARM_STANDARD_ERRORS):
             return Verdict("roll back", f"clearly worse in the canary: {trial}")
-        if now >= deadline or trial.candidate.decisions >= wanted_decisions:
+        if now >= deadline or trial.candidate.decisions >= settings.decisions:
             if trial.worse(STANDARD_ERRORS):
                 return Verdict("roll back", f"worse in the canary: {trial}")
             return Verdict("promote", f"not worse in the canary: {trial}")
@@ -140,12 +146,12 @@ def measure(
     candidate: str,
     begin: datetime,
     end: datetime,
-    settings: plan.WindowSettings,
+    settings: WindowSettings,
 ) -> Trial:
-    """The trial on decisions made in `[begin, end)`, whose rewards are counted as in training.
+    """The trial on decisions made in `[begin, end)`, with rewards counted as the export counts them for training.
 
-    They are read from `warehouse`, `bigquery:PROJECT.DATASET`; or, when it is empty, from the embedded one, after what
-    is new in the event log is ingested.
+    Decisions and rewards are read from `warehouse` (`bigquery:PROJECT.DATASET`). If it is empty, the new segments of the
+    event log are ingested into the embedded warehouse, and read from there.
     """
     if end <= begin:
         return Trial(Arm.of([]), Arm.of([]))
@@ -158,7 +164,9 @@ def measure(
         reward = (row["occurred_at"], row["reward"])
         found[row["decision_id"]] = min(reward, found.get(row["decision_id"], reward))
     by_version: dict[str, list[float]] = {champion: [], candidate: []}
-    for decision in {row["decision_id"]: row for row in decisions}.values():  # each once, however often it was stored
+    for decision in {
+        row["decision_id"]: row for row in decisions
+    }.values():  # each once, although it may be stored twice
         given = by_version.get(decision["policy_version"])
         if given is None:
             continue

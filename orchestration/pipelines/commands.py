@@ -13,16 +13,23 @@ from orchestration.places import Places
 
 if TYPE_CHECKING:
     from contracts.policies import Champion
-    from orchestration.cloud.vertex import Promotion, Vertex
+    from orchestration.cloud.target import VertexTarget
+    from orchestration.cloud.vertex_models import Promotion
 
 
 def add_commands(commands: "argparse._SubParsersAction[FlagParser]") -> None:
     """Adds the pipeline commands to the command line."""
-    run_local = commands.add_parser("run-local", description="run a pipeline here, with KFP's local runner")
+    run_local = commands.add_parser("run-local", description="run a pipeline on this machine, with KFP's local runner")
     _add_pipeline(run_local)
     run_local.set_defaults(command=_run_local)
-    check = commands.add_parser("check", description="check the configurations against the pipelines, and compile each")
-    check.add_argument("--config", action="append", help="a configuration, or a TOML file (default: all there are)")
+    check = commands.add_parser(
+        "check", description="check configurations against the pipelines, and compile each pipeline"
+    )
+    check.add_argument(
+        "--config",
+        action="append",
+        help="a configuration or a TOML file; can be repeated (default: all that come with the project)",
+    )
     check.set_defaults(command=_check)
     compile_ = commands.add_parser("compile", description="write a pipeline's YAML")
     _add_pipeline(compile_)
@@ -31,7 +38,7 @@ def add_commands(commands: "argparse._SubParsersAction[FlagParser]") -> None:
     submit = commands.add_parser("submit", description="run a pipeline on Vertex AI")
     _add_pipeline(submit)
     submit.add_argument(
-        "--job-id", help="of the run; one that is there already is not started again (default: by time)"
+        "--job-id", help="id of the run; a run with this id is not started again (default: made from the time)"
     )
     submit.set_defaults(command=_submit)
     schedule = commands.add_parser(
@@ -40,9 +47,7 @@ def add_commands(commands: "argparse._SubParsersAction[FlagParser]") -> None:
     schedule.add_argument("action", choices=("create", "pause", "resume", "delete", "list"))
     _add_pipeline(schedule, optional=True)
     schedule.set_defaults(command=_schedule)
-    history = commands.add_parser(
-        "history", description="what each run of a pipeline did, and which policy served when"
-    )
+    history = commands.add_parser("history", description="list the runs of the pipelines, and which policy served when")
     where = history.add_mutually_exclusive_group(required=True)
     where.add_argument("--root", type=Path, help="the root folder of the environment")
     add_environment(history, where)
@@ -52,26 +57,26 @@ def add_commands(commands: "argparse._SubParsersAction[FlagParser]") -> None:
 def add_environment(parser: argparse.ArgumentParser, where: argparse._MutuallyExclusiveGroup) -> None:
     """Adds `--config` to `where` and `--project` to `parser`."""
     where.add_argument("--config", help="an environment on Vertex AI: dev, prod, or a TOML file")
-    parser.add_argument("--project", default="", help="in place of the configuration's")
+    parser.add_argument("--project", default="", help="id of the Google Cloud project (default: the configuration's)")
 
 
-def vertex_of(arguments: argparse.Namespace) -> "Vertex":
-    """The client of the environment in `--config` and `--project`. Raises InputError if it is not on Google Cloud."""
+def target_of(arguments: argparse.Namespace) -> "VertexTarget":
+    """The environment in `--config` and `--project`. Raises InputError if it is not on Google Cloud."""
     from orchestration.cloud import configuration
-    from orchestration.cloud.vertex import Vertex
-    from orchestration.pipelines import definitions
 
-    return Vertex(definitions.place(configuration.load(arguments.config, arguments.project).needed_cloud()))
+    return configuration.load(arguments.config, arguments.project).needed_cloud().target
 
 
 def _add_pipeline(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     if optional:
-        parser.add_argument("pipeline", nargs="?", default="retrain", help="default: retrain")
+        parser.add_argument(
+            "pipeline", nargs="?", default="retrain", help="bootstrap, retrain or tune (default: retrain)"
+        )
     else:
         parser.add_argument("pipeline", help="bootstrap, retrain or tune")
-    # No default: an environment may cost money.
+    # No default, because an environment may cost money.
     parser.add_argument("--config", required=True, help="local, emulators, dev, prod, or a TOML file")
-    parser.add_argument("--project", default="", help="in place of the configuration's")
+    parser.add_argument("--project", default="", help="id of the Google Cloud project (default: the configuration's)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline; can be repeated"
     )
@@ -93,9 +98,7 @@ def _run_local(arguments: argparse.Namespace) -> int:
 
     loaded = configuration.load(arguments.config, arguments.project)
     report = local_run.run(arguments.pipeline, loaded, _given(arguments))
-    if report.wrong_input:
-        return 2
-    return 1 if report.outcome == "failed" else 0
+    return report.exit_code
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -110,11 +113,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _compile(arguments: argparse.Namespace) -> int:
     from orchestration.cloud import configuration
-    from orchestration.pipelines import definitions
+    from orchestration.pipelines import definitions, parameters
 
     loaded = configuration.load(arguments.config, arguments.project)
     pipeline = definitions.build(arguments.pipeline, loaded)
-    definitions.parameters(arguments.pipeline, loaded, _given(arguments), pipeline)
+    parameters.values(pipeline, loaded, _given(arguments))
     try:
         arguments.out.write_text(definitions.compiled(pipeline))
     except OSError as error:
@@ -128,7 +131,8 @@ def _submit(arguments: argparse.Namespace) -> int:
     from orchestration.pipelines import triggers
 
     loaded = configuration.load(arguments.config, arguments.project)
-    name = arguments.job_id or triggers.job_id(arguments.pipeline, f"{datetime.now(UTC):%Y%m%dt%H%M%S}")
+    environment = loaded.needed_cloud().name
+    name = arguments.job_id or triggers.job_id(environment, arguments.pipeline, f"{datetime.now(UTC):%Y%m%dt%H%M%S}")
     print(triggers.submit(arguments.pipeline, loaded, _given(arguments), name))
     return 0
 
@@ -142,12 +146,14 @@ def _schedule(arguments: argparse.Namespace) -> int:
     if arguments.action == "create":
         print(triggers.schedule(arguments.pipeline, loaded, _given(arguments)))
         return 0
-    vertex = vertex_of(arguments)
+    from orchestration.cloud.vertex_jobs import VertexJobs
+
+    jobs = VertexJobs(target_of(arguments))
     if arguments.action == "list":
-        for one in vertex.schedules():
+        for one in jobs.schedules():
             print(f"{one.name}  {one.state}  {one.cron}  next: {one.next_run or 'unknown'}")
         return 0
-    change = {"pause": vertex.pause_schedule, "resume": vertex.resume_schedule, "delete": vertex.delete_schedule}
+    change = {"pause": jobs.pause_schedule, "resume": jobs.resume_schedule, "delete": jobs.delete_schedule}
     print(change[arguments.action](arguments.pipeline))
     return 0
 
@@ -157,12 +163,15 @@ def _history(arguments: argparse.Namespace) -> int:
     from orchestration.pipelines import runs
 
     if arguments.config:
-        vertex = vertex_of(arguments)
+        from orchestration.cloud.vertex_jobs import VertexJobs
+        from orchestration.cloud.vertex_models import VertexModels
+
+        target = target_of(arguments)
         print("Runs")
         for pipeline in configuration.PIPELINES:
-            for name, state in reversed(vertex.runs(pipeline)):
+            for name, state in reversed(VertexJobs(target).runs(pipeline)):
                 print(f"  {name}  {state}")
-        _print_champions(vertex.history())
+        _print_champions(VertexModels(target).history())
         return 0
     places = Places(arguments.root)
     if not places.policies.is_dir():

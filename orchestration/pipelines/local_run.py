@@ -1,9 +1,9 @@
-"""Runs a pipeline on this machine with KFP's local runner: the same steps, no cloud.
+"""Runs a pipeline on this machine with KFP's local runner: the same steps, without a cloud.
 
-On the embedded backend each step is a process of its own. On the emulators all run in this process, whose clients are
-pointed at them: what they need beyond Google Cloud is no business of the steps.
+On the embedded backend each step is its own process. With the emulators all steps run in this process, whose clients
+are redirected to the emulators, so the steps themselves know nothing of emulators.
 
-KFP's own words, and standard error meanwhile, go to `<root>/runs/kfp.log`; what the steps say, to the terminal.
+KFP's output and standard error go to `<root>/runs/kfp.log`; the results of the steps go to the terminal.
 """
 
 import contextlib
@@ -16,22 +16,23 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 from orchestration.cloud.configuration import Configuration
-from orchestration.pipelines import definitions, runs, tasks
+from orchestration.pipelines import definitions, parameters, rollout_tasks, runs
 from orchestration.pipelines.runs import RunReport
 from orchestration.places import Places
+from orchestration.processes import standard_error_in
 
 LOG_NAME = "kfp.log"
 LOCK_NAME = ".lock"
-# What KFP's local runner says when it could not tell which branch to take, and then takes one.
+# What KFP's local runner logs if it cannot evaluate a condition; it then takes one of the branches.
 WRONG_BRANCH = ("Condition evaluation failed", "Could not resolve")
 
 
 def run(name: str, configuration: Configuration, given: dict[str, str]) -> RunReport:
-    """Runs the pipeline `name` to its end and says what came of it.
+    """Runs the pipeline `name` to its end and returns its report, which it also prints.
 
     Args:
       name: bootstrap, retrain or tune.
@@ -39,21 +40,22 @@ def run(name: str, configuration: Configuration, given: dict[str, str]) -> RunRe
       given: parameters that take precedence, as text.
 
     Raises:
-      InputError: the environment is not of this machine, a parameter is wrong, or no step of ours could run.
+      InputError: the environment runs elsewhere, or a parameter is wrong.
+      OperationError: another run uses the root, or the run ended without a report.
     """
     if configuration.backend == "gcp":
         raise InputError(f"run-local runs on this machine, but the backend of {configuration.name} is gcp: submit it")
     pipeline = definitions.build(name, configuration)
-    parameters = definitions.parameters(name, configuration, given, pipeline)
-    root = Path(str(parameters["root"])).resolve()
-    parameters["root"] = str(root)
+    values = parameters.values(pipeline, configuration, given)
+    root = Path(values["root"]).resolve()
+    values["root"] = str(root)
     with _backend(configuration, root):
-        return _report(name, pipeline, parameters, root)
+        return _report(name, pipeline, values, root)
 
 
 @contextlib.contextmanager
 def steps_in_this_process() -> Iterator[None]:
-    """KFP's tasks in this process instead of one each: they share its clients, and what it has imported."""
+    """Makes KFP run its tasks in this process instead of one process each, with this process's clients and imports."""
     from kfp.dsl.executor_main import executor_main
     from kfp.local import subprocess_task_handler
 
@@ -84,7 +86,7 @@ def steps_in_this_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _backend(configuration: Configuration, root: Path) -> Iterator[None]:
-    """Raises InputError when it takes emulators, and they are not up."""
+    """Redirects clients to the emulators if the backend needs them. Raises InputError if they are not running."""
     if configuration.backend == "local":
         yield
         return
@@ -98,9 +100,9 @@ def _backend(configuration: Configuration, root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[Path]:
-    """Keeps the root to one run at a time, and closes runs that were killed: their canaries end. Gives the runs' folder.
+    """Allows one run at a time in the root, and closes killed runs, which ends their canaries. Yields the runs' folder.
 
-    Raises InputError when another run goes on there, or the folder cannot be made.
+    Raises OperationError if another run uses the root, and InputError if the folder cannot be created.
     """
     folder = Places(root).runs
     try:
@@ -110,9 +112,9 @@ def _alone(root: Path) -> Iterator[Path]:
         raise InputError(f"root: {root} cannot be created: {error.strerror}") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, even if it is killed
         except BlockingIOError:
-            raise InputError(f"root: {root} is in use by another run: wait until it has ended") from None
+            raise OperationError(f"root: {root} is in use by another run: wait until it has ended") from None
         _close_unreported(root)
         try:
             yield folder
@@ -122,11 +124,11 @@ def _alone(root: Path) -> Iterator[Path]:
 
 def _close_unreported(root: Path) -> None:
     for run_id in runs.unreported(root):
-        tasks.report_outcome(str(root), run_id, run_id.partition("-")[0], "", "CANCELLED", "it was interrupted")
+        rollout_tasks.report_outcome(str(root), run_id, run_id.partition("-")[0], "", "CANCELLED", "it was interrupted")
 
 
 def _report(name: str, pipeline: Any, parameters: dict[str, Any], root: Path) -> RunReport:
-    """Runs the pipeline, and says what each step did."""
+    """Runs the pipeline, and prints the result of each step."""
     with _alone(root) as folder:
         before = {report.run_id for report in runs.reports(root)}
         begin, used = time.monotonic(), _cpu_seconds()
@@ -134,48 +136,36 @@ def _report(name: str, pipeline: Any, parameters: dict[str, Any], root: Path) ->
         seconds, used = time.monotonic() - begin, _cpu_seconds() - used
     ended = [report for report in runs.reports(root) if report.run_id not in before]
     if not ended:
-        raise InputError(f"{name} ended without a report: see {folder / LOG_NAME}")
+        raise OperationError(f"{name} ended without a report: see {folder / LOG_NAME}")
     report = ended[-1]
     for record in runs.records(root, report.run_id):
         print(f"  {record.step:16}{record.seconds:6.1f} s  {record.error or record.said}")
     inside = sum(report.seconds.values())
     print(f"{name} {report.outcome}: {report.reason}")
-    print(f"{seconds:.1f} s, {seconds - inside:.1f} s of them outside of the steps")
+    print(f"{seconds:.1f} s, {seconds - inside:.1f} s of them outside the steps")
     if report.windows:
         each, cpu = seconds / report.windows, used / report.windows
         print(
-            f"{report.windows} window(s) of {report.decisions} decisions: {each:.1f} s, {cpu:.1f} CPU seconds a window"
+            f"{report.windows} window(s) of {report.decisions} decisions: {each:.1f} s, {cpu:.1f} CPU seconds per window"
         )
     return report
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those that it waited for."""
+    """CPU seconds of this process and of its ended children."""
     found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in found)
-
-
-@contextlib.contextmanager
-def _standard_error_in(file: IO[str]) -> Iterator[None]:
-    """Also what native code writes: TensorFlow tells of the CPU as it is loaded, whatever TF_CPP_MIN_LOG_LEVEL says."""
-    terminal = os.dup(2)
-    os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
 
 
 def _run(pipeline: Any, parameters: dict[str, Any], folder: Path) -> None:
     from kfp import local
 
-    # The steps' processes find this package wherever they are started, and TensorFlow keeps to what matters.
+    # So that the steps' processes find this package from any folder, and TensorFlow logs errors only.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     log = folder / LOG_NAME
     said_before = log.stat().st_size if log.exists() else 0
-    with log.open("a") as file, contextlib.redirect_stdout(file), _standard_error_in(file):
+    with log.open("a") as file, contextlib.redirect_stdout(file), standard_error_in(file):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "kfp"), raise_on_error=False)
         pipeline(**parameters)
     with log.open() as file:
@@ -183,4 +173,4 @@ def _run(pipeline: Any, parameters: dict[str, Any], folder: Path) -> None:
         text = file.read()
     for warning in WRONG_BRANCH:
         if warning in text:
-            raise RuntimeError(f"KFP took a branch without knowing which: see {warning!r} in {log}")
+            raise RuntimeError(f"KFP took a branch without evaluating its condition: see {warning!r} in {log}")

@@ -1,19 +1,22 @@
-"""What one run of a pipeline is to do: which windows, made how, after which champion. Made once, passed on by the steps.
+"""What one run of a pipeline does: which windows it makes, how, and after which champion.
 
-Everything that the embedded backend keeps is below one folder, the root, as in a run of the loop:
+The first step makes the plan; every later step reads it. The embedded backend keeps everything below one folder, the
+root, as a run of the loop does:
 
 events/, warehouse/, windows/, policies/, catalogue.json, and runs/ (what each run of a pipeline did)
 """
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from contracts import policies
 from contracts.errors import InputError
 from contracts.event_segments import opened_at, sealed_segments
-from contracts.windows import MANIFEST_NAME, TrainingWindow, decode_manifest, window_of
+from contracts.windows import MANIFEST_NAME, TrainingWindow, WindowSettings, decode_manifest, window_of
 from orchestration.places import Places
 from orchestration.policy_store import champion
 
@@ -21,55 +24,53 @@ GENERATOR = "generate_movielens"
 GRID_ORIGIN = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a run makes training windows of the log. The export checks the values (`contracts.windows.WindowSettings`)."""
+class WindowGrid(WindowSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The windows that a run makes of the log: their length, and how decisions become their records."""
 
-    window_seconds: float
-    reward_window_seconds: float
-    settle_seconds: float
-    missing_reward: str  # default or drop
-    default_reward: float
-    holdback_share: float
+    window_seconds: Annotated[float, Meta(gt=0, description="length of a training window")] = 5.0
 
     @property
-    def closing_seconds(self) -> float:
-        """How long after its end a window has closed: its rewards are in, and in the log."""
-        return self.reward_window_seconds + self.settle_seconds
+    def record_settings(self) -> WindowSettings:
+        """How the decisions of each window become its records, as the export takes it."""
+        return WindowSettings(**{name: getattr(self, name) for name in WindowSettings.__struct_fields__})
 
 
-class GeneratedLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Decisions of a uniform policy, for a bootstrap to start from (`beam_jobs.generate_movielens`)."""
+class GeneratedLog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Decisions of a uniform policy, with which a bootstrap starts (`beam_jobs.generate_movielens`)."""
 
-    ratings: str
-    num_decisions: int
-    num_actions: int
-    rank: int
-    reward_noise: float
-    no_reward_probability: float
-    seed: int
+    ratings: Annotated[str, Meta(min_length=1, description="sample, tfds:<name>, or a MovieLens folder")] = "sample"
+    num_decisions: Annotated[int, Meta(ge=1, description="decisions of the uniform policy")] = 2000
+    num_actions: Annotated[int, Meta(ge=1, description="number of actions K")] = 100
+    rank: Annotated[int, Meta(ge=1, description="length of an observation")] = 20
+    reward_noise: Annotated[float, Meta(ge=0, description="standard deviation of a reward")] = 0.5
+    no_reward_probability: Annotated[
+        float, Meta(ge=0, le=1, description="probability that a decision gets no reward")
+    ] = 0.05
+    seed: Annotated[int, Meta(ge=0, description="of the generator")] = 0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run is to do. Without windows there is nothing to do, for `reason`."""
+    """What a run does. Without windows it does nothing, for `reason`."""
 
     root: str
     run_id: str
     champion: str | None
     windows: list[TrainingWindow]
-    settings: WindowSettings
+    settings: WindowGrid
     generated: GeneratedLog | None = None  # of a bootstrap alone
     reason: str = ""
 
     @property
     def places(self) -> Places:
-        """Where things are."""
+        """The folders below the root."""
         return Places(Path(self.root))
 
 
-def for_bootstrap(root: Path, run_id: str, settings: WindowSettings, generated: GeneratedLog, now: datetime) -> Plan:
-    """One window of the generator's decisions that has closed, unless there is a champion.
+def for_bootstrap(root: Path, run_id: str, settings: WindowGrid, generated: GeneratedLog, now: datetime) -> Plan:
+    """One closed window of the generator's decisions, or no window if the store has a champion.
 
-    An earlier run that failed halfway is taken up: its decisions are generated again, the same ones, not others beside.
+    If an earlier run failed halfway, the plan has the window of that run: the generator then writes the same decisions
+    again.
     """
     places = Places(root)
     plan = Plan(root=str(root), run_id=run_id, champion=None, windows=[], settings=settings, generated=generated)
@@ -86,13 +87,14 @@ def for_bootstrap(root: Path, run_id: str, settings: WindowSettings, generated: 
     return msgspec.structs.replace(plan, windows=[TrainingWindow(start, start + length)])
 
 
-def for_retrain(root: Path, run_id: str, settings: WindowSettings, until: datetime) -> Plan:
+def for_retrain(root: Path, run_id: str, settings: WindowGrid, until: datetime) -> Plan:
     """Every window up to `until` that the champion was not trained on.
 
-    Those are the exported ones it has not seen, and one that begins where the last one exported ended and ends at the
-    newest multiple of `window_seconds` that has closed: a run that comes late makes one longer window of what it missed.
+    These are the exported windows that it has not seen, and one new window. The new window begins where the last
+    exported one ended, and ends at the newest multiple of `window_seconds` that has closed. A run that comes late
+    therefore makes one longer window of everything it missed.
 
-    Raises InputError when there is no champion to continue from.
+    Raises InputError if the store has no champion to continue from, or no window was exported yet.
     """
     places = Places(root)
     current = champion(places.policies)
@@ -122,3 +124,8 @@ def exported_windows(folder: Path) -> list[TrainingWindow]:
     return sorted(
         decode_manifest(path.read_bytes(), str(path)).window for path in folder.glob(f"window=*/{MANIFEST_NAME}")
     )
+
+
+def decode_plan(text: str) -> Plan:
+    """The plan that the first step of a run made, from its JSON."""
+    return msgspec.json.decode(text, type=Plan)

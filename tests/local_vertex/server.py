@@ -432,8 +432,8 @@ class LocalVertex:
         (metric,) = job.study_spec.metrics
         states = types.JobState
         for number in range(1, job.max_trial_count + 1):
-            told = {one.parameter_id: self._suggest(one) for one in job.study_spec.parameters}
-            flags = [f"--{name}={value}" for name, value in told.items()]
+            chosen = self._suggest(job.study_spec.parameters)
+            flags = [f"--{name}={_flag_value(value)}" for name, value in chosen.items()]
             command = [*container.command, *container.args, *flags]
             command = [sys.executable if part == "python" else self.path(part) for part in command]
             file = self._folder / f"trial-{number}.metrics"
@@ -448,17 +448,29 @@ class LocalVertex:
             trial = types.Trial(
                 id=str(number),
                 state=types.Trial.State.SUCCEEDED,
-                parameters=[types.Trial.Parameter(parameter_id=name, value=value) for name, value in told.items()],
+                parameters=[types.Trial.Parameter(parameter_id=name, value=value) for name, value in chosen.items()],
                 final_measurement=types.Measurement(metrics=[measured]),
             )
             job.trials.append(trial)
         job.state = states.JOB_STATE_SUCCEEDED
 
-    def _suggest(self, parameter: types.StudySpec.ParameterSpec) -> float:
-        if parameter.discrete_value_spec.values:
-            return self._random.choice(list(parameter.discrete_value_spec.values))
-        bounds = parameter.double_value_spec
-        return self._random.uniform(bounds.min_value, bounds.max_value)
+    def _suggest(self, parameters: Any) -> dict[str, float | str]:
+        """Values at random; a conditional parameter has one only if its parent has a value that it is declared for."""
+        chosen: dict[str, float | str] = {}
+        for parameter in parameters:
+            name = parameter.parameter_id
+            if parameter.categorical_value_spec.values:
+                chosen[name] = self._random.choice(list(parameter.categorical_value_spec.values))
+            elif parameter.discrete_value_spec.values:
+                chosen[name] = self._random.choice(list(parameter.discrete_value_spec.values))
+            else:
+                bounds = parameter.double_value_spec
+                chosen[name] = self._random.uniform(bounds.min_value, bounds.max_value)
+            for nested in parameter.conditional_parameter_specs:
+                categories = list(nested.parent_categorical_values.values)
+                if chosen[name] in (categories or list(nested.parent_discrete_values.values)):
+                    chosen |= self._suggest([nested.parameter_spec])
+        return chosen
 
     def _get_tuning_job(self, match: re.Match, query: dict[str, str], body: dict[str, Any]) -> Any:
         if match[2] not in self.tuning_jobs:
@@ -534,6 +546,11 @@ def _done(message: Any, empty: bool = False) -> dict[str, Any]:
         packed.Pack(message._pb)
     name = "projects/p/locations/l/operations/1"
     return {"name": name, "done": True, "response": json.loads(json_format.MessageToJson(packed))}
+
+
+def _flag_value(value: float | str) -> str:
+    """A whole number without its fraction: trainers declare the flag of a discrete parameter as an integer."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _check_split(split: Any, known: set[str]) -> None:

@@ -90,8 +90,8 @@ def test_viewers_ask_the_vertex_endpoint_and_publish_rewards(tmp_path, pubsub_ho
     from google.cloud import pubsub_v1
 
     from orchestration.cloud import configuration
-    from orchestration.cloud.place import Place
-    from orchestration.cloud.vertex import Vertex
+    from orchestration.cloud.target import VertexTarget
+    from orchestration.cloud.vertex_endpoint import VertexEndpoint
 
     topic, subscription = (
         "projects/films-traffic/topics/bandit-dev-events",
@@ -106,10 +106,10 @@ def test_viewers_ask_the_vertex_endpoint_and_publish_rewards(tmp_path, pubsub_ho
         text = (configuration.FOLDER / "dev.toml").read_text()
         config.write_text(text.replace("cron =", f'api_endpoint = "{url}"\ncron ='))
         # Deployed without a topic: this test reads the rewards alone.
-        place = Place(
+        target = VertexTarget(
             project="films-traffic",
             location="europe-west1",
-            endpoint="bandit-dev",
+            name="bandit-dev",
             policies="gs://bucket/policies",
             image="predictor:1",
             topic="",
@@ -117,9 +117,9 @@ def test_viewers_ask_the_vertex_endpoint_and_publish_rewards(tmp_path, pubsub_ho
             events=str(tmp_path / "events"),
             api_endpoint=url,
         )
-        vertex = Vertex(place)
-        vertex.register(card, "")
-        vertex.promote("v1", "first")
+        endpoint = VertexEndpoint(target)
+        endpoint.models.register(card, "")
+        endpoint.promote("v1", "first")
         edge = traffic.VertexEndpoint(str(config), "films-traffic")
         settings = TrafficSettings(**SMALL, rate=30, seconds=1, diurnal=0)
         with contextlib.closing(edge):
@@ -134,7 +134,7 @@ def test_viewers_ask_the_vertex_endpoint_and_publish_rewards(tmp_path, pubsub_ho
     assert all(isinstance(event_decoder.decode(data), RewardEvent) for data in found)
     decided = {
         json.loads(line)["decision_id"]
-        for segment in sealed_segments(Path(place.events))
+        for segment in sealed_segments(Path(target.events))
         for line in segment.read_bytes().splitlines()
     }
     assert {event_decoder.decode(data).decision_id for data in found} <= decided

@@ -18,10 +18,12 @@ def test_the_configurations_that_come_with_the_project():
     }
 
 
-def test_none_of_them_names_a_project_so_that_nobody_pays_by_accident():
+def test_none_of_them_has_a_project_so_that_no_run_costs_money_by_accident():
     for name in ("dev", "prod"):
         loaded = configuration.load(name)
-        with pytest.raises(InputError, match=rf"cloud.project is missing in {name}.toml: name it there, or with"):
+        with pytest.raises(
+            InputError, match=rf"cloud.project is missing in {name}.toml: set it there, or by --project"
+        ):
             loaded.needed_cloud()
         assert configuration.load(name, "films").needed_cloud().project == "films"
     with pytest.raises(InputError, match=r"local.toml is not on Google Cloud \(its backend is local\)"):
@@ -39,16 +41,16 @@ def test_what_a_cloud_environment_derives():
 
 
 BAD_NAME = "c.toml: cloud.name: Expected `str` matching regex '^[a-z][a-z0-9-]{1,17}[a-z0-9]$', got 'Bandit'"
-FIVE_FIELDS = " must be five fields, after TZ=<zone> if need be, as 'TZ=Europe/Rome 0 * * * *', got "
+FIVE_FIELDS = ": five fields, after an optional TZ=<zone>, such as 'TZ=Europe/Rome 0 * * * *', got "
 CRON = [
     ("hourly", FIVE_FIELDS + "'hourly'"),
     ("0 * * * * *", FIVE_FIELDS + "'0 * * * * *'"),
     ("TZ=Etc/UTC 0 * * *", FIVE_FIELDS + "'TZ=Etc/UTC 0 * * *'"),
-    ("61 * * * *", ": minute must be of numbers from 0 to 59, *, or names, got '61'"),
-    ("0 5-24 * * *", ": hour must be of numbers from 0 to 23, *, or names, got '5-24'"),
-    ("*/0 * * * *", ": minute must be of numbers from 0 to 59, *, or names, got '*/0'"),
-    ("0 0 0 * *", ": day must be of numbers from 1 to 31, *, or names, got '0'"),
-    ("TZ=Etc/Rome 0 * * * *", ": there is no time zone 'Etc/Rome'"),
+    ("61 * * * *", ": minute: numbers from 0 to 59, *, or names, got '61'"),
+    ("0 5-24 * * *", ": hour: numbers from 0 to 23, *, or names, got '5-24'"),
+    ("*/0 * * * *", ": minute: numbers from 0 to 59, *, or names, got '*/0'"),
+    ("0 0 0 * *", ": day: numbers from 1 to 31, *, or names, got '0'"),
+    ("TZ=Etc/Rome 0 * * * *", ": a time zone of the IANA database, got 'Etc/Rome'"),
 ]
 
 
@@ -61,7 +63,7 @@ def test_cron_lines_as_vertex_takes_them(tmp_path, cron):
 
 @pytest.mark.parametrize("project", ["My Project", "-", "gs://films"])
 def test_a_project_that_cannot_be_one(project):
-    with pytest.raises(InputError, match="--project must be the id of a project, got "):
+    with pytest.raises(InputError, match="--project: the id of a Google Cloud project, got "):
         configuration.load("dev", project)
 
 
@@ -70,8 +72,11 @@ def test_a_project_that_cannot_be_one(project):
     [
         ("backend = 'moon'", "c.toml: backend: Invalid enum value 'moon'"),
         ("backend = 'local'\n[shered]\na = 1", "c.toml: file: Object contains unknown field `shered`"),
-        ("backend = 'gcp'", "c.toml: [cloud] is for backend gcp alone, and needed there; backend is gcp"),
-        (CLOUD.replace("gcp", "local"), "c.toml: [cloud] is for backend gcp alone, and needed there; backend is local"),
+        ("backend = 'gcp'", "c.toml: [cloud]: required with backend gcp and refused with any other, got backend gcp"),
+        (
+            CLOUD.replace("gcp", "local"),
+            "c.toml: [cloud]: required with backend gcp and refused with any other, got backend local",
+        ),
         (
             CLOUD.replace("max_workers = 2", ""),
             "c.toml: cloud: Object missing required field `max_workers`",
@@ -80,7 +85,7 @@ def test_a_project_that_cannot_be_one(project):
         (CLOUD.replace('"bandit-dev"', '"Bandit"'), BAD_NAME),
         (
             CLOUD.replace("machine_type", "min_replicas = 3\nmax_replicas = 2\nmachine_type", 1),
-            "c.toml: cloud.max_replicas must be 3 or more, got 2",
+            "c.toml: cloud.max_replicas: 3 (min_replicas) or more, got 2",
         ),
         *((CLOUD.replace("TZ=Etc/UTC */30 * * * *", cron), f"c.toml: cloud.cron{message}") for cron, message in CRON),
         ("backend =", "c.toml: Invalid value (at end of document)"),
@@ -95,5 +100,5 @@ def test_a_wrong_configuration_is_one_line(tmp_path, text, message):
 
 
 def test_a_configuration_that_there_is_not():
-    with pytest.raises(InputError, match="no configuration 'test'; there are: dev, emulators, local, prod"):
+    with pytest.raises(InputError, match="--config: one of dev, emulators, local, prod, or a TOML file, got 'test'"):
         configuration.load("test")

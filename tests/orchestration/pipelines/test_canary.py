@@ -10,10 +10,10 @@ from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.policies import Movie
 from contracts.records import Decision, RewardEvent
+from contracts.windows import WindowSettings
 from orchestration import policy_store
 from orchestration.pipelines import canary
-from orchestration.pipelines.canary import Arm, Trial
-from orchestration.pipelines.plan import WindowSettings
+from orchestration.pipelines.canary import Arm, Canary, Trial
 from orchestration.places import Places
 from tests.linear_policies import point_at, write_policy
 
@@ -56,7 +56,7 @@ def test_an_equal_candidate_is_rarely_called_worse():
     ],
 )
 def test_the_verdict(found, action, reason):
-    verdict = canary.watch(lambda end: found, datetime.now(UTC), wanted_decisions=10, seconds=60, settle_seconds=0)
+    verdict = canary.watch(lambda end: found, datetime.now(UTC), Canary(decisions=10, seconds=60), settle_seconds=0)
     assert verdict.action == action
     assert verdict.reason.startswith(reason)
 
@@ -64,7 +64,7 @@ def test_the_verdict(found, action, reason):
 def test_harm_ends_it_before_its_time_and_too_few_decisions_wait_for_it():
     begin = datetime.now(UTC)
     looks = iter([trial(1, 1, 5), trial(1, 1, 40), trial(-2, 1, 40)])
-    verdict = canary.watch(lambda end: next(looks), begin, wanted_decisions=1000, seconds=3600, settle_seconds=0)
+    verdict = canary.watch(lambda end: next(looks), begin, Canary(decisions=1000, seconds=3600), settle_seconds=0)
     assert verdict.action == "roll back"
     ends = []
 
@@ -72,7 +72,7 @@ def test_harm_ends_it_before_its_time_and_too_few_decisions_wait_for_it():
         ends.append(end)
         return trial(1, 1, 5)
 
-    assert canary.watch(few, begin, wanted_decisions=10, seconds=0.2, settle_seconds=0.1).action == "promote"
+    assert canary.watch(few, begin, Canary(decisions=10, seconds=0.2), settle_seconds=0.1).action == "promote"
     assert max(ends) == begin + timedelta(seconds=0.1)  # the youngest decision whose reward was in by then
 
 
@@ -92,7 +92,6 @@ def test_start_and_end_move_the_pointer_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("version", "share", "message"),
     [
-        ("new", 1.5, "canary_share must be from 0 to 1, got 1.5"),
         ("none", 0.1, "has no policy 'none'"),
         ("old", 0.1, "old is the champion: it cannot be its own canary"),
     ],
@@ -145,7 +144,7 @@ def places(tmp_path: Path) -> Places:
 
 def check_counts(places: Places, warehouse: str) -> None:
     def counted(missing: str) -> Trial:
-        settings = WindowSettings(5, 2, 1, missing, default_reward=-1, holdback_share=0.1)
+        settings = WindowSettings(missing_reward=missing, default_reward=-1)
         found = canary.measure(places, warehouse, "old", "new", START, START + timedelta(seconds=5), settings)
         # BigQuery gives rows in no order, and the last bit of a variance depends on it.
         return Trial(*(Arm(arm.decisions, arm.mean, pytest.approx(arm.variance)) for arm in found))
@@ -166,6 +165,6 @@ def test_rewards_are_counted_the_same_from_bigquery(places, dataset):
 
 
 def test_a_warehouse_that_is_not_there_is_one_line(places, dataset):
-    settings = WindowSettings(5, 2, 1, "drop", default_reward=0, holdback_share=0.1)
-    with pytest.raises(InputError, match=r"there is no table local-test\.nothing\.decisions"):
+    settings = WindowSettings(missing_reward="drop")
+    with pytest.raises(InputError, match=r"table local-test\.nothing\.decisions does not exist"):
         canary.measure(places, "bigquery:local-test.nothing", "old", "new", START, datetime.now(UTC), settings)

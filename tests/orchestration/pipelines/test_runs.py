@@ -1,13 +1,14 @@
-"""What is written down of a run, whatever becomes of its steps."""
+"""The records and the report of a run, however its steps end."""
 
 import subprocess
 import sys
 import textwrap
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
-from contracts.errors import InputError
+from contracts.errors import InputError, OperationError
 from orchestration.pipelines import runs
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,6 +30,7 @@ def test_a_step_that_is_killed_is_the_one_that_failed(tmp_path):
     ]
     report = runs.close(tmp_path, "r", "retrain", "FAILED", "Task exit-handler-1 failed.", NOW)
     assert (report.outcome, report.reason) == ("failed", f"train: {runs.KILLED}")
+    assert (report.failure, report.exit_code) == ("operation", 3)
     assert runs.reports(tmp_path) == [report]
 
 
@@ -60,3 +62,39 @@ def test_a_report_that_is_half_written_is_none_and_a_broken_one_is_one_line(tmp_
     (tmp_path / "runs" / "later.json").write_text('{"run_id"')
     with pytest.raises(InputError, match=r"later.json: not the report of a run: Input data was truncated"):
         runs.reports(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "exit_code"),
+    [
+        (InputError("windows: a folder, got 3"), "input", 2),
+        (OperationError("the region is down"), "operation", 3),
+        (KeyError("InputError: not what it says"), "bug", 1),
+        (KeyboardInterrupt(), "operation", 3),
+    ],
+)
+def test_a_failure_has_a_kind_and_an_exit_code(tmp_path, error, failure, exit_code):
+    with pytest.raises(type(error)), runs.step(str(tmp_path), "r", "train"):
+        raise error
+    assert runs.records(tmp_path, "r")[-1].failure == failure
+    report = runs.close(tmp_path, "r", "retrain", "FAILED", "", NOW)
+    assert runs.reports(tmp_path) == [report]
+    assert (report.failure, report.exit_code) == (failure, exit_code)
+
+
+def test_a_killed_step_and_a_task_that_never_began_are_failed_operations(tmp_path):
+    assert runs.close(tmp_path, "early", "retrain", "FAILED", "no quota", NOW).exit_code == 3
+    with runs.step(str(tmp_path), "good", "gate") as record:
+        record.outcome = "refused"
+    report = runs.close(tmp_path, "good", "retrain", "SUCCEEDED", "", NOW)
+    assert (report.failure, report.exit_code) == (None, 0)
+
+
+def test_a_report_of_an_earlier_version_can_be_read(tmp_path):
+    runs.close(tmp_path, "r", "retrain", "FAILED", "no quota", NOW)
+    path = tmp_path / "runs" / "r.json"
+    known = msgspec.json.decode(path.read_bytes())
+    del known["failure"]
+    path.write_bytes(msgspec.json.encode(known))
+    (report,) = runs.reports(tmp_path)
+    assert (report.outcome, report.exit_code) == ("failed", 1)

@@ -16,8 +16,9 @@ from contracts.errors import InputError
 from orchestration import cli
 from orchestration.cloud import configuration
 from orchestration.cloud.configuration import Configuration
-from orchestration.cloud.vertex import Vertex
-from orchestration.pipelines import definitions, triggers
+from orchestration.cloud.vertex_jobs import Compiled, VertexJobs
+from orchestration.cloud.vertex_models import VertexModels
+from orchestration.pipelines import commands, definitions, triggers
 from tests.linear_policies import write_policy
 from tests.local_vertex.server import PROJECT_NUMBER, LocalVertex, local_vertex
 
@@ -63,14 +64,14 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Env
 
 def test_a_manifest_starts_one_retraining_however_often_it_is_told(environment):
     loaded = environment.loaded()
-    name = "retrain-20260101t000000-000000z"
+    name = "bandit-retrain-20260101t000000-000000z"
     assert triggers.on_manifest(WINDOW, BUCKET, loaded) == f"{name} is submitted"
     assert triggers.on_manifest(WINDOW, BUCKET, loaded) == f"{name} was submitted before"
     (job,) = environment.fake.pipeline_jobs.values()
     assert job.name.endswith(f"/pipelineJobs/{name}")
     values = job.runtime_config.parameter_values
     assert values["root"] == "/gcs/films-bandit"
-    assert values["canary_share"] == 0.1
+    assert values["canary"]["share"] == 0.1
     assert job.runtime_config.gcs_output_directory == "gs://films-bandit/pipelines"
     assert job.service_account == "bandit-pipelines@films.iam.gserviceaccount.com"
 
@@ -89,8 +90,10 @@ def test_while_a_pipeline_is_under_way_a_manifest_starts_no_other(environment):
     triggers.on_manifest(later, BUCKET, loaded)
     for job in environment.fake.pipeline_jobs.values():
         job.state = types.PipelineState.PIPELINE_STATE_SUCCEEDED
-    assert triggers.on_manifest(WINDOW, BUCKET, loaded) == "retrain-20260101t000000-000000z is submitted"
-    assert triggers.on_manifest(later, BUCKET, loaded).startswith("retrain-20260101t000000-000000z is under way: ")
+    assert triggers.on_manifest(WINDOW, BUCKET, loaded) == "bandit-retrain-20260101t000000-000000z is submitted"
+    assert triggers.on_manifest(later, BUCKET, loaded).startswith(
+        "bandit-retrain-20260101t000000-000000z is under way: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,9 +119,9 @@ def in_the_function(environment, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "data", "said"),
     [
-        (DELETED, {"name": WINDOW, "bucket": BUCKET}, f"event: {triggers.FINALIZED} expected, got {DELETED!r}"),
+        (DELETED, {"name": WINDOW, "bucket": BUCKET}, f"event: type {triggers.FINALIZED}, got {DELETED!r}"),
         *(
-            (triggers.FINALIZED, data, f"event: data with the name and bucket of an object expected, got {data!r}")
+            (triggers.FINALIZED, data, f"event: data with the name and bucket of an object, got {data!r}")
             for data in (None, b"\x00", "text", [1], {}, {"name": WINDOW}, {"name": 3, "bucket": BUCKET})
         ),
     ],
@@ -136,7 +139,7 @@ def test_a_function_needs_its_environment(environment, monkeypatch, in_the_funct
     assert triggers.retrain_on_manifest(Event(WINDOW)).endswith("is submitted")
     assert capsys.readouterr().out.endswith("is submitted\n")  # in the function's log
     monkeypatch.delenv("RECOMMENDER_CONFIG")
-    with pytest.raises(InputError, match="RECOMMENDER_CONFIG is missing in the function's environment"):
+    with pytest.raises(InputError, match="RECOMMENDER_CONFIG: required in the function's environment"):
         triggers.retrain_on_manifest(Event(WINDOW))
 
 
@@ -154,12 +157,12 @@ def test_functions_framework_serves_it(environment, in_the_function, capsys):
     }
     for _ in range(2):
         assert app.post("/", headers=headers, json={"bucket": BUCKET, "name": WINDOW}).status_code == 200
-    assert list(environment.fake.pipeline_jobs) == ["retrain-20260101t000000-000000z"]
+    assert list(environment.fake.pipeline_jobs) == ["bandit-retrain-20260101t000000-000000z"]
     assert app.post("/", headers=headers, json={"bucket": BUCKET}).status_code == 200
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "retrain-20260101t000000-000000z is submitted",
-        "retrain-20260101t000000-000000z was submitted before",
-        f"event: data with the name and bucket of an object expected, got {{'bucket': '{BUCKET}'}}",
+        "bandit-retrain-20260101t000000-000000z is submitted",
+        "bandit-retrain-20260101t000000-000000z was submitted before",
+        f"event: data with the name and bucket of an object, got {{'bucket': '{BUCKET}'}}",
     ]
 
 
@@ -173,28 +176,31 @@ def test_a_schedule_is_created_updated_paused_and_deleted_by_its_name(environmen
     assert said("create") == "retrain is scheduled: TZ=Etc/UTC 5 * * * *"
     assert said("create") == "retrain is scheduled already: TZ=Etc/UTC 5 * * * *"
     (first,) = schedules.values()
-    assert (first.display_name, first.max_concurrent_run_count) == ("retrain", 1)
+    assert (first.display_name, first.max_concurrent_run_count) == ("bandit-retrain", 1)
 
     text = environment.path.read_text()
     environment.path.write_text(text.replace("5 * * * *", "35 * * * *"))
     assert said("create") == "the schedule of retrain is now TZ=Etc/UTC 35 * * * *"
     assert [one.name for one in schedules.values()] == [first.name]
-    assert said("create", "--set", "epsilon=0.05").startswith("retrain is scheduled, in place of what it was: ")
+    assert said("create", "--set", "epsilon=0.05").startswith("retrain is scheduled, in place of the old schedule: ")
     (second,) = schedules.values()
     assert second.name != first.name
-    assert second.create_pipeline_job_request.pipeline_job.runtime_config.parameter_values["epsilon"] == 0.05
+    assert (
+        second.create_pipeline_job_request.pipeline_job.runtime_config.parameter_values["exploration"]["epsilon"]
+        == 0.05
+    )
 
     assert said("pause") == said("pause") == "the schedule of retrain is paused"
-    assert said("list").startswith("retrain  PAUSED  TZ=Etc/UTC 35 * * * *")
+    assert said("list").startswith("bandit-retrain  PAUSED  TZ=Etc/UTC 35 * * * *")
     # What was paused stays so, whatever else changes.
     assert said("create", "--set", "epsilon=0.05") == "retrain is scheduled already, but paused: TZ=Etc/UTC 35 * * * *"
-    assert said("create").startswith("retrain is scheduled, in place of what it was, but paused: ")
+    assert said("create").startswith("retrain is scheduled, in place of the old schedule, but paused: ")
     assert [one.state.name for one in schedules.values()] == ["PAUSED"]
-    assert said("resume") == said("resume") == "the schedule of retrain goes on"
+    assert said("resume") == said("resume") == "the schedule of retrain is resumed"
     assert said("delete") == "the schedule of retrain is deleted"
     assert not schedules
     assert environment.cli("schedule", "pause") == 2
-    assert capsys.readouterr().err == "orchestration.cli: error: there is no schedule of 'retrain' in films\n"
+    assert capsys.readouterr().err == "orchestration.cli: error: bandit has no schedule of 'retrain' in films\n"
 
 
 def test_two_who_schedule_at_a_time_leave_one_schedule(environment, tmp_path):
@@ -202,8 +208,8 @@ def test_two_who_schedule_at_a_time_leave_one_schedule(environment, tmp_path):
     cloud = loaded.needed_cloud()
     yaml = tmp_path / "retrain.yaml"
     yaml.write_text(definitions.compiled(definitions.build("retrain", loaded)))  # KFP builds one pipeline at a time
-    parameters = definitions.parameters("retrain", loaded)
-    vertex = Vertex(definitions.place(cloud))
+    compiled = Compiled("retrain", yaml, {"root": cloud.root}, cloud.root_uri)
+    jobs = VertexJobs(cloud.target)
     both = threading.Barrier(2, timeout=60)
     create = PipelineJob.create_schedule
 
@@ -213,10 +219,7 @@ def test_two_who_schedule_at_a_time_leave_one_schedule(environment, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:
         patch.setattr(PipelineJob, "create_schedule", create_together)
-        created = [
-            threads.submit(vertex.schedule, "retrain", yaml, parameters, cloud.root_uri, cloud.cron, "digest")
-            for _ in range(2)
-        ]
+        created = [threads.submit(jobs.schedule, compiled, cloud.cron, "digest") for _ in range(2)]
         said = [one.result() for one in created]
     assert said == ["retrain is scheduled: TZ=Etc/UTC 5 * * * *"] * 2
     assert len(environment.fake.schedules) == 1
@@ -232,14 +235,14 @@ def test_submit_and_status_by_hand(environment, capsys):
 
 def test_the_reasons_of_what_was_done_by_hand_are_in_the_history(environment, capsys, tmp_path, monkeypatch):
     # What is deployed here is a process of this machine: it keeps its events below the test's folder.
-    place = definitions.place(environment.loaded().needed_cloud())
-    place = msgspec.structs.replace(place, topic="", events=str(tmp_path / "events"))
-    monkeypatch.setattr(definitions, "place", lambda cloud: place)
-    vertex = Vertex(place)
+    target = environment.loaded().needed_cloud().target
+    target = msgspec.structs.replace(target, topic="", events=str(tmp_path / "events"))
+    monkeypatch.setattr(commands, "target_of", lambda arguments: target)
+    models = VertexModels(target)
     for number, version in enumerate(("v1", "v2")):
-        # `bucket` of the place, where the local Vertex AI looks for it.
+        # The bucket of the target, where the local Vertex AI looks for it.
         folder = tmp_path / "films-bandit" / "policies"
-        vertex.register(write_policy(folder / version, seed=number), "")
+        models.register(write_policy(folder / version, seed=number), "")
     assert environment.cli("promote", "v1", "--reason", "The first one") == 0
     assert environment.cli("promote", "v2", "--reason", "Better on paper") == 0
     assert environment.cli("rollback", "--reason", "Complaints: #4711") == 0
@@ -263,7 +266,7 @@ def test_the_reasons_of_what_was_done_by_hand_are_in_the_history(environment, ca
     [
         (["promote", "v9", "--reason", "try"], "model bandit has no version 'v9': register it first"),
         (["rollback", "--reason", "try"], "endpoint bandit has no earlier champion to go back to"),
-        (["submit", "retrian"], "no pipeline 'retrian'; there are: bootstrap, retrain, tune"),
+        (["submit", "retrian"], "pipeline: one of bootstrap, retrain, tune, got 'retrian'"),
         (["submit", "retrain", "--set", "speed=1"], "--set speed: retrain has no such parameter; it has: root, until"),
         (["submit", "retrain", "--set", "speed"], "--set: NAME=VALUE expected, got 'speed'"),
     ],
@@ -277,6 +280,6 @@ def test_wrong_commands_are_one_line(environment, capsys, command, message):
 
 def test_a_cloud_command_without_a_project_is_one_line(capsys):
     assert cli.main(["submit", "retrain", "--config", "dev"]) == 2
-    assert capsys.readouterr().err.startswith("orchestration.cli: error: cloud.project is missing in dev.toml: name it")
+    assert capsys.readouterr().err.startswith("orchestration.cli: error: cloud.project is missing in dev.toml: set it")
     assert cli.main(["schedule", "list", "--config", "local"]) == 2
     assert "local.toml is not on Google Cloud" in capsys.readouterr().err
