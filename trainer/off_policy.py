@@ -1,7 +1,7 @@
-"""What a policy would have earned on decisions that another one took, and how far that can be trusted.
+"""The reward that a policy would have earned on decisions of another policy, with an interval.
 
 With w = target probability of the logged action / its propensity, and where there is a reward model, q_logged its value
-of the logged action and q_target the target policy's expected value, the estimates of the reward a decision are
+of the logged action and q_target the target policy's expected value, the estimates of the reward per decision are
 
     ips        mean(w r)                                          Horvitz and Thompson 1952
     snips      sum(w r) / sum(w)                                  Swaminathan and Joachims 2015
@@ -12,7 +12,7 @@ of the logged action and q_target the target policy's expected value, the estima
 Each is a function of sums over the decisions, so decisions are accumulated as `Sums`: per group of decisions, merged by
 adding them up. The interval is the bootstrap's over the groups (Poisson weights, bias-corrected and accelerated: Efron
 1987), which follows the skew that large weights bring, with Student's quantiles in place of normal ones, which are wider
-where few decisions make most of the spread. What no interval shows are weights that were never drawn: look at
+where few decisions make most of the spread. No interval shows weights that were never drawn: look at
 `effective_sample_size`, `largest_weight` and `mean_weight` (near 1 where the logging policy could take what the target
 takes) before believing one. Where a single decision counts, nothing varies, and the interval has no width.
 """
@@ -35,7 +35,7 @@ _NORMAL = NormalDist()
 
 
 class Interval(NamedTuple):
-    """An estimated reward a decision (or a difference of two) and its confidence interval."""
+    """An estimated reward per decision (or a difference of two) and its confidence interval."""
 
     value: float
     low: float
@@ -68,13 +68,13 @@ class Estimates:
 
     @property
     def weights(self) -> Weights:
-        """The last four, by themselves."""
+        """The four diagnostics of the weights."""
         return Weights(self.effective_sample_size, self.largest_weight, self.mean_weight, self.zero_weight_share)
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The candidate's reward a decision minus the champion's; `estimator`: "switch_dr", or "snips" without a model."""
+    """The candidate's reward per decision minus the champion's; `estimator`: "switch_dr", or "snips" without a model."""
 
     decisions: int
     estimator: str
@@ -176,7 +176,7 @@ def estimate(
     seed: int = 0,
     switch_threshold: float = SWITCH_THRESHOLD,
 ) -> Estimates:
-    """A target policy's reward a decision, estimated from logged decisions.
+    """A target policy's reward per decision, estimated from logged decisions.
 
     Args:
       rewards: [N], finite.
@@ -207,10 +207,9 @@ def gain(
     q_logged: np.ndarray | None = None,
     q_candidate: np.ndarray | None = None,
     q_champion: np.ndarray | None = None,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> Gain:
-    """By how much the candidate's reward a decision exceeds the champion's, on the same logged decisions.
+    """The candidate's reward per decision minus the champion's, on the same logged decisions, with its 95% interval.
 
     Paired: where the two policies agree, a decision adds nothing to the difference or to its uncertainty. With a reward
     model the estimator is switch_dr: one explored decision in thousands, at a propensity of 1 in thousands, would
@@ -225,7 +224,6 @@ def gain(
         without it self-normalised.
       q_candidate: [N], the candidate's expected value under that model.
       q_champion: [N], the champion's.
-      confidence: of the interval, in (0, 1).
       seed: of the bootstrap.
 
     Raises:
@@ -238,7 +236,6 @@ def gain(
         _sums(rewards, propensities, candidate_probabilities, q_logged, q_candidate, seed),
         _sums(rewards, propensities, champion_probabilities, q_logged, q_champion, seed),
         with_model=all(modelled),
-        confidence=confidence,
         seed=seed,
     )
 
