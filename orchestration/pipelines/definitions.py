@@ -76,13 +76,7 @@ def _bootstrap(environment: Environment) -> Any:
             ).output
             exported = environment.generate_and_export(plan, root)
             with dsl.If(exported == "exported", name="exported"):
-                candidate = environment.train(
-                    plan=plan,
-                    algorithm=algorithm,
-                    hyperparameters=hyperparameters,
-                    exploration=exploration,
-                    fresh=False,
-                )
+                candidate = environment.train(plan, algorithm, hyperparameters, exploration, fresh=False)
                 with _accepted(environment, plan, candidate) as accepted:
                     _promote(environment, plan, accepted, endpoint)
 
@@ -104,13 +98,7 @@ def _retrain(environment: Environment) -> Any:
         with environment.reported("retrain", root) as run_id:
             plan, exported = _resolve_and_export(environment, root, run_id, until, windows)
             with dsl.If(exported == "exported", name="exported"):
-                candidate = environment.train(
-                    plan=plan,
-                    algorithm=algorithm,
-                    hyperparameters=hyperparameters,
-                    exploration=exploration,
-                    fresh=False,
-                )
+                candidate = environment.train(plan, algorithm, hyperparameters, exploration, fresh=False)
                 _judge_and_roll_out(environment, plan, candidate, canary, endpoint)
 
     return retrain
@@ -132,9 +120,7 @@ def _tune(environment: Environment) -> Any:
             # No condition on `exported`: windows that were exported earlier are enough to tune on.
             plan, exported = _resolve_and_export(environment, root, run_id, until, windows)
             found = environment.find_best(plan, exported, algorithm, budget)
-            candidate = environment.train(
-                plan=plan, algorithm=algorithm, hyperparameters=found, exploration=exploration, fresh=True
-            )
+            candidate = environment.train(plan, algorithm, found, exploration, fresh=True)
             _judge_and_roll_out(environment, plan, candidate, canary, endpoint)
 
     return tune

@@ -35,7 +35,7 @@ class Environment:
             self._components[step.__name__] = components.make(step, self._image)
         return _uncached(self._components[step.__name__], **inputs)
 
-    def train(self, **inputs: Any) -> Any:
+    def train(self, plan: Any, algorithm: Any, hyperparameters: Any, exploration: Any, *, fresh: bool) -> Any:
         """The version of the policy that `components.train` makes: in the cloud by a CustomJob on its own machine."""
         component = components.make(components.train, self._image)
         if self.cloud is not None:
@@ -47,7 +47,15 @@ class Environment:
                 machine_type=self.cloud.training_machine_type,
                 service_account=self.cloud.account("trainer"),
             )
-        return _uncached(component, **inputs).outputs["Output"]  # a CustomJob has further outputs
+        task = _uncached(
+            component,
+            plan=plan,
+            algorithm=algorithm,
+            hyperparameters=hyperparameters,
+            exploration=exploration,
+            fresh=fresh,
+        )
+        return task.outputs["Output"]  # a CustomJob has further outputs
 
     @contextmanager
     def reported(self, pipeline: str, root: Any) -> Iterator[str]:
