@@ -5,6 +5,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from google.cloud import aiplatform
 from google.cloud.aiplatform.models import ModelRegistry
 
 from contracts.errors import InputError
@@ -39,6 +40,32 @@ def test_bootstrap_canary_promote_and_roll_back(environment):
     assert endpoint.champion() == first.version
     reasons = [(past.version, past.reason) for past in endpoint.history()]
     assert reasons == [(first.version, "why not"), (second.version, "why not"), (first.version, "to see")]
+
+
+def test_the_sdk_asks_for_candidates_and_slates(environment, monkeypatch):
+    """`Endpoint.predict` as the SDK has it: its JSON writes every number as a double, 3 as 3.0."""
+    card = environment.policy(1)
+    environment.models.register(card, "")
+    environment.endpoint.promote(card.version, "first")
+    bodies = []
+    predict = environment.fake._predict
+
+    def seen(match, query, body):
+        bodies.append(body)
+        return predict(match, query, body)
+
+    monkeypatch.setattr(environment.fake, "_predict", seen)
+    instance = INSTANCE | {"candidates": [1, 3, 4]}
+    endpoint = aiplatform.Endpoint("recommender")
+    (shown,) = endpoint.predict(instances=[instance], parameters={"slate_size": 2}).predictions
+    ((sent,), parameters) = bodies[0]["instances"], bodies[0]["parameters"]
+    assert [type(number) for number in (*sent["candidates"], parameters["slate_size"])] == [float] * 4
+    places = [place["action"] for place in shown["slate"]]
+    assert len(set(places)) == 2
+    assert set(places) <= {1, 3, 4}
+    assert places[0] == shown["action"]
+    with pytest.raises(InputError, match=r"Vertex AI: 400 .*candidates"):
+        environment.endpoint.predict([INSTANCE | {"candidates": [1.5]}])
 
 
 def test_once_is_as_good_as_twice(environment):
