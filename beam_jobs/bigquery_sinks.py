@@ -53,7 +53,7 @@ BYTES_PER_REQUEST = 5_000_000  # half of what insertAll takes
 
 
 def json_rows(rows: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Rows as BigQuery takes them in JSON: moments in ISO 8601, bytes in base 64."""
+    """Rows in BigQuery's JSON form: times in ISO 8601, bytes in base 64."""
     return [{name: _json_value(value) for name, value in row.items()} for row in rows.to_pylist()]
 
 
@@ -66,7 +66,7 @@ def _json_value(value: Any) -> Any:
 
 
 class SinkMetrics:
-    """Counts of a sink, and how old an event is once it is stored."""
+    """Metrics of a sink: rows refused, and the age of each event when it is stored."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -74,9 +74,9 @@ class SinkMetrics:
         self._latency = Metrics.distribution("bigquery", f"{table.name}_latency_ms")
 
     def stored(self, element: TableRows, refused: dict[int, str]) -> Iterator[Any]:
-        """What a sink gives: (name, how many rows are in the table), and dead letters of those that are not.
+        """The outputs of a sink: (name, IngestCounts of the rows stored), and dead letters for the refused rows.
 
-        Raises RuntimeError when it is dead letters that are refused: there is nowhere left to put them.
+        Raises RuntimeError when BigQuery refuses a dead letter, because no table is left for it.
         """
         if refused and self._table is DEAD_LETTERS:
             raise RuntimeError(f"BigQuery refuses a dead letter: {next(iter(refused.values()))}")
@@ -95,7 +95,7 @@ class SinkMetrics:
 
 
 class InsertRowsFn(beam.DoFn):
-    """TableRows -> (name, how many rows are in the table); on `refused`, TableRows of dead letters. `insertAll`."""
+    """TableRows -> (name, IngestCounts of the rows stored); on `refused`, TableRows of dead letters. `insertAll`."""
 
     def __init__(self, dataset: Dataset, table: Table) -> None:
         self._dataset = dataset
@@ -103,11 +103,11 @@ class InsertRowsFn(beam.DoFn):
         self._metrics = SinkMetrics(table)
 
     def setup(self) -> None:
-        """One client a worker."""
+        """One client per worker."""
         self._client = bigquery.client(self._dataset.project)
 
     def teardown(self) -> None:
-        """Closes it."""
+        """Closes the client."""
         self._client.close()
 
     def process(self, element: TableRows) -> Iterator[Any]:
@@ -117,7 +117,7 @@ class InsertRowsFn(beam.DoFn):
 
 
 def insert_rows(api: Client, destination: str, table: Table, rows: pa.RecordBatch) -> dict[int, str]:
-    """Inserts rows by `insertAll`; of those that are refused, the reasons by their place."""
+    """Inserts rows by `insertAll`; returns the reasons for refused rows, by row number."""
     as_json = json_rows(rows)
     refused: dict[int, str] = {}
     done = 0
@@ -141,7 +141,7 @@ def _row_id(table: Table, row: dict[str, Any]) -> str:
 
 
 def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first rows that fit into one request; at least one."""
+    """As many of the first rows as fit into one request, but at least one."""
     size = 0
     for place, row in enumerate(rows):
         size += len(msgspec.json.encode(row))
@@ -158,7 +158,7 @@ def _reason(error: dict[str, Any]) -> str:
 
 
 def refused_row(table: Table, row: dict[str, Any], reason: str) -> DeadLetter:
-    """A row that BigQuery refused just now, as a dead letter: the event's JSON form, which can be replayed."""
+    """The dead letter of a row that BigQuery refused just now; its payload is the event's JSON form, ready for replay."""
     kind = table.record.__struct_config__.tag
     return DeadLetter(
         payload=msgspec.json.encode({"kind": kind} | row),
@@ -171,7 +171,7 @@ def refused_row(table: Table, row: dict[str, Any], reason: str) -> DeadLetter:
 
 
 class LoadRowsFn(beam.DoFn):
-    """TableRows -> (name, how many rows are in the table); on `refused`, TableRows of dead letters. A load job a batch."""
+    """TableRows -> (name, IngestCounts of the rows stored); on `refused`, TableRows of dead letters. Load jobs."""
 
     def __init__(self, dataset: Dataset, table: Table) -> None:
         self._destination = dataset.table(table)
@@ -180,13 +180,13 @@ class LoadRowsFn(beam.DoFn):
         self._metrics = SinkMetrics(table)
 
     def setup(self) -> None:
-        """One client a worker; and which table it is, for one of the same name may have been there before."""
+        """One client per worker, and the identity of the table: an earlier table may have had the same name."""
         self._client = bigquery.client(self._project)
         created = self._client.get_table(self._destination, retry=RETRY, timeout=TIMEOUT_SECONDS).created
         self._identity = f"{self._destination} {created}"
 
     def teardown(self) -> None:
-        """Closes it."""
+        """Closes the client."""
         self._client.close()
 
     def process(self, element: TableRows) -> Iterator[Any]:
@@ -197,7 +197,7 @@ class LoadRowsFn(beam.DoFn):
         yield from self._metrics.stored(element, refused)
 
     def _load(self, element: TableRows) -> bool:
-        """Loads one batch; a load that ran before is not run again, unless it failed. False: BigQuery refuses a row."""
+        """Loads one batch, unless an earlier load of it succeeded. Returns False when BigQuery refuses a row."""
         data = io.BytesIO()
         pq.write_table(pa.Table.from_batches([element.rows]), data)
         digest = blake2b(f"{self._identity} {element.name}".encode(), digest_size=16)
@@ -216,7 +216,7 @@ class LoadRowsFn(beam.DoFn):
         return True
 
     def _job(self, data: io.BytesIO, job_id: str) -> tuple[LoadJob, bool]:
-        """The job of that id, and whether it began just now."""
+        """The job of that id, and whether this call started it."""
         data.seek(0)
         lists = ParquetOptions()
         lists.enable_list_inference = True
@@ -239,7 +239,7 @@ class LoadRowsFn(beam.DoFn):
 
 
 class AppendRowsFn(beam.DoFn):
-    """TableRows -> (name, how many rows are in the table); on `refused`, TableRows of dead letters. Storage Write API."""
+    """TableRows -> (name, IngestCounts of the rows stored); on `refused`, TableRows of dead letters. Storage Write API."""
 
     def __init__(self, dataset: Dataset, table: Table) -> None:
         self._dataset = dataset
@@ -248,11 +248,11 @@ class AppendRowsFn(beam.DoFn):
         self._metrics = SinkMetrics(table)
 
     def setup(self) -> None:
-        """One client a worker."""
+        """One client per worker."""
         self._client = bigquery.write_client()
 
     def process(self, element: TableRows) -> Iterator[Any]:
-        """Appends one batch. BigQuery refuses a request as a whole, and says for which rows: the others go again."""
+        """Appends one batch. BigQuery refuses whole requests and names the bad rows, so the other rows are sent again."""
         refused: dict[int, str] = {}
         begin = 0
         for rows in _pieces(element.rows):
@@ -266,7 +266,7 @@ class AppendRowsFn(beam.DoFn):
         yield from self._metrics.stored(element, refused)
 
     def _append(self, rows: pa.RecordBatch) -> dict[int, str]:
-        """Appends `rows`; of those that are refused, the reasons. Raises GoogleAPICallError for anything else."""
+        """Appends `rows`; returns the reasons for refused rows, by row number. Raises GoogleAPICallError for other failures."""
         data = types.AppendRowsRequest.ArrowData(
             writer_schema=types.ArrowSchema(serialized_schema=rows.schema.serialize().to_pybytes()),
             rows=types.ArrowRecordBatch(serialized_record_batch=rows.serialize().to_pybytes()),
@@ -279,7 +279,7 @@ class AppendRowsFn(beam.DoFn):
 
 
 def _pieces(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """`rows` in order, in pieces that fit into one request; at least one row each."""
+    """`rows` in order, in pieces of at least one row that fit into one request."""
     if rows.nbytes <= BYTES_PER_REQUEST or rows.num_rows <= 1:
         yield rows
         return

@@ -229,9 +229,11 @@ def _alone(windows: Path | str) -> Iterator[None]:
 def parser() -> options.JobParser:
     """The job's flags."""
     flags = options.JobParser(JOB, __doc__)
-    flags.flag("warehouse", options.TEXT, "folder of the tables that ingest_events writes, or bigquery:PROJECT.DATASET")
+    flags.flag("warehouse", options.TEXT, "folder of the tables that ingest_events wrote, or bigquery:PROJECT.DATASET")
     flags.flag(
-        "windows", options.TEXT, "folder, or gs://BUCKET/FOLDER, to write window=<start>/ into (created if need be)"
+        "windows",
+        options.TEXT,
+        "folder, or gs://BUCKET/FOLDER, for the windows (window=<start>/); created when it does not exist",
     )
     flags.flag("start", options.MOMENT, "start of the (first) window, as 2026-01-01T00:00:00Z")
     flags.flag("end", options.MOMENT, "end of the (last) window, which is not in it", default=None)

@@ -3,10 +3,10 @@
     python -m beam_jobs.generate_movielens --ratings sample --num-decisions 2000 --start 2026-01-01T00:00:00Z \\
         --events runs/demo/events
 
-Writes decisions (`policy_version="uniform"`, propensity 1/K) and their rewards into sealed segments of the event log,
-one for each shard of decisions. A shard depends on the settings, the seed and its number alone, is simulated as arrays,
-and is written under another name first: a job that is run again, or whose work is repeated by the runner, leaves the
-same bytes once. Workers share nothing, so a billion decisions are a matter of their number.
+The job writes decisions (`policy_version="uniform"`, propensity 1/K) and their rewards into sealed segments of the event
+log, one per shard of decisions. A shard depends only on the settings, the seed and its number, and its segment appears
+once it is complete. When the job is rerun, or the runner repeats some work, each segment exists once with the same bytes.
+Shards are simulated as arrays and workers share nothing, so more workers simulate proportionally more decisions.
 """
 
 import sys
@@ -41,9 +41,9 @@ ROWS_ENCODED_AT_ONCE = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSettings:
-    """What is simulated: decisions evenly over `[start, start + window_seconds)`, rewards a short delay later.
+    """The decisions to simulate, evenly over `[start, start + window_seconds)`, and the rewards that follow them.
 
-    Raises InputError for a start without time zone, and for numbers that make no sense.
+    Raises InputError for a start without time zone, and for a number out of its bounds.
     """
 
     num_decisions: int
@@ -70,12 +70,12 @@ class GeneratorSettings:
 
     @property
     def num_shards(self) -> int:
-        """How many segments come of it."""
+        """The number of shards, each of which becomes one segment."""
         return -(-self.num_decisions // self.decisions_per_shard)
 
 
 class SimulatedDecisions(NamedTuple):
-    """One shard: `N` decisions and what came back, as arrays."""
+    """One shard: `N` decisions and their rewards, as arrays."""
 
     decision_id: np.ndarray  # [N] 36 ASCII bytes
     decided_at: np.ndarray  # [N] int64, microseconds since the epoch
@@ -249,18 +249,31 @@ def parser() -> options.JobParser:
         "MovieLens folder, also gs://BUCKET/FOLDER; tfds:movielens/100k-ratings; or sample",
         default="sample",
     )
-    flags.flag("events", options.TEXT, "folder of the event log to write to (created if need be)")
+    flags.flag("events", options.TEXT, "folder of the event log to write to; created when it does not exist")
     flags.flag("num-decisions", options.whole(1), "decisions to simulate", default=2000)
-    flags.flag("num-actions", options.whole(1), "how many of the most rated movies to choose from", default=100)
-    flags.flag("rank", options.whole(1), "length of an observation: factors of the user x movie matrix", default=20)
+    flags.flag(
+        "num-actions", options.whole(1), "number of movies to choose from, those with the most ratings", default=100
+    )
+    flags.flag(
+        "rank", options.whole(1), "length of an observation: number of factors of the user x movie matrix", default=20
+    )
     flags.flag("reward-noise", options.number(0), "standard deviation of a reward around its expectation", default=0.5)
-    flags.flag("no-reward-probability", options.number(0, 1), "share of viewers who never answer", default=0.05)
-    flags.flag("reward-delay-seconds", options.number(0), "a reward comes at most this much later", default=0.5)
-    flags.flag("start", options.MOMENT, "moment of the first decision, as 2026-01-01T00:00:00Z")
-    flags.flag("window-seconds", options.number(0, above=True), "decisions are spread over this long", default=5.0)
-    flags.flag("seed", options.whole(0), "the same seed and settings give the same bytes", default=0)
-    flags.flag("decisions-per-shard", options.whole(1), "decisions in a segment: the unit of work", default=20_000)
-    flags.flag("catalogue", options.TEXT, "file to write what each action stands for to, as JSON", default=None)
+    flags.flag("no-reward-probability", options.number(0, 1), "share of decisions without a reward", default=0.05)
+    flags.flag("reward-delay-seconds", options.number(0), "longest delay of a reward", default=0.5)
+    flags.flag("start", options.MOMENT, "time of the first decision, as 2026-01-01T00:00:00Z")
+    flags.flag(
+        "window-seconds",
+        options.number(0, above=True),
+        "length of the window over which decisions are spread",
+        default=5.0,
+    )
+    flags.flag(
+        "seed", options.whole(0), "seed of the simulation; the same seed and settings give the same bytes", default=0
+    )
+    flags.flag(
+        "decisions-per-shard", options.whole(1), "decisions per segment, which is the unit of work", default=20_000
+    )
+    flags.flag("catalogue", options.TEXT, "JSON file to write, with the movie of each action", default=None)
     return flags
 
 

@@ -1,4 +1,4 @@
-"""Records as Arrow rows: schemas derive from the contract, and a batch is a `RecordBatch`."""
+"""Records as Arrow rows. Schemas derive from the contract; a batch is a `RecordBatch`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -23,7 +23,7 @@ _ARROW_TYPES = {
 
 
 class TableRows(NamedTuple):
-    """Rows for one table; `name` is the same whenever the same input is read again."""
+    """Rows for one table; `name` is the same at each read of the same input."""
 
     name: str
     rows: pa.RecordBatch
@@ -37,7 +37,7 @@ class RowsPart(Protocol):
 
 
 class ObservationDim(NamedTuple):
-    """How many decisions (each counted once) have observations of `length`, and one of them."""
+    """The number of decisions (each counted once) with observations of `length`, and the id of one of them."""
 
     length: int
     decisions: int
@@ -81,6 +81,6 @@ def _array(field: pa.Field, values: Any) -> pa.Array:
             offsets, pa.array(chain.from_iterable(lists), field.type.value_type), type=field.type
         )
     if pa.types.is_timestamp(field.type):
-        # In integers: Arrow's own conversion of moments with a time zone is several times as slow.
+        # As integers: Arrow's conversion of times with a time zone is several times slower.
         values = (None if moment is None else utc_microseconds(moment) for moment in values)
     return pa.array(list(values), field.type)

@@ -3,10 +3,10 @@
     <warehouse>/<table>/day=YYYY-MM-DD/<name>.<first>-<last>.parquet
     <warehouse>/ingested/<segment>.json
 
-`day` is that of the table's partition column (UTC), `first` and `last` its range in the file, in microseconds since the
-epoch: reading a range of time opens only files that can hold some of it, so a window costs the same however long the
-history is. A file is written under another name first, and is on the disk before it has its own; the same rows have the
-same name and bytes: writing them again changes nothing. What was read twice under different names is removed when reading.
+`day` is the UTC day of the table's partition column. `first` and `last` are that column's range in the file, in
+microseconds since the epoch. A read opens only the files that can hold rows of its time range, so the cost of a window
+does not grow with the history. A file gets its name once all of it is on the disk. The same rows have the same name and
+bytes, so writing them again changes nothing. Reads remove rows that are stored twice under different names.
 """
 
 import fcntl
@@ -42,7 +42,7 @@ class Deduplicated(NamedTuple):
 
 
 def create(warehouse: Path) -> None:
-    """Makes the folders of the tables, if need be. Raises InputError when they cannot be."""
+    """Creates the folders of the tables that do not exist. Raises InputError when they cannot be created."""
     try:
         for name in (*(table.name for table in TABLES), INGESTED_NAME):
             (warehouse / name).mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def create(warehouse: Path) -> None:
 
 @contextmanager
 def locked(warehouse: Path) -> Iterator[None]:
-    """Held by the one process that changes the tables; others wait. Raises InputError: `warehouse` holds no tables."""
+    """Lets one process at a time change the tables; others wait. Raises InputError when `warehouse` holds no tables."""
     check(warehouse)
     with (warehouse / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -60,7 +60,7 @@ def locked(warehouse: Path) -> Iterator[None]:
 
 
 def write(warehouse: Path, table: Table, name: str, rows: pa.RecordBatch) -> None:
-    """Writes `rows` as files named `name`, one for each day; replaces files of that name."""
+    """Writes `rows` as files named `name`, one per day; replaces files of that name."""
     if not rows.num_rows:
         return
     moments = rows.column(table.partitioned_by).cast(pa.int64()).to_numpy()
@@ -74,7 +74,7 @@ def write(warehouse: Path, table: Table, name: str, rows: pa.RecordBatch) -> Non
 
 
 def write_file(path: Path, table: Table, rows: pa.Table) -> None:
-    """Writes one file of `table`, in place of what was there."""
+    """Writes one file of `table`; replaces a file of that name."""
     dictionary = [c.name for c in columns(table.record) if c.type == "STRING" and c.name not in table.key]
     data = io.BytesIO()
     pq.write_table(rows, data, compression="zstd", use_dictionary=dictionary)
@@ -84,13 +84,13 @@ def write_file(path: Path, table: Table, rows: pa.Table) -> None:
 def read(
     warehouse: Path, table: Table, start: datetime, end: datetime, names: Sequence[str] | None = None
 ) -> Deduplicated:
-    """The rows of `table` with `start <= partition column < end`, of each key the earliest.
+    """The rows of `table` with `start <= partition column < end`; of rows with one key, the earliest.
 
     Args:
       warehouse: The folder.
       table: Which table.
-      start: First moment, with a time zone.
-      end: The moment after the last.
+      start: Start of the range, with a time zone.
+      end: End of the range, which is not in it.
       names: The columns wanted; all of them when None.
 
     Raises:
@@ -104,7 +104,7 @@ def read(
         [(total, unique)] = connection.sql(f"SELECT count(*), count(DISTINCT ({key})) FROM {source}").fetchall()
         query = f"SELECT {', '.join(schema.names)} FROM {source}"
         if unique < total:
-            # All columns: rows that share key and moment but not the rest are told apart the same way each time.
+            # By all columns, so that of rows with one key and time the same one is kept each time.
             rest = ", ".join(column.name for column in columns(table.record) if column.name != moment)
             query += f" QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {moment}, {rest}) = 1"
         rows = connection.sql(f"{query} ORDER BY {moment}, {key}").to_arrow_table()
@@ -114,7 +114,7 @@ def read(
 def read_all(
     warehouse: Path, table: Table, start: datetime, end: datetime, names: Sequence[str] | None = None
 ) -> pa.Table:
-    """Like `read`, but every row as often as it was written, in no order."""
+    """Like `read`, but repeated rows are not removed, and the rows have no order."""
     schema = arrow_schema(table, names)
     with _database(warehouse) as connection:
         if (source := _source(connection, warehouse, table, start, end)) is None:
@@ -151,7 +151,7 @@ def remove_dead_letters(warehouse: Path, keys: Set[str], start: datetime, end: d
 
 @contextmanager
 def _database(warehouse: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB, for one query of the tables. Raises InputError that names a file which cannot be read."""
+    """A DuckDB connection for one query. Raises InputError that names a file that cannot be read."""
     with duckdb.connect() as connection:
         try:
             yield connection
@@ -162,7 +162,7 @@ def _database(warehouse: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def _source(
     connection: duckdb.DuckDBPyConnection, warehouse: Path, table: Table, start: datetime, end: datetime
 ) -> str | None:
-    """What to select from for the rows of `[start, end)`; None when no file can hold any."""
+    """The SQL after FROM that selects the rows of `[start, end)`; None when no file can hold any."""
     paths = files(warehouse, table, start, end)
     if not paths:
         return None

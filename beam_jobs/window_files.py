@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apache_beam as beam
 import msgspec
@@ -32,6 +32,9 @@ from contracts.windows import (
     WindowSettings,
     encode_manifest,
 )
+
+if TYPE_CHECKING:
+    from contracts.trajectories import TrajectoryBatch
 
 METRICS = "export_trajectories"  # the job, as its monitoring has it
 
@@ -115,7 +118,9 @@ class WriteBucketFn(beam.DoFn):
         splits: tuple[tuple[Split, np.ndarray], ...] = (("train", ~held_back), ("holdback", held_back))
         yield WrittenBucket(
             files=[
-                write_file(self._folder, f"part-{split}-{bucket.bucket:05d}{suffix}.tfrecord", split, part)
+                write_file(
+                    self._folder, f"part-{split}-{bucket.bucket:05d}{suffix}.tfrecord", split, trajectories(part)
+                )
                 for split, chosen in splits
                 for suffix, part in self._parts(rows.filter(pa.array(chosen)))
             ],
@@ -129,34 +134,37 @@ class WriteBucketFn(beam.DoFn):
             yield f"-{number}" if number else "", rows.slice(begin, self._max_records_per_file)
 
 
-def write_file(folder: str, name: str, split: Split, rows: pa.RecordBatch) -> WindowFile:
-    """Writes interactions (columns of `Interaction`) as one file, and returns its line of the manifest.
+def trajectories(rows: pa.RecordBatch) -> "TrajectoryBatch":
+    """Interactions (columns of `Interaction`) as arrays. Raises ValueError when their observations differ in length."""
+    from contracts.trajectories import TrajectoryBatch
 
-    Raises OperationError when the file cannot be written.
-    """
-    import tensorflow as tf
-
-    from contracts import trajectories
-
-    batch = trajectories.TrajectoryBatch(
+    return TrajectoryBatch(
         observation=observations(rows),
         action=rows.column("action").to_numpy().astype(np.int32),
         reward=rows.column("reward").to_numpy().astype(np.float32),
         propensity=rows.column("propensity").to_numpy().astype(np.float32),
         defaulted=rows.column("defaulted").to_numpy(zero_copy_only=False),
     )
+
+
+def write_file(folder: str, name: str, split: Split, batch: "TrajectoryBatch") -> WindowFile:
+    """Writes one file, and returns its line of the manifest. Raises OperationError when the file cannot be written."""
+    import tensorflow as tf
+
+    from contracts.trajectories import encode
+
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / name
         try:
             with tf.io.TFRecordWriter(str(path)) as writer:
-                for record in trajectories.encode(batch):
+                for record in encode(batch):
                     writer.write(record)
         except tf.errors.OpError as error:
             raise OperationError(f"{path}: cannot be written: {error.message}") from None
         data = path.read_bytes()
     publish(FileSystems.join(folder, name), [data])
     return WindowFile(
-        name=name, split=split, records=rows.num_rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+        name=name, split=split, records=len(batch.action), bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
     )
 
 

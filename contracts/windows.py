@@ -43,7 +43,7 @@ class TrainingWindow(msgspec.Struct, frozen=True, order=True):
         return f"window={compact_time(self.start)}"
 
     def closes_at(self, reward_window_seconds: float, settle_seconds: float) -> datetime:
-        """The moment from which it may be exported."""
+        """The time from which the window may be exported."""
         return self.end + timedelta(seconds=reward_window_seconds + settle_seconds)
 
 

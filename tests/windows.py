@@ -5,10 +5,9 @@ import itertools
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import tensorflow as tf
-
-from contracts.trajectories import TrajectoryBatch, encode
-from contracts.windows import MANIFEST_NAME, Manifest, Split, TrainingWindow, WindowCounts, WindowFile, encode_manifest
+from beam_jobs.window_files import WrittenBucket, write_file, write_manifest
+from contracts.trajectories import TrajectoryBatch
+from contracts.windows import MANIFEST_NAME, Split, TrainingWindow, WindowCounts, WindowSettings
 from trainer.dataset import ReadyWindow
 
 
@@ -20,49 +19,17 @@ def write_window(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     splits: list[tuple[Split, TrajectoryBatch | None]] = [("train", train), ("holdback", holdback)]
-    files = []
-    for split, batch in splits:
-        if batch is None or not len(batch.action):
-            continue
-        path = folder / f"part-{split}-00000.tfrecord"
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for record in encode(batch):
-                writer.write(record)
-        files.append(
-            WindowFile(
-                name=path.name,
-                split=split,
-                records=len(batch.action),
-                bytes=path.stat().st_size,
-                sha256=sha256_of(path),
-            )
-        )
+    files = [
+        write_file(str(folder), f"part-{split}-00000.tfrecord", split, batch)
+        for split, batch in splits
+        if batch is not None and len(batch.action)
+    ]
     records = sum(file.records for file in files)
-    manifest = Manifest(
-        window=window,
-        reward_window_seconds=0.0,
-        settle_seconds=0.0,
-        missing_reward="drop",
-        default_reward=0.0,
-        holdback_share=0.0 if holdback is None or not records else len(holdback.action) / records,
-        observation_dim=train.observation.shape[1] if records else 0,
-        files=files,
-        counts=WindowCounts(
-            decisions=records,
-            rewards=records,
-            defaulted=0,
-            dropped=0,
-            repeated_rewards=0,
-            late_rewards=0,
-            orphan_rewards=0,
-            duplicate_decisions=0,
-            duplicate_rewards=0,
-        ),
-        policy_versions={},
-    )
-    temporary = folder / f".{MANIFEST_NAME}"
-    temporary.write_bytes(encode_manifest(manifest))
-    temporary.rename(folder / MANIFEST_NAME)
+    counts = dict.fromkeys(WindowCounts.__struct_fields__, 0) | {"decisions": records, "rewards": records}
+    held_back = sum(file.records for file in files if file.split == "holdback")
+    settings = WindowSettings(missing_reward="drop", holdback_share=held_back / records if records else 0.0)
+    written = WrittenBucket(files, WindowCounts(**counts), policy_versions={})
+    manifest = write_manifest(written, str(folder), window, settings, train.observation.shape[1])
     return ReadyWindow(folder, manifest)
 
 

@@ -28,7 +28,7 @@ def scalars(card: PolicyCard, arrays: PolicyArrays, newest: ReadyWindow) -> dict
         "arms/effective_number": float(np.exp(-(positive * np.log(positive)).sum())),
     }
     counts = newest.manifest.counts
-    if kept := counts.decisions - counts.dropped:
+    if kept := counts.rewards + counts.defaulted:
         figures["data/defaulted_share"] = counts.defaulted / kept
     held_back = list(dataset.read(newest, "holdback", card.num_actions))
     if not held_back:

@@ -280,7 +280,9 @@ def _hold_against_windows(
             # A reward that is not in the tables is counted as lost before.
             if decision_id in own and (takes_default if own[decision_id][2] is None else decision_id in arrived)
         )
-        not_exported += max((wanted - in_window).total(), int(here.sum()) - window.manifest.counts.decisions)
+        counts = window.manifest.counts
+        missing = (wanted - in_window).total() - counts.set_aside  # which the manifest accounts for
+        not_exported += max(missing, int(here.sum()) - counts.decisions)
     known = {row.tobytes() for row in movielens.observations}
     duplicated, misattributed = _too_often(exported | trained, Counter(own.values()), known)  # of each the larger count
     return _Windows(

@@ -22,6 +22,8 @@ from contracts.errors import InputError
 from contracts.records import Decision, RewardEvent
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import Manifest, TrainingWindow, WindowSettings, decode_manifest
+from trainer import validation
+from trainer.dataset import ReadyWindow
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = TrainingWindow(START, START + timedelta(seconds=10))
@@ -254,6 +256,7 @@ def test_decisions_with_observations_of_another_length_are_set_aside_and_counted
     assert counts.decisions == counts.rewards + counts.defaulted + counts.dropped + counts.set_aside == 5
     assert manifest.records("train", "holdback") == counts.rewards + counts.defaulted
     assert manifest.observation_dim == kept
+    validation.check_counts(ReadyWindow(tmp_path / "windows" / WINDOW.folder, manifest))  # as the trainer does
     assert counts.rewards == (1 if kept else 0)
     silent = {3: 2, 1: 1, 0: 0}[kept]
     # A decision without a reward is dropped, whatever its length, before lengths are compared.

@@ -124,7 +124,7 @@ def test_a_torn_last_line_is_a_dead_letter_and_a_line_without_end_is_not(events:
 
 
 def test_decisions_that_no_policy_in_training_could_learn_from_are_dead_letters(events: Path, folder: Path) -> None:
-    """One of them would keep the window from being exported."""
+    """A window keeps observations of one length, and its trainer actions of one catalogue."""
     longer = decision(1).replace(b"[0.5,-0.25]", b"[0.5,-0.25,0.0]")
     beyond = decision(2).replace(b'"action":1', b'"action":3')
     segment(events, decision(0), longer, beyond, reward(1))

@@ -1,7 +1,6 @@
 """Parsing received events; what becomes of unreadable ones is also in test_ingest_events."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 
 import apache_beam as beam
 import pytest
@@ -24,33 +23,7 @@ from beam_jobs.payloads import (
 from beam_jobs.tables import TableRows
 from contracts.command_line import FlagParser
 from contracts.errors import InputError
-from contracts.records import Decision, RewardEvent, encoder
-
-START = datetime(2026, 1, 1, tzinfo=UTC)
-END = START + timedelta(days=1)
-
-
-def decision_id(number: int) -> str:
-    return f"019b76da-a800-7000-8000-{number:012x}"
-
-
-def decision(number: int) -> bytes:
-    return encoder.encode(
-        Decision(
-            decision_id=decision_id(number),
-            decided_at=START + timedelta(seconds=number),
-            policy_version="v1",
-            observation=[0.5, -0.25],
-            action=1,
-            propensity=0.5,
-        )
-    )
-
-
-def reward(number: int, value: float = 1.0) -> bytes:
-    return encoder.encode(
-        RewardEvent(decision_id=decision_id(number), occurred_at=START + timedelta(seconds=number + 1), reward=value)
-    )
+from tests.beam_jobs.test_ingest_events import START, decision, decision_id, reward
 
 
 def test_counters_add_up() -> None:

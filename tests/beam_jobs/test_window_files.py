@@ -8,7 +8,7 @@ import pytest
 
 from beam_jobs.reward_join import JoinedBucket
 from beam_jobs.tables import record_schema
-from beam_jobs.window_files import WriteBucketFn, add_up, set_aside, write_file, write_manifest
+from beam_jobs.window_files import WriteBucketFn, add_up, set_aside, trajectories, write_file, write_manifest
 from contracts.errors import OperationError
 from contracts.records import Interaction
 from contracts.windows import MANIFEST_NAME, TrainingWindow, WindowCounts, WindowSettings, decode_manifest
@@ -95,4 +95,4 @@ def test_a_window_without_records_has_no_length(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_an_operation_that_failed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OperationError, match="cannot be written"):
-        write_file(str(tmp_path / "file"), "part-train-00000.tfrecord", "train", bucket([1]).interactions)
+        write_file(str(tmp_path / "file"), "part-train-00000.tfrecord", "train", trajectories(bucket([1]).interactions))

@@ -119,7 +119,7 @@ def test_what_is_no_example_is_refused(tmp_path):
 
 
 COUNTS = {
-    "do not add up": ({"decisions": 7}, "7 decisions are not 10 with a reward, 0 defaulted and 0 dropped"),
+    "do not add up": ({"decisions": 7}, "7 decisions are not 10 with a reward, 0 defaulted, 0 dropped and 0 set aside"),
     "records": ({"decisions": 12, "rewards": 12}, "counts say 12 records, the files hold 10"),
     "defaulted": ({"rewards": 8, "defaulted": 2}, "counts say 2 defaulted, the files hold 0"),
 }
