@@ -165,11 +165,6 @@ class MovieLens:
         return self.expected_from_observations(self.observations)
 
     @cached_property
-    def best_actions(self) -> np.ndarray:
-        """[U] int32, of those on offer the lowest of equally good ones."""
-        return self.on_offer[self.expected_reward_matrix[:, self.on_offer].argmax(axis=1)].astype(np.int32)
-
-    @cached_property
     def reference(self) -> Reference:
         """What policies that know everything, one thing and nothing would get."""
         expected = self.expected_reward_matrix[:, self.on_offer]

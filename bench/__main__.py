@@ -1,7 +1,9 @@
-"""Runs benchmarks and writes `bench/results.json` and the table in `bench/README.md`.
+"""Runs benchmarks, and writes their figures to `bench/results.json` and to the table in `bench/README.md`.
 
-python -m bench            all of them
-python -m bench NAME …     some; the others keep their last figures
+    python -m bench             run all of them
+    python -m bench loop        run one; the figures of the others stay
+
+Each benchmark runs a reference way and this project's way by turns and reports the ratio of each pair.
 """
 
 import importlib
@@ -9,9 +11,13 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from contracts.command_line import FlagParser, run_main
+from contracts.errors import InputError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -82,12 +88,16 @@ BENCHMARKS: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-def main(names: list[str]) -> int:
-    """Runs the named benchmarks, all when none is named."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the named benchmarks, all when none is named; returns the exit code."""
+    return run_main("bench", _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    names = _parser().parse_args(argv).names
     unknown = sorted(set(names) - BENCHMARKS.keys())
     if unknown:
-        sys.stderr.write(f"bench: error: no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}\n")
-        return 2
+        raise InputError(f"NAME: one of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in names or BENCHMARKS:
         module, function, *_ = BENCHMARKS[name]
@@ -97,7 +107,17 @@ def main(names: list[str]) -> int:
         print(f"{name}: {_row(name, results[name])}", flush=True)
         RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
         README.write_text(_with_table(README.read_text(), results))
-    return 0
+
+
+def _parser() -> FlagParser:
+    parser = FlagParser(prog="python -m bench", documentation=__doc__)
+    width = max(map(len, BENCHMARKS))
+    table = "\n".join(
+        f"  {name:{width}}  {ours}; reference: {theirs}" for name, (_, _, theirs, ours) in BENCHMARKS.items()
+    )
+    parser.epilog = f"{parser.epilog}\nBenchmarks:\n{table}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a benchmark of the list below (default: all)")
+    return parser
 
 
 def _with_table(text: str, results: dict[str, Any]) -> str:
@@ -118,4 +138,4 @@ def _row(name: str, result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

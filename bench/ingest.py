@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from beam_jobs.ratings import load_ratings
 from beam_jobs.tables import arrow_schema
 from beam_jobs.warehouses import BigQueryWarehouse, EmbeddedWarehouse, Warehouse
 from bench.measure import Result, compare, megabytes, seconds
+from contracts.command_line import FlagParser, run_main
+from contracts.errors import InputError
 from contracts.records import Decision, event_decoder
 from contracts.schemas import DECISIONS, REWARDS
 from orchestration.emulators import servers
@@ -47,7 +49,7 @@ PROJECT = "local-bench"
 BATCH_DECISIONS, BATCH_REFERENCE_DECISIONS = 100_000, 5_000
 STREAM_EVENTS, STREAM_REFERENCE_EVENTS = 15_000, 1_500
 TIMEOUT_SECONDS = 120
-LOAD_MINUTES, LOAD_EVENTS_A_SECOND = 10.0, 500
+LOAD_MINUTES, LOAD_EVENTS_PER_SECOND = 10.0, 500
 
 
 def _viewers() -> MovieLens:
@@ -234,7 +236,7 @@ def _steady_load(minutes: float) -> dict[str, Any]:
         while (passed := time.monotonic() - began) < minutes * 60:
             if passed >= minutes * 6 * (len(held) + 1):
                 held.append(round(megabytes("VmRSS"), 1))
-            due = int(passed * LOAD_EVENTS_A_SECOND) - published
+            due = int(passed * LOAD_EVENTS_PER_SECOND) - published
             for sent in [publisher.publish(topic, payload) for payload in itertools.islice(payloads, due)]:
                 sent.result()
             published += due
@@ -254,5 +256,19 @@ def _steady_load(minutes: float) -> dict[str, Any]:
     }
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures the memory of this process under steady load, and prints the result as JSON; returns the exit code."""
+    return run_main("bench.ingest", _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = FlagParser(prog="python -m bench.ingest", description="memory of the streaming job under steady load")
+    parser.add_argument("minutes", type=float, help="how long to publish 500 events per second")
+    minutes = parser.parse_args(argv).minutes
+    if not minutes > 0:
+        raise InputError(f"minutes: above 0, got {minutes}")
+    print(json.dumps(_steady_load(minutes)))
+
+
 if __name__ == "__main__":
-    print(json.dumps(_steady_load(float(sys.argv[1]))))
+    sys.exit(main())

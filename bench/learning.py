@@ -1,14 +1,13 @@
-"""`make bench-learning`: regret on MovieLens of each algorithm, online and window by window, beside mabwiser and VowpalWabbit.
+"""Measures the regret of each algorithm on MovieLens, beside mabwiser and VowpalWabbit; `make bench-learning` runs it.
 
-    python -m bench.learning --peers-python .venv-bench/bin/python [--ratings FOLDER|sample] [--seeds 5]
+    python -m bench.learning --peers-python .peers/bin/python [--ratings FOLDER|sample] [--seeds 5]
 
-Rank 20, reward noise 0.5, 20,000 interactions. Online, policies learn after every 50 decisions; window by window, the
+Rank 20, reward noise 0.5, 20,000 interactions. Online, policies learn after every 50 decisions. Window by window, the
 first 2,000 decisions are uniform and policies learn after every 2,000. Each policy is tuned on seeds that are not
-reported, over as many decisions. All of it is one run; with `--only` or `--num-actions`, what is run anew takes the place
-of its like in the last one. Writes `bench/learning.json`, `bench/learning.svg` and the section in `bench/README.md`.
+reported, with the same number of decisions. By default one run measures everything. With `--only` or `--num-actions`,
+the new figures replace those of the same policies in the last report, and the others stay. Writes `bench/learning.json`, `bench/learning.svg` and the section in `bench/README.md`.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -29,6 +28,8 @@ import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before TensorFlow is imp
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import Ratings, load_ratings
 from bench.episode import Learner, World, play, sample
+from contracts.command_line import FlagParser, run_main
+from contracts.errors import InputError
 from contracts.policies import Exploration
 from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.trajectories import TrajectoryBatch
@@ -58,12 +59,12 @@ class Linear:
         algorithm: str,
         alpha: float = 0.0,
         epsilon: float = 0.0,
-        **told: Any,
+        **hyperparameters: Any,
     ) -> None:
         self._statistics = SufficientStatistics.zeros(world.expected.shape[1], world.observations.shape[1])
         self._rng = np.random.default_rng([seed, 2])
         self._algorithm, self._alpha, self._epsilon, self._features = algorithm, alpha, epsilon, features
-        self._told = agents.complete(algorithm, told)
+        self._hyperparameters = agents.complete(algorithm, hyperparameters)
         self._refit()
 
     def choose(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,12 +87,12 @@ class Linear:
         self._refit()
 
     def _refit(self) -> None:
-        told = self._told
+        hyperparameters = self._hyperparameters
         posterior = linear.posterior(
             self._statistics,
-            str(told["arm_features"]),
-            float(told["tikhonov"]),
-            float(told["arm_tikhonov"]),
+            str(hyperparameters["arm_features"]),
+            float(hyperparameters["tikhonov"]),
+            float(hyperparameters["arm_tikhonov"]),
             self._features,
         )
         self._model = Scorer(PolicyArrays.linear(posterior.theta, posterior.covariance, self._statistics.n))
@@ -107,16 +108,16 @@ class Neural:
 
     def __init__(
         self, world: World, seed: int, features: np.ndarray, algorithm: str, online: bool, alpha: float = 0.5,
-        temperature: float = 0.1, **told: Any,
+        temperature: float = 0.1, **hyperparameters: Any,
     ) -> None:  # fmt: skip
         import tensorflow as tf
 
         tf.random.set_seed(seed)
         num_actions, dim = world.expected.shape[1], world.observations.shape[1]
-        self._told = agents.complete(algorithm, told)
-        over_arms = features.astype(np.float32) if self._told.get("arm_features") == "shared" else None
-        self._network = neural.build(algorithm, dim, num_actions, self._told, Exploration(), over_arms)
-        self._statistics = SufficientStatistics.zeros(num_actions, agents.layer_sizes(self._told)[-1])
+        self._hyperparameters = agents.complete(algorithm, hyperparameters)
+        over_arms = features.astype(np.float32) if self._hyperparameters.get("arm_features") == "shared" else None
+        self._network = neural.build(algorithm, dim, num_actions, self._hyperparameters, Exploration(), over_arms)
+        self._statistics = SufficientStatistics.zeros(num_actions, agents.layer_sizes(self._hyperparameters)[-1])
         self._rng = np.random.default_rng([seed, 2])
         self._algorithm, self._alpha, self._temperature = algorithm, alpha, temperature
         self._seen = [
@@ -153,16 +154,16 @@ class Neural:
         trains = not linear_next or self._count <= BATCHES["windows"]
         if trains and self._online:
             for _ in range(STEPS_ONLINE):
-                rows = self._rng.integers(0, self._count, int(self._told["batch_size"]))
+                rows = self._rng.integers(0, self._count, int(self._hyperparameters["batch_size"]))
                 self._network.step(*(seen[rows] for seen in self._seen))
         elif trains:
-            neural.fit(self._network, lambda: iter([batch]), self._told)
+            neural.fit(self._network, lambda: iter([batch]), self._hyperparameters)
         arrays = self._network.arrays(self._statistics.n)
         if linear_next and self._count >= BATCHES["windows"]:
             new = slice(0 if trains else self._count - len(actions), self._count)
             observation, action, reward = (seen[new] for seen in self._seen)
             self._statistics.add(Scorer(arrays).encode(observation), action, reward)
-            arrays = arrays.with_posterior(*linear.disjoint(self._statistics, float(self._told["tikhonov"])))
+            arrays = arrays.with_posterior(*linear.disjoint(self._statistics, float(self._hyperparameters["tikhonov"])))
         self._model = Scorer(arrays)
 
 
@@ -258,21 +259,33 @@ class Job(NamedTuple):
     contestant: Contestant
     num_actions: int
     mode: str
-    told: dict[str, Any]
+    settings: dict[str, Any]
     seed: int
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs it all."""
-    parser = argparse.ArgumentParser(prog="python -m bench.learning", description=(__doc__ or "").partition("\n\n")[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the comparison and writes its report; returns the exit code."""
+    return run_main("bench.learning", _run, argv)
+
+
+def _parser() -> FlagParser:
+    parser = FlagParser(prog="python -m bench.learning", documentation=__doc__)
     parser.add_argument("--ratings", default="sample", help="as the loop's --ratings (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds are reported (default: %(default)s)")
-    parser.add_argument("--peers-python", help="interpreter with requirements/bench.txt (default: ours alone)")
     parser.add_argument(
-        "--num-actions", type=int, nargs="+", choices=ALL, default=ALL, help="replace the runs of these alone"
+        "--seeds", type=int, default=5, help="number of reported seeds, at least 1 (default: %(default)s)"
     )
-    parser.add_argument("--only", nargs="+", default=[], help="contestants whose names contain one of these")
-    args = parser.parse_args(argv)
+    parser.add_argument("--peers-python", help="Python with requirements/bench.txt (default: run without the peers)")
+    parser.add_argument(
+        "--num-actions", type=int, nargs="+", choices=ALL, default=ALL, help="run only these sizes of the catalogue"
+    )
+    parser.add_argument("--only", nargs="+", default=[], help="run only policies whose names contain one of these")
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    if args.seeds < 1:
+        raise InputError(f"--seeds: at least 1, got {args.seeds}")
     begin = time.monotonic()
     os.environ |= dict.fromkeys(ONE_THREAD, "1")  # for the processes that are started from here
     contestants = [
@@ -281,6 +294,9 @@ def main(argv: list[str] | None = None) -> int:
         if (args.peers_python or not contestant.peer)
         and (not args.only or any(part in contestant.name for part in args.only))
     ]
+    if not contestants:
+        names = ", ".join(contestant.name for contestant in CONTESTANTS)
+        raise InputError(f"--only: a part of one of these names: {names}; got {', '.join(args.only)}")
     path = HERE / "learning.json"
     complete = bool(args.peers_python) and not args.only and set(args.num_actions) == set(ALL)
     report: dict[str, Any] = {"runs": []}
@@ -302,7 +318,6 @@ def main(argv: list[str] | None = None) -> int:
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
     _write_section(report)
-    return 0
 
 
 def _which(run: dict[str, Any]) -> tuple[int, str, str]:
@@ -321,17 +336,17 @@ def _compare(
         if num_actions in contestant.num_actions
     ]
     trials = [
-        Job(*entry, told, seed)
+        Job(*entry, settings, seed)
         for entry in entries
-        for told in entry[0].grid
+        for settings in entry[0].grid
         for seed in TUNING_SEEDS[: entry[0].tuning_seeds]
     ]
     print(f"Tuning: {len(trials)} jobs", flush=True)
     regrets: dict[str, dict[str, float]] = {}
     for job, outcome in zip(trials, _play(ratings, trials, peers_python), strict=True):
         by_settings = regrets.setdefault(repr(job[:3]), {})
-        by_settings[json.dumps(job.told)] = by_settings.get(json.dumps(job.told), 0.0) + outcome.regret
-    best = {entry: json.loads(min(found, key=lambda told: found[told])) for entry, found in regrets.items()}
+        by_settings[json.dumps(job.settings)] = by_settings.get(json.dumps(job.settings), 0.0) + outcome.regret
+    best = {entry: json.loads(min(found, key=found.__getitem__)) for entry, found in regrets.items()}
     finals = [Job(*entry, best[repr(entry)], seed) for entry in entries for seed in range(seeds)]
     print(f"Reported: {len(finals)} jobs", flush=True)
     outcomes = _play(ratings, finals, peers_python)
@@ -342,7 +357,7 @@ def _compare(
             "num_actions": num_actions,
             "mode": mode,
             "policy": contestant.name,
-            "settings": finals[place * seeds].told,
+            "settings": finals[place * seeds].settings,
             "regret": [round(outcome.regret) for outcome in own],
             "mean_reward": round(float(np.mean([outcome.reward for outcome in own])), 4),
             "share_of_oracle": np.mean([outcome.shares for outcome in own], axis=0).round(4).tolist(),
@@ -362,7 +377,7 @@ def _play(ratings: str, jobs: list[Job], peers_python: str | None) -> list[Outco
         for done, future in enumerate(as_completed(waiting), 1):
             job, (earned[waiting[future]], seconds) = jobs[waiting[future]], future.result()
             print(
-                f"  {done}/{len(mine)} K={job.num_actions} {job.mode} {job.told} seed {job.seed}:"
+                f"  {done}/{len(mine)} K={job.num_actions} {job.mode} {job.settings} seed {job.seed}:"
                 f" {earned[waiting[future]].mean():.3f} in {seconds:.1f} s",
                 flush=True,
             )
@@ -400,10 +415,10 @@ def _play_ours(ratings: str, job: Job) -> tuple[np.ndarray, float]:
     world = _world(ratings, job.num_actions, job.seed)
     begin = time.perf_counter()
     make: Callable[..., Learner] = Linear
-    told = job.told
-    if told["algorithm"] not in agents.LINEAR_ALGORITHMS:
-        make, told = Neural, told | {"online": job.mode == "online"}
-    learner = make(world, job.seed, _viewers(ratings, job.num_actions)[1], **told)
+    settings = job.settings
+    if settings["algorithm"] not in agents.LINEAR_ALGORITHMS:
+        make, settings = Neural, settings | {"online": job.mode == "online"}
+    learner = make(world, job.seed, _viewers(ratings, job.num_actions)[1], **settings)
     earned = play(world, learner, BATCHES[job.mode], job.mode == "windows", job.seed)
     return earned, time.perf_counter() - begin
 
@@ -419,10 +434,10 @@ def _play_peers(ratings: str, sizes: set[int], python: str, jobs: list[Job]) -> 
                 viewers.expected_reward_matrix,
             )
         np.savez(paths[0], **arrays)
-        told = [
+        listed = [
             {
                 "peer": job.contestant.peer,
-                "settings": job.told,
+                "settings": job.settings,
                 "num_actions": job.num_actions,
                 "batch": BATCHES[job.mode],
                 "uniform_first": job.mode == "windows",
@@ -432,7 +447,7 @@ def _play_peers(ratings: str, sizes: set[int], python: str, jobs: list[Job]) -> 
             }
             for job in jobs
         ]
-        Path(paths[1]).write_text(json.dumps(told))
+        Path(paths[1]).write_text(json.dumps(listed))
         subprocess.run([python, "-m", "bench.peers", *paths], check=True, cwd=HERE.parent)
         with np.load(paths[2]) as results:
             return [results[str(number)] for number in range(len(jobs))]
@@ -489,11 +504,11 @@ def _write_section(report: dict[str, Any]) -> None:
             axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(HERE / "learning.svg", metadata={"Date": None})
-    told = report["settings"]
+    ran_with = report["settings"]
     ran = f"all in one run of {report['minutes']:.0f} minutes" if report["one_run"] else "merged from several runs"
     section = (
-        f"{told['decisions']:,} interactions on `{told['ratings']}`, rank {told['rank']}, reward noise {told['reward_noise']}, mean and "
-        f"standard deviation over {told['seeds']} seeds, each policy tuned on as many decisions of other seeds; {ran}. Online, policies learn after every 50 decisions; in windows,"
+        f"{ran_with['decisions']:,} interactions on `{ran_with['ratings']}`, rank {ran_with['rank']}, reward noise {ran_with['reward_noise']}, mean and "
+        f"standard deviation over {ran_with['seeds']} seeds, each policy tuned on as many decisions of other seeds; {ran}. Online, policies learn after every 50 decisions; in windows,"
         " after every 2,000, the first uniform and not counted in regret and reward. \"first\" and \"last\" are shares of the oracle's reward in the"
         " first 2,000 decisions (in windows: the first that were served) and in the last.\n\n![Share of the oracle's reward](learning.svg)\n\n"
         "| actions | mode | policy | regret | mean reward | first | last | settings |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n"

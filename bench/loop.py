@@ -24,13 +24,13 @@ MOVIELENS_100K = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-1
 SEEDS = 5
 
 
-class PaidBySomebodyElse(Linear):
+class PaidForAnotherUser(Linear):
     """Learns each decision from what a random other user would have given the movie."""
 
     def __init__(self, world: World, settings: LoopSettings) -> None:
         no_features = np.ones((world.expected.shape[1], 1))
-        told = {"alpha": settings.alpha, "epsilon": settings.epsilon, "tikhonov": settings.tikhonov}
-        super().__init__(world, settings.seed, no_features, settings.algorithm, **told)
+        hyperparameters = {"alpha": settings.alpha, "epsilon": settings.epsilon, "tikhonov": settings.tikhonov}
+        super().__init__(world, settings.seed, no_features, settings.algorithm, **hyperparameters)
         self._world, self._others = world, np.random.default_rng([settings.seed, 3])
 
     def learn(
@@ -84,5 +84,5 @@ def _reference(settings: LoopSettings) -> float:
     world = sample(
         viewers.observations, viewers.expected_reward_matrix, settings.reward_noise, each * (1 + windows), settings.seed
     )
-    earned = play(world, PaidBySomebodyElse(world, settings), each, uniform_first=True, seed=settings.seed)
+    earned = play(world, PaidForAnotherUser(world, settings), each, uniform_first=True, seed=settings.seed)
     return float(earned[-each:].sum() / world.expected[-each:].max(axis=1).sum())

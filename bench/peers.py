@@ -112,4 +112,8 @@ def main(viewers_path: str, jobs_path: str, results_path: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:  # contracts.command_line needs packages that this environment has not
+        sys.exit(
+            "bench.peers: error: wanted viewers.npz jobs.json results.npz, got " + (" ".join(sys.argv[1:]) or "nothing")
+        )
     main(*sys.argv[1:])

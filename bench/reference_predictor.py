@@ -1,17 +1,20 @@
-"""The reference way to serve a bandit policy, for bench.predictor to measure.
+"""The servers that bench.predictor compares ours with.
 
-    python -m bench.reference_predictor save FOLDER        trains nothing: LinUCB as TF-Agents makes and saves it
-    python -m bench.reference_predictor serve FOLDER PORT TOPIC
-    python -m bench.reference_predictor empty PORT         our server with a handler that does nothing
+    python -m bench.reference_predictor save FOLDER                 save an untrained LinUCB policy of TF-Agents
+    python -m bench.reference_predictor serve FOLDER PORT TOPIC     serve it as the tutorials do
+    python -m bench.reference_predictor empty PORT                  our server, with a handler that does nothing
 
-The way of the tutorials: the SavedModel's `action` is called for each instance, with Python lists, and each request
-makes a Pub/Sub client, publishes and waits for the result.
+As in the tutorials, `serve` calls the SavedModel's `action` for each instance, with Python lists. Each request creates
+a Pub/Sub client, publishes, and waits for the result.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from contracts.command_line import FlagParser, run_main
 
 NUM_ACTIONS, OBSERVATION_DIM = 100, 20
 
@@ -90,11 +93,27 @@ def empty(port: int) -> None:
     http_server(guarded, metrics, connections.limit(10.0, 2048)).run(sockets=[listen("127.0.0.1", port)])
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one of the commands; returns the exit code."""
+    return run_main("bench.reference_predictor", _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = FlagParser(prog="python -m bench.reference_predictor", documentation=__doc__)
+    commands = parser.add_subparsers(required=True, dest="command", metavar="command")
+    folder = {"type": Path, "help": "of the SavedModel"}
+    port = {"type": int, "help": "to listen on"}
+    for name, text, wanted in (
+        ("save", "save a LinUCB policy of TF-Agents", {"folder": folder}),
+        ("serve", "serve it in the reference way", {"folder": folder, "port": port, "topic": {"help": "of Pub/Sub"}}),
+        ("empty", "serve a handler that does nothing", {"port": port}),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        for argument, settings in wanted.items():
+            command.add_argument(argument, **settings)
+    given = vars(parser.parse_args(argv))
+    {"save": save, "serve": serve, "empty": empty}[given.pop("command")](**given)
+
+
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["save", folder]:
-            save(Path(folder))
-        case ["serve", folder, port, topic]:
-            serve(Path(folder), int(port), topic)
-        case ["empty", port]:
-            empty(int(port))
+    sys.exit(main())

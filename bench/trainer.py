@@ -68,12 +68,12 @@ def trainer_1682_actions() -> dict[str, Any]:
 def trainer_neural() -> Result:
     """neural_epsilon_greedy, 20 actions: passes over a window from TFRecords, the held-out loss after each included."""
     batch = _trajectories(50_000, 20)
-    told = agents.complete("neural_epsilon_greedy", {"epochs": 2, "patience": 2})
+    hyperparameters = agents.complete("neural_epsilon_greedy", {"epochs": 2, "patience": 2})
     with tempfile.TemporaryDirectory() as folder:
         window = _write(Path(folder), batch)
 
         def network() -> neural.Network:
-            return neural.build("neural_epsilon_greedy", DIM, 20, told, Exploration())
+            return neural.build("neural_epsilon_greedy", DIM, 20, hyperparameters, Exploration())
 
         def reference() -> float:
             return _eager_rate(network().agent, batch, 400)
@@ -81,7 +81,9 @@ def trainer_neural() -> Result:
         def ours() -> float:
             mine = network()
             losses: list[float] = []
-            took = seconds(lambda: losses.extend(neural.fit(mine, lambda: dataset.read(window, "train", 20), told)))
+            took = seconds(
+                lambda: losses.extend(neural.fit(mine, lambda: dataset.read(window, "train", 20), hyperparameters))
+            )
             return 50_000 * (len(losses) - 1) / took
 
         ours()  # TensorFlow's own first-time work

@@ -3,7 +3,7 @@
 The three tables of the warehouse, their partition column and what makes a row unique when it is read.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -51,11 +51,6 @@ def columns(record: type[msgspec.Struct]) -> list[Column]:
     info = msgspec.inspect.type_info(record)
     assert isinstance(info, msgspec.inspect.StructType)
     return [_column(field.encode_name, field.type) for field in info.fields]
-
-
-def bigquery_schema(record: type[msgspec.Struct]) -> dict[str, Any]:
-    """The schema as BigQuery's REST API and Beam's WriteToBigQuery take it: `{"fields": [...]}`."""
-    return {"fields": [column._asdict() for column in columns(record)]}
 
 
 def _column(name: str, field_type: msgspec.inspect.Type) -> Column:

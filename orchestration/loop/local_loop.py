@@ -82,13 +82,6 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
     return folder.report_html
 
 
-def write_report(root: Path) -> Path:
-    """Makes the report of the run in `root` from its data, and returns the page's path. Raises InputError."""
-    folder = RunFolder(root)
-    report_page.write(folder, load_movielens(folder.settings()))
-    return folder.report_html
-
-
 class LocalLoop:
     """One run of the loop in `folder`."""
 

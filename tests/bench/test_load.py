@@ -105,7 +105,7 @@ def test_what_was_missed_is_caught_up_at_twice_the_rate(schedule):
     assert sent == [number / 2000 for number in range(201)]  # and when each was to be sent is known
 
 
-def test_what_fails_is_told(server):
+def test_failures_are_reported(server):
     server.failing = 5
     report = load.as_fast_as_answered(server.server_port, REQUESTS, 2, count=20)
     assert len(report.failures) == 4

@@ -33,10 +33,10 @@ from contracts.event_segments import segment_name
 from contracts.records import DeadLetter
 from contracts.schemas import DEAD_LETTERS, DECISIONS
 from contracts.windows import decode_manifest
-from orchestration.emulators import servers
-from orchestration.emulators.redirect import redirect
+from orchestration.emulators.redirect import BigQueryEndpoint
 from tests import simulated
 from tests.simulated import START
+from tests.storage import beam_storage_at, storage_emulator
 
 PROJECT = "local-test"
 _numbers = itertools.count()
@@ -77,8 +77,8 @@ def dataflow(tmp_path_factory: pytest.TempPathFactory, emulators_environment: Pa
     folder = tmp_path_factory.mktemp("storage")
     (folder / "data" / "bucket").mkdir(parents=True)
     with (
-        servers.storage_emulator(folder / "logs", folder / "data", emulators_environment) as url,
-        redirect(storage=url),
+        storage_emulator(folder / "logs", folder / "data", emulators_environment) as url,
+        beam_storage_at(url),
     ):
         # By name: Beam takes an endpoint at an address for Google's own.
         yield Dataflow(f"http://localhost:{server.server_port}", folder / "data" / "bucket", posted)
@@ -142,7 +142,7 @@ def test_generate_movielens(dataflow: Dataflow) -> None:
     assert "SimulateUniformPolicy/GenerateShard" in steps(staged)
 
 
-def test_export_trajectories(dataflow: Dataflow, bigquery_endpoint: servers.BigQueryEndpoint) -> None:
+def test_export_trajectories(dataflow: Dataflow, bigquery_endpoint: BigQueryEndpoint) -> None:
     client = bigquery.client(PROJECT)
     client.create_dataset("to_export", exists_ok=True)
     client.close()
@@ -158,9 +158,7 @@ def test_export_trajectories(dataflow: Dataflow, bigquery_endpoint: servers.BigQ
 
 
 @pytest.mark.parametrize("mode", ["exactly_once", "at_least_once"])
-def test_ingest_events(
-    dataflow: Dataflow, pubsub_host: str, bigquery_endpoint: servers.BigQueryEndpoint, mode: str
-) -> None:
+def test_ingest_events(dataflow: Dataflow, pubsub_host: str, bigquery_endpoint: BigQueryEndpoint, mode: str) -> None:
     from google.cloud import pubsub_v1
 
     topic, subscription = f"projects/{PROJECT}/topics/{mode}", f"projects/{PROJECT}/subscriptions/{mode}"
@@ -244,7 +242,7 @@ def test_a_template_is_made_before_anything_runs(
 
 def test_the_three_jobs_on_a_bucket(
     dataflow: Dataflow,
-    bigquery_endpoint: servers.BigQueryEndpoint,
+    bigquery_endpoint: BigQueryEndpoint,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

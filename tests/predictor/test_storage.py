@@ -5,17 +5,17 @@ from google.cloud import storage as cloud
 
 from contracts import policies
 from contracts.errors import InputError
-from orchestration.emulators import servers
 from predictor import policy, storage
 from predictor.follower import PolicyFollower
 from tests.linear_policies import point_at, write_policy
 from tests.servers import predictor
+from tests.storage import storage_emulator
 
 
 @pytest.fixture
 def bucket(emulators_environment, tmp_path, monkeypatch):
     """A bucket of the Cloud Storage emulator."""
-    with servers.storage_emulator(tmp_path, tmp_path / "buckets", emulators_environment) as url:
+    with storage_emulator(tmp_path, tmp_path / "buckets", emulators_environment) as url:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
         monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test-project")
         with contextlib.closing(cloud.Client()) as client:
@@ -143,7 +143,7 @@ def test_a_store_starts_with_the_version_before_when_the_champion_is_not_there(s
 
 def test_a_server_follows_a_store_and_goes_on_when_storage_is_away(emulators_environment, tmp_path, monkeypatch):
     with contextlib.ExitStack() as running:
-        url = running.enter_context(servers.storage_emulator(tmp_path, tmp_path / "buckets", emulators_environment))
+        url = running.enter_context(storage_emulator(tmp_path, tmp_path / "buckets", emulators_environment))
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
         monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test-project")
         client = running.enter_context(contextlib.closing(cloud.Client()))

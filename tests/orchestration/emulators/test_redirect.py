@@ -12,22 +12,14 @@ ENDPOINT = BigQueryEndpoint("http://127.0.0.1:1", "127.0.0.1:2")
 
 def test_variables_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "before")
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
-    with pytest.raises(ZeroDivisionError), redirect(pubsub="127.0.0.1:1", storage="http://127.0.0.1:2"):
+    with pytest.raises(ZeroDivisionError), redirect(pubsub="127.0.0.1:1"):
         assert os.environ["PUBSUB_EMULATOR_HOST"] == "127.0.0.1:1"
-        assert os.environ["STORAGE_EMULATOR_HOST"] == "http://127.0.0.1:2"
         raise ZeroDivisionError
     assert os.environ["PUBSUB_EMULATOR_HOST"] == "before"
-    assert "STORAGE_EMULATOR_HOST" not in os.environ
-
-
-def test_beam_uses_emulated_storage_without_credentials() -> None:
-    from apache_beam.internal.gcp.auth import _Credentials
-
-    before = _Credentials._credentials_init, _Credentials._credentials
-    with redirect(storage="http://127.0.0.1:2"):
-        assert (_Credentials._credentials_init, _Credentials._credentials) == (True, None)
-    assert (_Credentials._credentials_init, _Credentials._credentials) == before
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST")
+    with redirect(pubsub="127.0.0.1:1"):
+        pass
+    assert "PUBSUB_EMULATOR_HOST" not in os.environ
 
 
 def test_bigquery_clients_go_to_the_emulator_and_back() -> None:

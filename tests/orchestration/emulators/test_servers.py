@@ -1,10 +1,8 @@
 """Installing and starting emulators: what is missing, what does not start, and what runs already."""
 
-import json
 import sys
 import threading
 from pathlib import Path
-from urllib.request import urlopen
 
 import msgspec
 import pytest
@@ -98,12 +96,3 @@ def test_a_root_that_cannot_be_created_is_wrong_input(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--root: .*/file/root cannot be created: Not a directory"):
         servers.up(tmp_path / "file" / "root", DecisionShape(), threading.Event())
-
-
-def test_the_folders_below_the_given_one_are_buckets(emulators_environment: Path, tmp_path: Path) -> None:
-    (tmp_path / "buckets" / "mine").mkdir(parents=True)
-    with (
-        servers.storage_emulator(tmp_path / "logs", tmp_path / "buckets", emulators_environment) as url,
-        urlopen(f"{url}/storage/v1/b?project=p", timeout=10) as answer,
-    ):
-        assert [bucket["name"] for bucket in json.load(answer)["items"]] == ["mine"]
