@@ -28,27 +28,31 @@ class TrajectoryBatch(NamedTuple):
 
 
 def encode(batch: TrajectoryBatch) -> Iterator[bytes]:
-    """Serialized Examples, the same bytes for the same values in every process.
+    """Serialized Examples in the order of the rows, as protobuf's deterministic mode writes them.
 
-    tfx_bsl's encoder is many times as fast, but writes a record's features in an order that differs from run to run.
+    Records whose actions take the same number of bytes differ in the bytes of their values alone. The values are filled
+    into copies of one template, all records at once: several times as fast as building one Example after the other.
+    tfx_bsl's encoder is fast too, but writes a record's features in an order that differs between processes.
     """
-    rows = zip(
-        batch.observation.tolist(),
-        batch.action.tolist(),
-        batch.reward.tolist(),
-        batch.propensity.tolist(),
-        batch.defaulted.tolist(),
-        strict=True,
-    )
-    for observation, action, reward, propensity, defaulted in rows:
-        example = tf.train.Example()
-        feature = example.features.feature
-        feature["observation"].float_list.value.extend(observation)
-        feature["action"].int64_list.value.append(action)
-        feature["reward"].float_list.value.append(reward)
-        feature["propensity"].float_list.value.append(propensity)
-        feature["defaulted"].int64_list.value.append(int(defaulted))
-        yield example.SerializeToString(deterministic=True)
+    action, action_bytes = _varints(batch.action)
+    records: list[bytes] = [b""] * len(batch.action)
+    for size in np.unique(action_bytes).tolist():
+        rows = np.flatnonzero(action_bytes == size)
+        layout = _layout(batch.observation.shape[1], size)
+        block = np.tile(layout.template, (len(rows), 1))
+        values = {
+            "action": action[rows, :size],
+            "defaulted": batch.defaulted[rows, np.newaxis].astype(np.uint8),
+            "observation": _float_bytes(batch.observation[rows]),
+            "propensity": _float_bytes(batch.propensity[rows]),
+            "reward": _float_bytes(batch.reward[rows]),
+        }
+        for name, value in values.items():
+            block[:, layout.places[name]] = value
+        whole, length = block.tobytes(), block.shape[1]
+        for index, row in enumerate(rows.tolist()):
+            records[row] = whole[index * length : (index + 1) * length]
+    return iter(records)
 
 
 def parse(serialized: tf.Tensor, observation_dim: int) -> dict[str, tf.Tensor]:
@@ -118,7 +122,7 @@ def decode_rows(rows: np.ndarray, observation_dim: int) -> TrajectoryBatch:
 
 
 class _Layout(NamedTuple):
-    """Where the values are in a record that `encode` wrote, and what is in all the other places."""
+    """The places of the values in a record that `encode` writes, and the bytes at all other places."""
 
     template: np.ndarray  # [L] uint8
     fixed: list[slice]
@@ -130,15 +134,15 @@ def _layout(observation_dim: int, action_bytes: int) -> _Layout:
     # Two records that differ in every byte of every value, and nowhere else, show where the values are.
     records = []
     for byte in (0x11, 0x22):
-        number = np.frombuffer(bytes([byte] * 4), np.float32)
-        batch = TrajectoryBatch(
-            observation=np.repeat(number, observation_dim)[np.newaxis],
-            action=np.array([sum(byte << (7 * index) for index in range(action_bytes))]),
-            reward=number,
-            propensity=number,
-            defaulted=np.array([byte == 0x22]),
-        )
-        records.append(np.frombuffer(next(encode(batch)), np.uint8))
+        number = float(np.frombuffer(bytes([byte] * 4), np.float32)[0])
+        example = tf.train.Example()
+        feature = example.features.feature
+        feature["observation"].float_list.value.extend([number] * observation_dim)
+        feature["action"].int64_list.value.append(sum(byte << (7 * index) for index in range(action_bytes)))
+        feature["reward"].float_list.value.append(number)
+        feature["propensity"].float_list.value.append(number)
+        feature["defaulted"].int64_list.value.append(int(byte == 0x22))
+        records.append(np.frombuffer(example.SerializeToString(deterministic=True), np.uint8))
     differs = np.flatnonzero(records[0] != records[1])
     sizes = {"action": action_bytes, "defaulted": 1, "observation": 4 * observation_dim, "propensity": 4, "reward": 4}
     places, fixed, first, end = {}, [], 0, 0
@@ -153,3 +157,16 @@ def _layout(observation_dim: int, action_bytes: int) -> _Layout:
 
 def _float32(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values).view("<f4")
+
+
+def _varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Base-128 varints of int32 values from 0: their bytes [N, 5], and how many each has [N]."""
+    wide = values.astype(np.int64)[:, np.newaxis] >> (7 * np.arange(5))
+    sizes = np.maximum((wide > 0).sum(axis=1), 1)
+    more = np.arange(5) < sizes[:, np.newaxis] - 1
+    return ((wide & 0x7F) | np.where(more, 0x80, 0)).astype(np.uint8), sizes
+
+
+def _float_bytes(values: np.ndarray) -> np.ndarray:
+    """[N] or [N, D] float32 -> their bytes, [N, 4] or [N, 4 D]."""
+    return np.ascontiguousarray(values.astype("<f4", copy=False)).view(np.uint8).reshape(len(values), -1)

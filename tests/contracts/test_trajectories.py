@@ -33,6 +33,22 @@ def test_decode_is_the_inverse_of_encode():
     assert_equal(decode(list(encode(written)), 3), written)
 
 
+def test_records_are_what_protobuf_writes():
+    """Whatever the size of an action's varint, in the order of the rows."""
+    actions = np.array([0, 1, 127, 128, 16_383, 16_384, 2**21 - 1, 2**21, 2**28 - 1, 2**28, 2**31 - 1] * 3, np.int32)
+    written = batch(count=len(actions), observation_dim=7)._replace(action=actions)
+    for record, *row in zip(encode(written), *written, strict=True):
+        observation, action, reward, propensity, defaulted = row
+        assert record == example(
+            observation=(FLOATS, observation.tolist()),
+            action=(INTS, [int(action)]),
+            reward=(FLOATS, [float(reward)]),
+            propensity=(FLOATS, [float(propensity)]),
+            defaulted=(INTS, [int(defaulted)]),
+        )
+    assert list(encode(batch(count=0))) == []
+
+
 @pytest.mark.parametrize("observation_dim", [1, 20, 300])
 @pytest.mark.parametrize(("low", "high"), [(0, 128), (128, 2**14), (2**14, 2**21), (2**28, 2**31 - 1)])
 def test_records_of_one_length_are_decoded_as_parsing_does(monkeypatch, observation_dim, low, high):
