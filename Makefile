@@ -14,10 +14,11 @@ ONLY ?=
 PYTEST_ARGS ?=
 PEERS := .peers
 LEARNING_ARGS ?=
+SABOTAGE_ARGS ?=
 # The environment is read afresh, as the reference is made from code that Sphinx does not watch.
 BUILD_DOCS := $(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet -c docs . site
 
-.PHONY: help install loop test check docs format lock bench bench-learning clean
+.PHONY: help install loop test check docs format lock bench bench-learning sabotage clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -68,6 +69,9 @@ $(PEERS)/.installed: requirements/bench.txt $(INSTALLED)
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	VIRTUAL_ENV=$(CURDIR)/$(PEERS) $(BIN)/uv pip sync --quiet --require-hashes requirements/bench.txt
 	@touch $@
+
+sabotage: $(INSTALLED) ## Make the log wrong in every way that is known, and see the guard notice (SABOTAGE_ARGS="--seeds 3 …")
+	$(BIN)/python -m bench.sabotage $(SABOTAGE_ARGS)
 
 bench-learning: $(PEERS)/.installed ## Learn beside mabwiser and VowpalWabbit (LEARNING_ARGS="--ratings FOLDER --seeds 2 …")
 	$(BIN)/python -m bench.learning --peers-python $(PEERS)/bin/python $(LEARNING_ARGS)

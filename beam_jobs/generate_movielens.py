@@ -100,7 +100,7 @@ def simulate_shard(viewers: MovieLens, settings: GeneratorSettings, shard: int) 
     action = viewers.on_offer[rng.integers(len(viewers.on_offer), size=count)]
     delay = rng.uniform(0, settings.reward_delay_seconds * 1e6, count).astype(np.int64)
     return SimulatedDecisions(
-        decision_id=_uuid7(decided_at, rng),
+        decision_id=uuid7(decided_at, rng),
         decided_at=decided_at,
         user=user,
         action=action,
@@ -110,7 +110,7 @@ def simulate_shard(viewers: MovieLens, settings: GeneratorSettings, shard: int) 
     )
 
 
-def _uuid7(moments: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def uuid7(moments: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """UUIDs of version 7 (RFC 9562): 48 bits of milliseconds, then random ones. [N] microseconds -> [N] 36 bytes."""
     octets = np.frombuffer(rng.bytes(16 * len(moments)), np.uint8).reshape(-1, 16).copy()
     octets[:, :6] = (moments // 1000).astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:]

@@ -1,6 +1,7 @@
 """What every command line shares: the flag parser, flags derived from structs, the reading of times, and exit codes.
 
-Exit codes: 0 done, 1 a bug (with its traceback), 2 wrong input, 3 a failed operation, 130 interrupted.
+Exit codes: 0 done, 1 a bug (with its traceback), 2 wrong input, 3 a failed operation, 4 done but the records do not add
+up, 5 held by the guard, 130 interrupted.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import msgspec
 
 from contracts.errors import InputError, OperationError
 
+UNACCOUNTED = 4
+HELD = 5
 INTERRUPTED = 130
 _METAVARS = {"seconds": "SECONDS", "ratings": "SOURCE", "out": "FOLDER", "str": "NAME", "int": "N", "float": "X"}
 

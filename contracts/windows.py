@@ -142,6 +142,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     counts: WindowCounts
     policy_versions: dict[str, Count]
 
+    @property
+    def settings(self) -> WindowSettings:
+        """The settings that the window was exported with."""
+        recorded = {name: getattr(self, name) for name in WindowSettings.__struct_fields__}
+        return WindowSettings(**{name: value for name, value in recorded.items() if value is not None})
+
     def records(self, *splits: Split) -> int:
         """Number of records in the given splits."""
         return sum(file.records for file in self.files if file.split in splits)

@@ -35,6 +35,7 @@ MENU = {
         "docs/running",
         "docs/other-data",
         "docs/serving",
+        "docs/guard",
         "docs/emulators",
         "docs/pipelines",
         "infra/README",

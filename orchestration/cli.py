@@ -5,6 +5,8 @@ report     write the report of a run again, from its data
 status     what a policy store serves, and what it served before
 rollback   make the champion before this one serve again
 promote    make a policy the champion by hand
+audit      check a log against itself and against its policies, without any other truth
+guard      show whether the loop is held, or release it
 
 Pipelines, on this machine or on Vertex AI:
 
@@ -34,9 +36,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from contracts.command_line import INTERRUPTED, FlagParser, add_flags, run_main
+from contracts.command_line import HELD, INTERRUPTED, UNACCOUNTED, FlagParser, add_flags, run_main
 from contracts.errors import InputError
 from orchestration import policy_store
+from orchestration.audit import commands as audit_commands
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings, loop_settings
 from orchestration.pipelines import commands
@@ -123,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_store_or_config(promote)
     promote.add_argument("--reason", required=True, help="why, for the history")
     promote.set_defaults(command=_promote)
+    audit_commands.add_commands(subparsers)
     commands.add_commands(subparsers)
     return parser
 
@@ -203,7 +207,30 @@ def _loop(arguments: argparse.Namespace) -> int:
     largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"Done in {seconds:.0f} s; largest process {largest * unit / 2**20:.0f} MB")
     print(f"Report: {page} and {page.with_suffix('.json')}")
-    return 0
+    return _unaccounted(folder) or _held(folder)
+
+
+def _unaccounted(folder: RunFolder) -> int:
+    """Prints what was lost, doubled, misattributed or late, and returns the exit code."""
+    from orchestration.loop import accounting, report
+
+    totals = msgspec.json.decode(folder.report_json.read_bytes(), type=report.Report).totals
+    found = accounting.problems(totals)
+    for problem in found:
+        print(f"✗ {problem}")
+    return UNACCOUNTED if found else 0
+
+
+def _held(folder: RunFolder) -> int:
+    """Prints that the guard holds the run, if it does, and returns the exit code."""
+    from orchestration.audit import guard
+
+    found = guard.state(folder.root)
+    if found is None or not found.held:
+        return 0
+    print(f"HELD by the guard since {found.changed_at:%Y-%m-%d %H:%M:%S}: {found.reason}")
+    print(f"To go on: python -m {PROGRAM} audit --root {folder.root}, then guard release, then loop --resume")
+    return HELD
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Where the embedded backend keeps its files: all below one folder, the root.
 
-events/, warehouse/, windows/, policies/, catalogue.json, and runs/ (what each run of a pipeline did)
+events/, warehouse/, windows/, policies/, catalogue.json, audit/ (what the audit of each window found), and runs/ (what
+each run of a pipeline did)
 
 Files are replaced whole, or grow by whole lines, so that a process that is killed leaves nothing half-written.
 """
@@ -20,6 +21,7 @@ class Places:
         self.policies = root / "policies"
         self.runs = root / "runs"
         self.catalogue = root / "catalogue.json"
+        self.audit = root / "audit"
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -50,6 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Only windows that end by `until`, and only those whose start is in `only`; None: all windows.
     until: datetime | None = None
     only: list[datetime] | None = None
+    # Never the windows with these starts: the guard refused them.
+    refused: list[datetime] = []
     # The pipeline options of Beam, which then sums the statistics of linear policies; None: this process sums them.
     beam_options: list[str] | None = None
 
@@ -239,6 +241,7 @@ def selected(settings: Settings) -> list[ReadyWindow]:
         ready = [window for window in ready if window.start in settings.only]
     if settings.until is not None:
         ready = [window for window in ready if window.manifest.window.end <= settings.until]
+    ready = [window for window in ready if window.start not in settings.refused]
     if not ready:
         raise InputError(f"windows: no ready window (a folder window=<start> with a manifest) in {settings.windows}")
     return ready

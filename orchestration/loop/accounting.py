@@ -22,6 +22,7 @@ from contracts.event_segments import sealed_segments
 from contracts.policies import PolicyCard
 from contracts.records import Decision, event_decoder, utc_microseconds
 from contracts.windows import Split, TrainingWindow
+from orchestration.audit import guard
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings
 from orchestration.loop.truth import (
@@ -58,7 +59,9 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     rewards_stored: int
     interactions_exported: int
     interactions_trained: int
-    interactions_held_back: int  # for the gate, and of windows whose policy was refused; the next update trains on them
+    # For the gate, and of windows whose policy was refused: the next update trains on them. Of windows that the guard refused:
+    # no update does.
+    interactions_held_back: int
     lost: int
     lost_decisions: int  # answered, but not in the tables
     lost_rewards: int  # accepted, but not in the tables
@@ -71,6 +74,21 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: int
     faults_injected: dict[str, int]
     faults_found: dict[str, int]
+
+
+def problems(totals: Totals) -> list[str]:
+    """What does not add up, in words; empty when everything does."""
+    late = totals.faults_found["late_rewards"] - totals.faults_injected["late_rewards"]
+    counted = {
+        "decisions were answered, but are not in the tables": totals.lost_decisions,
+        "rewards were accepted, but are not in the tables": totals.lost_rewards,
+        "interactions are in the tables, but not in the training windows": totals.lost_between_tables_and_windows,
+        "records of the windows were never trained on": totals.lost_between_windows_and_training,
+        "interactions were counted more than once": totals.duplicated,
+        "rewards were paid to another decision": totals.misattributed_rewards,
+        "rewards were late that viewers sent in time": late,
+    }
+    return [f"{count} {fact}" for fact, count in counted.items() if count > 0]
 
 
 class Happened(NamedTuple):
@@ -249,6 +267,7 @@ def _hold_against_windows(
     takes_default = settings.missing_reward == "default"
     lineage = Counter((part.window.start, part.split) for part in card.trained_on)
     newest = max(part.window.start for part in card.trained_on)
+    refused = set(guard.refused_windows(folder))
     windows = dataset.ready_windows(folder.windows)
     if gone := {start for start, _ in lineage} - {window.start for window in windows}:
         raise InputError(
@@ -267,7 +286,8 @@ def _hold_against_windows(
             trained.update({record: times * count for record, count in records.items()})
             if not times:
                 # Each update trains on all that is older than its newest window, which it judges itself by.
-                if window.start < newest or (window.start == newest and split == "train"):
+                seen = window.start < newest or (window.start == newest and split == "train")
+                if seen and window.start not in refused:
                     passed_over += records.total()
                 else:
                     held_back += records.total()

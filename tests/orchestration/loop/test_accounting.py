@@ -45,6 +45,7 @@ def test_an_honest_run_adds_up(tmp_path: Path, movielens: MovieLens) -> None:
     assert found.decisions_served == found.decisions_stored == found.rewards_sent == found.rewards_stored == DECISIONS
     assert found.interactions_exported == found.interactions_trained + found.interactions_held_back == DECISIONS
     assert (found.lost, found.duplicated, found.misattributed_rewards, found.dead_letters) == (0, 0, 0, 0)
+    assert accounting.problems(found) == []
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,9 @@ def test_tampering_shows_in_its_figure(
         field, _, key = name.partition(".")
         figure = getattr(found, field)
         assert (figure[key] if key else figure) == value, name
+    said = accounting.problems(found)
+    assert bool(said) == bool(figures["lost"])
+    assert all(line.split()[0].isdecimal() for line in said)
 
 
 def test_training_that_leaves_out_or_repeats_a_part(tmp_path: Path, movielens: MovieLens) -> None:

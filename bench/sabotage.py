@@ -1,0 +1,162 @@
+"""`make sabotage`: whether the guard notices a log that is wrong, and leaves one alone that is right.
+
+    python -m bench.sabotage [--ratings SOURCE] [--seeds 20] [--num-actions 100] [--only NAME …]
+
+Each sabotage changes what the product reads, from one window on, in a closed loop in simulated time (`bench.simulated_loop`).
+Reported are the bad windows until the loop is held, and what is served in the end, as a share of what was served before.
+The clean loops must never be held. Writes `bench/sabotage.json` and the table in `docs/guard.md`.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from contracts.command_line import FlagParser, run_main
+
+PROGRAM = "bench.sabotage"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).with_name("sabotage.json")
+PAGE = ROOT / "docs" / "guard.md"
+BEGIN, END = "<!-- sabotage: begin -->", "<!-- sabotage: end -->"
+CLEAN_WINDOWS = 7  # before the sabotage
+BAD_WINDOWS = 6
+WINDOWS_AFTER = 2  # of bad rows, once it is held: what is served then is measured
+ALLOWED = {"minus 5% per window": 5}  # bad windows until it must be held; 2 for all others
+CLEAN: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "clean, tastes drift by 0.05 per window (half-life 2)": {"drift": 0.05, "half_life": 2.0},
+}
+CLEAN_LENGTH = 10
+
+
+class Outcome(NamedTuple):
+    """One run."""
+
+    name: str
+    seed: int
+    held_after: int | None  # bad windows until it was held, 1 for the first; None: never
+    false_alarm: bool  # held before anything was wrong
+    kept: float  # share of the oracle served at the end, over that before the sabotage
+
+
+def run_one(name: str, seed: int, num_actions: int, ratings: str) -> Outcome:
+    """One sabotaged loop, or one clean one."""
+    from beam_jobs.movielens import MovieLens
+    from beam_jobs.ratings import load_ratings
+    from bench.simulated_loop import Sabotages, SimulatedLoop
+    from orchestration import policy_store
+
+    viewers = MovieLens.build(load_ratings(ratings), num_actions=num_actions, rank=20, reward_noise=0.5, seed=seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        loop = SimulatedLoop(Path(scratch), viewers, seed=seed, **CLEAN.get(name, {}))
+        served = []
+        clean = CLEAN_LENGTH if name in CLEAN else CLEAN_WINDOWS
+        for _ in range(clean):
+            served.append(loop.window())
+        if name not in CLEAN:
+            while len(served) < CLEAN_WINDOWS + BAD_WINDOWS and sum(one.held for one in served) <= WINDOWS_AFTER:
+                versions = policy_store.versions(loop.places.policies)
+                served.append(loop.window(Sabotages(CLEAN_WINDOWS, versions, num_actions).by_name[name]))
+        held = next((one.number for one in served if one.held), None)
+        before = np.mean([one.share_of_oracle for one in served[clean - 3 : clean]])
+        return Outcome(
+            name=name,
+            seed=seed,
+            held_after=None if held is None or held < clean else held - clean + 1,
+            false_alarm=held is not None and held < clean,
+            kept=float(served[-1].share_of_oracle / before),
+        )
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """A row per sabotage."""
+    rows = []
+    for name in dict.fromkeys(one.name for one in outcomes):
+        own = [one for one in outcomes if one.name == name]
+        allowed = ALLOWED.get(name, 2)
+        in_time = [one for one in own if one.held_after is not None and one.held_after <= allowed]
+        windows = CLEAN_LENGTH if name in CLEAN else CLEAN_WINDOWS
+        rows.append(
+            {
+                "sabotage": name,
+                "seeds": len(own),
+                "held in time": None if name in CLEAN else len(in_time),
+                "bad windows allowed": None if name in CLEAN else allowed,
+                "bad windows at most": None
+                if name in CLEAN
+                else max((one.held_after or BAD_WINDOWS + 1) for one in own),
+                "served in the end, at least": round(min(one.kept for one in own), 4),
+                "false alarms": sum(one.false_alarm for one in own),
+                "clean windows": windows * len(own),
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| what is wrong | held in time | bad windows until held, at most (allowed) | served in the end, at least |"
+        " false alarms in clean windows |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        clean = row["held in time"] is None
+        lines.append(
+            f"| {row['sabotage']} | {'' if clean else str(row['held in time']) + ' of ' + str(row['seeds'])} |"
+            f" {'' if clean else str(row['bad windows at most']) + ' (' + str(row['bad windows allowed']) + ')'} |"
+            f" {row['served in the end, at least']:.1%} | {row['false alarms']} of {row['clean windows']} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs every loop and writes the results."""
+    return run_main(PROGRAM, _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from bench.simulated_loop import Sabotages
+
+    names = [*Sabotages(0, [], 1).by_name, *CLEAN]
+    parser = FlagParser(prog=f"python -m {PROGRAM}", documentation=__doc__)
+    parser.add_argument("--ratings", default="sample", help="as the loop takes them (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=20, help="runs of each (default: %(default)s)")
+    parser.add_argument("--num-actions", type=int, default=100, help="number of arms (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="only these; writes nothing")
+    given = parser.parse_args(argv)
+    tasks = [(name, seed) for name in given.only or names for seed in range(given.seeds)]
+    outcomes: list[Outcome] = []
+    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
+        runs = [pool.submit(run_one, name, seed, given.num_actions, given.ratings) for name, seed in tasks]
+        for run in runs:
+            outcomes.append(run.result())
+            print(outcomes[-1], flush=True)
+    rows = summary(outcomes)
+    print(table(rows))
+    if given.only is None:
+        _write(rows, given)
+    return 0
+
+
+def _write(rows: Sequence[dict[str, Any]], given: argparse.Namespace) -> None:
+    settings = {"ratings": given.ratings, "seeds": given.seeds, "num_actions": given.num_actions}
+    RESULTS.write_bytes(
+        msgspec.json.format(msgspec.json.encode({"settings": settings, "rows": rows}), indent=2) + b"\n"
+    )
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""The closed loop in simulated time: the product's own tables, export, audit, guard, training and gate, without processes.
+
+Decisions are drawn by the policy that serves, and their rewards by viewers of MovieLens. A sabotage changes the rows on
+their way from the predictor and the viewers to the tables, as a broken feed would. The product sees the tables alone.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_jobs import generate_movielens, tables, warehouse, window_files
+from beam_jobs.movielens import MovieLens
+from beam_jobs.reward_join import JoinedBucket, join_rewards
+from beam_jobs.warehouses import Warehouse, open_warehouse
+from beam_jobs.window_rows import row_ranges
+from contracts.policies import Exploration
+from contracts.records import Decision, RewardEvent
+from contracts.schemas import DECISIONS, REWARDS
+from contracts.windows import TrainingWindow, WindowSettings
+from orchestration import gate, policy_store
+from orchestration.audit import guard
+from orchestration.audit.auditor import Auditor, WindowAudit
+from orchestration.audit.guard import Guard
+from orchestration.audit.settings import GuardSettings
+from orchestration.places import Places
+from predictor import exploration as explorers
+from predictor import policy as serving
+from trainer import training
+
+WINDOW = timedelta(seconds=5)
+SETTINGS = WindowSettings(reward_window_seconds=2.0, settle_seconds=1.0, missing_reward="drop")
+SILENT_SHARE = 0.05
+ANSWER_SECONDS = (0.05, 1.0)
+
+
+class Rows(NamedTuple):
+    """The decisions of a window and their rewards, column by column; row i of one belongs to row i of the other."""
+
+    decision_id: np.ndarray  # [N] text
+    decided_at: np.ndarray  # [N] microseconds since the epoch
+    version: np.ndarray  # [N] text
+    observation: np.ndarray  # [N, D] float32
+    action: np.ndarray  # [N]
+    propensity: np.ndarray  # [N]
+    reward: np.ndarray  # [N]
+    occurred_at: np.ndarray  # [N] microseconds since the epoch
+    answered: np.ndarray  # [N] bool
+
+
+Sabotage = Callable[[Rows, int, np.random.Generator], Rows]
+
+
+class Served(NamedTuple):
+    """What became of one window."""
+
+    number: int
+    version: str
+    share_of_oracle: float  # expected reward of what was served, by the viewers' truth
+    audit: WindowAudit
+    held: bool
+
+
+class SimulatedLoop:
+    """One run below `root`, window after window."""
+
+    def __init__(
+        self,
+        root: Path,
+        viewers: MovieLens,
+        *,
+        seed: int,
+        decisions: int = 2000,
+        drift: float = 0.0,
+        half_life: float = 0.0,
+        exploration: Exploration = Exploration(strategy="ucb", alpha=0.2, epsilon=0.02),  # noqa: B008 - frozen
+    ) -> None:
+        self.places = Places(root)
+        self._viewers = viewers
+        self._decisions = decisions
+        self._drift = drift
+        self._half_life = half_life
+        self._exploration = exploration
+        self._rng = np.random.default_rng([seed, 0])
+        self._sabotage_rng = np.random.default_rng([seed, 1])
+        warehouse.create(self.places.warehouse)
+        self._source: Warehouse = open_warehouse(str(self.places.warehouse), PipelineOptions([]))
+        auditor = Auditor(self._source, self.places.policies, self.places.audit, SETTINGS)
+        self._guard = Guard(self.places, auditor, GuardSettings())
+        self._origin = datetime(2026, 1, 1, tzinfo=UTC)
+        self._number = 0
+
+    def window(self, sabotage: Sabotage | None = None) -> Served:
+        """Serves one window, and deals with it as the loop does."""
+        start = self._origin + self._number * WINDOW
+        window = TrainingWindow(start, start + WINDOW)
+        rows, share = self._serve(window)
+        version = str(rows.version[0])
+        if sabotage is not None:
+            rows = sabotage(rows, self._number, self._sabotage_rng)
+        self._store(rows)
+        now = window.end + timedelta(seconds=SETTINGS.closing_seconds)
+        self._export(window)
+        audit = self._guard.check(window, now)
+        held = guard.is_held(self.places.root)
+        if not held:
+            self._learn(now)
+        self._number += 1
+        return Served(self._number - 1, version, share, audit, held)
+
+    def _serve(self, window: TrainingWindow) -> tuple[Rows, float]:
+        count, viewers, rng = self._decisions, self._viewers, self._rng
+        users = rng.integers(0, viewers.num_users, count)
+        observation = viewers.observations[users]
+        first = round(window.start.timestamp() * 1e6)
+        decided_at = first + np.sort(rng.integers(0, round(WINDOW.total_seconds() * 1e6), count))
+        ids = generate_movielens.uuid7(decided_at, rng).astype("U36")
+        champion = policy_store.champion(self.places.policies) if self.places.policies.is_dir() else None
+        if champion is None:
+            version = generate_movielens.POLICY_VERSION
+            action = rng.integers(0, viewers.num_actions, count)
+            propensity = np.full(count, 1 / viewers.num_actions)
+        else:
+            version = champion.version
+            probabilities = serving.load(self.places.policies / version).probabilities(observation)
+            action = explorers.draw(probabilities, ids.tolist(), version)
+            propensity = probabilities[np.arange(count), action]
+        angle = self._drift * self._number
+        expected = viewers.expected_of_all_actions(users, angle)
+        reward = viewers.observed_rewards(users, action, rng, angle)
+        delay = (rng.uniform(*ANSWER_SECONDS, count) * 1e6).astype(np.int64)
+        rows = Rows(
+            decision_id=ids,
+            decided_at=decided_at,
+            version=np.full(count, version),
+            observation=observation,
+            action=action,
+            propensity=propensity,
+            reward=reward,
+            occurred_at=decided_at + delay,
+            answered=rng.random(count) >= SILENT_SHARE,
+        )
+        return rows, float(expected[np.arange(count), action].mean() / expected.max(axis=1).mean())
+
+    def _store(self, rows: Rows) -> None:
+        decisions = [
+            Decision(
+                decision_id=decision_id,
+                decided_at=_moment(decided_at),
+                policy_version=version,
+                observation=observation,
+                action=action,
+                propensity=propensity,
+            )
+            for decision_id, decided_at, version, observation, action, propensity in zip(
+                *(column.tolist() for column in rows[:6]), strict=True
+            )
+        ]
+        rewards = [
+            RewardEvent(decision_id=decision_id, occurred_at=_moment(occurred_at), reward=reward)
+            for decision_id, occurred_at, reward, answered in zip(
+                *(getattr(rows, name).tolist() for name in ("decision_id", "occurred_at", "reward", "answered")),
+                strict=True,
+            )
+            if answered
+        ]
+        for table, records in ((DECISIONS, decisions), (REWARDS, rewards)):
+            batch = tables.record_batch(table, records)
+            warehouse.write(self.places.warehouse, table, f"window-{self._number:05d}", batch)
+
+    def _export(self, window: TrainingWindow) -> None:
+        """The export's own functions, one after the other: starting a Beam pipeline takes longer than all they do."""
+        inputs = {
+            rows.name: pa.Table.from_batches(
+                [
+                    batch
+                    for part in self._source.parts(rows.table, rows.start, rows.end, rows.columns)
+                    for batch in part.read()
+                ],
+                tables.arrow_schema(rows.table, rows.columns),
+            )
+            for rows in row_ranges(window, SETTINGS)
+        }
+        joined = JoinedBucket(
+            0, *join_rewards(inputs["decisions"], inputs["earlier"], inputs["rewards"], window, SETTINGS)
+        )
+        folder = str(self.places.windows / window.folder)
+        written = window_files.add_up(
+            window_files.WriteBucketFn(folder, SETTINGS.holdback_share, 100_000).process(joined)
+        )
+        window_files.write_manifest(written, folder, window, SETTINGS, self._viewers.observation_dim)
+
+    def _learn(self, now: datetime) -> None:
+        champion = policy_store.champion(self.places.policies) if self.places.policies.is_dir() else None
+        before = champion.version if champion else None
+        card = training.train(
+            training.Settings(
+                windows=self.places.windows,
+                policies=self.places.policies,
+                num_actions=self._viewers.num_actions,
+                catalogue=self._viewers.catalogue,
+                parent=before,
+                hyperparameters={"tikhonov": 0.3, "half_life": self._half_life},
+                exploration=self._exploration,
+                refused=guard.refused_windows(self.places),
+            )
+        )
+        if card.version == before:
+            return
+        result = gate.evaluate(self.places.policies, self.places.windows, card.version, before)
+        if result.promoted:
+            policy_store.roll_out(self.places.policies, card.version, result.reason, now)
+
+
+def _moment(microseconds: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+
+
+def _permuted(rows: Rows, _: int, rng: np.random.Generator) -> Rows:
+    return rows._replace(reward=rng.permutation(rows.reward))
+
+
+def _permuted_in_part(rows: Rows, _: int, rng: np.random.Generator) -> Rows:
+    chosen = np.flatnonzero(rng.random(len(rows.reward)) < 0.3)
+    reward = rows.reward.copy()
+    reward[chosen] = rng.permutation(reward[chosen])
+    return rows._replace(reward=reward)
+
+
+def _good_arms(rows: Rows) -> np.ndarray:
+    """[N] bool: decisions for the most taken fifth of the arms."""
+    taken = np.bincount(rows.action)
+    return np.isin(rows.action, np.argsort(-taken)[: max(len(taken) // 5, 1)])
+
+
+def _altered(rows: Rows, _: int, rng: np.random.Generator) -> Rows:
+    chosen = rng.random(len(rows.action)) < 0.3
+    other = rng.integers(0, int(rows.action.max()) + 1, len(rows.action))
+    return rows._replace(action=np.where(chosen, other, rows.action))
+
+
+class Sabotages:
+    """Every sabotage by name. Each call makes a fresh set, as some remember the window before."""
+
+    def __init__(self, first_window: int, versions: list[str], num_actions: int) -> None:
+        self._first = first_window
+        self._versions = versions
+        self._num_actions = num_actions
+        self.by_name: dict[str, Sabotage] = {
+            "rewards permuted": _permuted,
+            "propensities logged as 1/K": lambda rows, _, __: rows._replace(
+                propensity=np.full(len(rows.action), 1 / self._num_actions)
+            ),
+            "propensities halved": lambda rows, _, __: rows._replace(propensity=rows.propensity / 2),
+            "rewards of half of the arms dropped": lambda rows, _, __: rows._replace(
+                answered=rows.answered & (rows.action % 2 == 0)
+            ),
+            "served by A, logged as B": lambda rows, _, __: rows._replace(
+                version=np.full(len(rows.version), next(v for v in reversed(self._versions) if v != rows.version[0]))
+            ),
+            "stale observations": lambda rows, _, __: rows._replace(observation=np.roll(rows.observation, 1, axis=0)),
+            "reward times shifted": lambda rows, _, __: rows._replace(occurred_at=rows.occurred_at + 900_000),
+            "30% of actions altered": _altered,
+            "30% of rewards permuted": _permuted_in_part,
+            "rewards flipped": lambda rows, _, __: rows._replace(reward=-rows.reward),
+            "good arms paid half": lambda rows, _, __: rows._replace(
+                reward=np.where(_good_arms(rows), rows.reward / 2, rows.reward)
+            ),
+            "minus 5% per window": lambda rows, number, __: rows._replace(
+                reward=rows.reward * 0.95 ** (number - self._first + 1)
+            ),
+        }

@@ -1,0 +1,200 @@
+"""Audits training windows: reads a window's rows, replays its decisions, runs the checks, and keeps what was found.
+
+Each audit is a file, `<root>/audit/<window>.json`. Later windows are compared with the evidence in it, so no window is
+read twice.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import stats
+
+from beam_jobs.reward_join import in_holdback, join_rewards
+from beam_jobs.tables import arrow_schema
+from beam_jobs.warehouses import Warehouse
+from beam_jobs.window_rows import row_ranges
+from contracts import documents, policies, policy_arrays
+from contracts.errors import InputError
+from contracts.windows import TrainingWindow, WindowSettings
+from orchestration.audit import checks
+from orchestration.audit.evidence import Decider, Evidence, gather
+from orchestration.audit.findings import Finding
+from orchestration.places import replace_file
+from predictor import policy as serving
+from trainer.linear import SufficientStatistics, disjoint
+
+SCHEMA_VERSION = 1
+# How unlikely the relation of fresh predictions and held-back rewards must be by chance to call it consistent.
+CONSISTENT_LEVEL = 1e-3
+Examination = Literal["consistent", "noise"]
+
+
+class WindowAudit(msgspec.Struct, frozen=True, kw_only=True):
+    """`<root>/audit/<window>.json`: the evidence of a window and what the checks found in it.
+
+    `accepted`: the window may be trained on, and later windows are compared with it. A person can accept a window that
+    the checks refused; `reason` says who or what decided.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    window: TrainingWindow
+    accepted: bool
+    reason: str
+    examination: Examination | None = None  # of a window with a break
+    findings: list[Finding]
+    evidence: Evidence
+
+    @property
+    def alarms(self) -> list[Finding]:
+        """The findings that hold the loop."""
+        return [finding for finding in self.findings if finding.alarm and finding.kind != "warning"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The findings that hold nothing."""
+        return [finding for finding in self.findings if finding.alarm and finding.kind == "warning"]
+
+    @property
+    def began(self) -> int:
+        """How many windows before this one the earliest alarm began."""
+        return max((finding.began for finding in self.alarms), default=0)
+
+
+class Auditor:
+    """Audits windows of one warehouse against one policy store; keeps the audits in `folder`."""
+
+    def __init__(self, source: Warehouse, store: Path, folder: Path, settings: WindowSettings) -> None:
+        self._source = source
+        self._folder = folder
+        self._settings = settings
+        self._load = lru_cache(maxsize=16)(lambda version: load_decider(store, version))
+
+    def audit(self, window: TrainingWindow) -> WindowAudit:
+        """The audit of `window`, which is made and kept unless it is there already.
+
+        It is compared with the accepted windows before it in which versions of the store decided. A bootstrap's
+        decisions are simulated, so its rewards say nothing about those that viewers send.
+
+        Raises InputError when rows cannot be read, or a policy that decided is there but cannot be read.
+        """
+        if (kept := read(self._folder, window)) is not None:
+            return kept
+        interactions, duplicates, late = self._interactions(window)
+        evidence = gather(interactions, window, self._settings.reward_window_seconds, self._load)
+        evidence.duplicates, evidence.late_rewards = duplicates, late
+        before = [one.evidence for one in read_all(self._folder) if one.accepted and one.window < window]
+        before = [one for one in before if any(version.replayed for version in one.versions.values())]
+        findings = checks.run(evidence, before)
+        audit = WindowAudit(window=window, accepted=True, reason="", findings=findings, evidence=evidence)
+        if audit.alarms:
+            examination: Examination | None = None
+            if not any(finding.kind == "contradiction" for finding in audit.alarms):
+                examination = examine(interactions, self._settings.holdback_share)
+            audit = msgspec.structs.replace(
+                audit, accepted=False, reason=describe(audit.alarms, examination), examination=examination
+            )
+        write(self._folder, audit)
+        return audit
+
+    def _interactions(self, window: TrainingWindow) -> tuple[pa.RecordBatch, int, int]:
+        """The joined decisions of the most frequent observation length, with silence as the default reward."""
+        tables = {}
+        for rows in row_ranges(window, self._settings):
+            schema = arrow_schema(rows.table, rows.columns)
+            parts = self._source.parts(rows.table, rows.start, rows.end, rows.columns)
+            tables[rows.name] = pa.Table.from_batches([batch for part in parts for batch in part.read()], schema)
+        settings = msgspec.structs.replace(self._settings, missing_reward="default")
+        joined, counts = join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], window, settings)
+        lengths = pc.list_value_length(joined.column("observation"))
+        if joined.num_rows:
+            sizes, often = np.unique(lengths.to_numpy(), return_counts=True)
+            joined = joined.filter(pc.equal(lengths, int(sizes[often.argmax()])))
+        return joined, counts.duplicate_decisions, counts.late_rewards
+
+
+def load_decider(store: Path, version: str) -> Decider | None:
+    """What decided under `version`; None for a version that the store does not have. Raises InputError for a broken one."""
+    folder = store / version
+    if not (folder / policies.CARD_NAME).is_file():
+        return None
+    policy = serving.load(folder)
+    if policy_arrays.exist(folder):
+        return Decider(policy, policy_arrays.read(folder, policy.card).num_samples)
+    return Decider(policy, np.full(policy.card.num_actions, np.inf))  # its SavedModel does not say
+
+
+def examine(interactions: pa.RecordBatch, holdback_share: float) -> Examination:
+    """Whether a policy fitted afresh to the window predicts its held-back part.
+
+    "consistent": the meaning of rewards changed for all alike, by a corrupted feed or by a new taste; no log can tell
+    which. "noise": nothing predicts the rewards.
+    """
+    rewarded = ~interactions.column("defaulted").to_numpy(zero_copy_only=False)
+    interactions = interactions.filter(pa.array(rewarded))
+    if not interactions.num_rows:
+        return "noise"
+    observation = np.array(interactions.column("observation").to_pylist(), np.float32)
+    action = interactions.column("action").to_numpy().astype(np.int64)
+    reward = interactions.column("reward").to_numpy()
+    held_back = in_holdback(interactions.column("decision_id"), max(holdback_share, 0.2))
+    if held_back.all() or held_back.sum() < 20:
+        return "noise"
+    statistics = SufficientStatistics.zeros(int(action.max()) + 1, observation.shape[1])
+    statistics.add(observation[~held_back], action[~held_back], reward[~held_back].astype(np.float32))
+    theta = disjoint(statistics, 1.0).theta
+    seen = held_back & (statistics.n[action] > 0)
+    predicted = (observation[seen] * theta[action[seen]]).sum(axis=1)
+    if seen.sum() < 20 or predicted.std() == 0 or reward[seen].std() == 0:
+        return "noise"
+    found = stats.spearmanr(predicted, reward[seen])
+    return "consistent" if found.statistic > 0 and found.pvalue < CONSISTENT_LEVEL else "noise"
+
+
+def describe(alarms: Sequence[Finding], examination: Examination | None) -> str:
+    """Why a window is refused, in one line."""
+    parts = [f"{finding.check}: {finding.fact}; {finding.meaning}" for finding in alarms]
+    match examination:
+        case "consistent":
+            parts.append(
+                "a policy fitted afresh to the window predicts its held-back part: a corrupted feed or a new taste"
+            )
+        case "noise":
+            parts.append("nothing predicts the held-back part of the window: noise")
+        case None:
+            pass
+    return " | ".join(parts)
+
+
+def read(folder: Path, window: TrainingWindow) -> WindowAudit | None:
+    """The kept audit of `window`. Raises InputError for a file that is not one."""
+    path = folder / f"{window.folder}.json"
+    return _decode(path) if path.is_file() else None
+
+
+def read_all(folder: Path) -> list[WindowAudit]:
+    """The kept audits, oldest window first."""
+    return sorted(_audits(folder), key=lambda audit: audit.window)
+
+
+def write(folder: Path, audit: WindowAudit) -> None:
+    """Keeps `audit`, in place of an earlier one of its window."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / f"{audit.window.folder}.json", documents.encode(audit))
+
+
+def _audits(folder: Path) -> Iterator[WindowAudit]:
+    for path in folder.glob("window=*.json"):
+        yield _decode(path)
+
+
+def _decode(path: Path) -> WindowAudit:
+    try:
+        return documents.decode(path.read_bytes(), WindowAudit, "window audit", str(path), SCHEMA_VERSION)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None

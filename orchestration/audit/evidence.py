@@ -1,0 +1,195 @@
+"""What one window of the log shows, as sums: everything that the checks look at, small enough to keep for each window.
+
+Evidence of parts of a window adds up, so that a large log can be summed by a Beam job. The decisions are replayed by the
+versions that they name; a version that is gone leaves its decisions unreplayed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from contracts.windows import TrainingWindow
+from predictor import exploration
+from predictor.policy import Policy
+
+DELAY_BINS = 50  # of equal width, from the decision to the end of the reward window
+# Edges of the propensity bins: fine where explorers put their mass.
+PROPENSITY_EDGES = (0.0, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.9, 0.99, 1.0)
+# A prediction counts where the version learned from at least so many decisions for the arm. Elsewhere the model says little,
+# and its errors say little about the log.
+KNOWN_SAMPLES = 50
+UUID_TOLERANCE_MILLISECONDS = 1000
+RELATIVE_TOLERANCE = 1e-9  # of a replayed propensity: a log in float64 keeps more digits than that
+
+
+class Decider(NamedTuple):
+    """A version that made decisions."""
+
+    policy: Policy
+    num_samples: np.ndarray  # [K] decisions that it learned from, by arm
+
+
+LoadDecider = Callable[[str], Decider | None]
+
+
+class Sums(msgspec.Struct, kw_only=True):
+    """Sums that add up field by field; lists are padded to the longer one, as arms may be added between windows."""
+
+    def merge(self, other: Self) -> Self:
+        """The sums of both."""
+        return type(self)(**{name: _plus(getattr(self, name), getattr(other, name)) for name in self.__struct_fields__})
+
+
+class VersionEvidence(Sums):
+    """Of the decisions that one version made."""
+
+    decisions: int = 0
+    replayed: int = 0
+    propensity_differs: int = 0
+    action_differs: int = 0
+    # Of decisions with a reward, on arms that the version knew: prediction m, reward r, residual r - m.
+    judged: int = 0
+    predicted: float = 0.0
+    predicted_squares: float = 0.0
+    reward: float = 0.0
+    reward_squares: float = 0.0
+    products: float = 0.0  # of prediction and reward
+    residual_fourth_powers: float = 0.0
+
+
+class Evidence(Sums):
+    """Of all decisions of a window."""
+
+    decisions: int = 0
+    duplicates: int = 0
+    rewarded: int = 0
+    early_rewards: int = 0  # that occurred before their decision
+    late_rewards: int = 0
+    times_differ: int = 0  # decisions whose id was made at another time than `decided_at`
+    versions: dict[str, VersionEvidence] = {}
+    # By action [K]: how often it was taken, how often the replayed probabilities say, and how often it was rewarded.
+    taken: list[float] = []
+    taken_in_replay: list[float] = []
+    expected: list[float] = []
+    rewarded_by_action: list[float] = []
+    # By propensity bin.
+    propensity_decisions: list[float] = []
+    propensity_rewarded: list[float] = []
+    delays: list[float] = []  # [DELAY_BINS], of rewards in time
+    inverse_propensity: float = 0.0
+    inverse_propensity_squares: float = 0.0
+    on_offer: float = 0.0  # arms on offer, summed over the decisions that were replayed or offered all
+    observation: list[float] = []  # [D] sums
+    observation_squares: list[float] = []
+
+
+def gather(
+    interactions: pa.RecordBatch, window: TrainingWindow, reward_window_seconds: float, load: LoadDecider
+) -> Evidence:
+    """The evidence of joined decisions (columns of `contracts.records.Interaction`; `defaulted` marks silence).
+
+    Args:
+      interactions: decisions of the window, of one observation length.
+      window: the training window.
+      reward_window_seconds: how long rewards were waited for.
+      load: what decided under a version; None for a version that cannot be replayed.
+    """
+    found = Evidence(decisions=interactions.num_rows)
+    if not interactions.num_rows:
+        return found
+    names = np.array(interactions.column("policy_version").to_pylist())
+    action = interactions.column("action").to_numpy().astype(np.int64)
+    propensity = interactions.column("propensity").to_numpy()
+    rewarded = ~interactions.column("defaulted").to_numpy(zero_copy_only=False)
+    observation = np.array(interactions.column("observation").to_pylist(), np.float32)
+    arms = int(action.max()) + 1
+    found.taken = np.bincount(action, minlength=arms).astype(float).tolist()
+    found.rewarded_by_action = np.bincount(action, rewarded, arms).tolist()
+    found.rewarded = int(rewarded.sum())
+    bins = np.clip(np.searchsorted(PROPENSITY_EDGES, propensity, "left") - 1, 0, len(PROPENSITY_EDGES) - 2)
+    found.propensity_decisions = np.bincount(bins, minlength=len(PROPENSITY_EDGES) - 1).astype(float).tolist()
+    found.propensity_rewarded = np.bincount(bins, rewarded, len(PROPENSITY_EDGES) - 1).tolist()
+    found.delays = _delays(interactions, rewarded, reward_window_seconds)
+    found.times_differ = _times_differ(interactions)
+    found.inverse_propensity = float((1 / propensity).sum())
+    found.inverse_propensity_squares = float((1 / propensity**2).sum())
+    found.observation = observation.sum(axis=0, dtype=np.float64).tolist()
+    found.observation_squares = (observation.astype(np.float64) ** 2).sum(axis=0).tolist()
+    for version in np.unique(names).tolist():
+        rows = np.flatnonzero(names == version)
+        found = found.merge(
+            _of_version(interactions.take(pa.array(rows)), observation[rows], rewarded[rows], load(version))
+        )
+    return found
+
+
+def _of_version(
+    interactions: pa.RecordBatch, observation: np.ndarray, rewarded: np.ndarray, decider: Decider | None
+) -> Evidence:
+    """What only the version that decided can tell: replayed probabilities and predictions."""
+    version = interactions.column("policy_version")[0].as_py()
+    own = VersionEvidence(decisions=interactions.num_rows)
+    found = Evidence(versions={version: own})
+    if decider is None or decider.policy.card.observation_dim != observation.shape[1]:
+        return found
+    policy = decider.policy
+    action = interactions.column("action").to_numpy().astype(np.int64)
+    rows = np.arange(len(action))
+    candidates = interactions.column("candidates").to_pylist()
+    probabilities = policy.probabilities(observation, candidates)
+    inside = action < policy.card.num_actions
+    known_action = np.where(inside, action, 0)
+    replayed = np.where(inside, probabilities[rows, known_action], 0.0)
+    drawn = exploration.draw(probabilities, interactions.column("decision_id").to_pylist(), version)
+    logged = interactions.column("propensity").to_numpy()
+    own.replayed = len(rows)
+    own.propensity_differs = int((np.abs(replayed - logged) > RELATIVE_TOLERANCE * logged).sum())
+    own.action_differs = int((drawn != action).sum())
+    found.on_offer = float((probabilities > 0).sum())
+    found.expected = probabilities.sum(axis=0).tolist()
+    found.taken_in_replay = np.bincount(action, minlength=policy.card.num_actions).astype(float).tolist()
+    mean, _ = policy.scores(observation)
+    knows = inside & rewarded & (decider.num_samples[known_action] >= KNOWN_SAMPLES)
+    m = mean[rows, known_action][knows]
+    r = interactions.column("reward").to_numpy()[knows]
+    own.judged = int(knows.sum())
+    own.predicted, own.predicted_squares = float(m.sum()), float(m @ m)
+    own.reward, own.reward_squares, own.products = float(r.sum()), float(r @ r), float(m @ r)
+    own.residual_fourth_powers = float(((r - m) ** 4).sum())
+    return found
+
+
+def _delays(interactions: pa.RecordBatch, rewarded: np.ndarray, reward_window_seconds: float) -> list[float]:
+    decided = interactions.column("decided_at").cast(pa.int64()).to_numpy()[rewarded]
+    occurred = interactions.column("rewarded_at").cast(pa.int64()).filter(pa.array(rewarded)).to_numpy()
+    share = (occurred - decided) / 1e6 / reward_window_seconds
+    counts, _ = np.histogram(np.clip(share, 0, 1), DELAY_BINS, (0.0, 1.0))
+    return counts.astype(float).tolist()
+
+
+def _times_differ(interactions: pa.RecordBatch) -> int:
+    """How many ids (UUIDv7: 48 bits of milliseconds first) were made at another time than the decision."""
+    made = np.array([int(text[:8] + text[9:13], 16) for text in interactions.column("decision_id").to_pylist()])
+    decided = interactions.column("decided_at").cast(pa.int64()).to_numpy() // 1000
+    return int((np.abs(made - decided) > UUID_TOLERANCE_MILLISECONDS).sum())
+
+
+def _plus(one: object, other: object) -> object:
+    match one, other:
+        case dict(), dict():
+            merged = dict(one)
+            for name, value in other.items():
+                merged[name] = merged[name].merge(value) if name in merged else value
+            return merged
+        case list(), list():
+            total = np.zeros(max(len(one), len(other)))
+            total[: len(one)] += one
+            total[: len(other)] += other
+            return total.tolist()
+        case ((int() | float()), (int() | float())):
+            return one + other
+        case _:
+            raise TypeError(f"cannot add {type(one).__name__} and {type(other).__name__}")

@@ -1,0 +1,89 @@
+"""`cli audit` and `cli guard` as a person runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from beam_jobs.movielens import MovieLens
+from beam_jobs.ratings import load_ratings
+from bench.simulated_loop import Sabotages, SimulatedLoop
+from orchestration import cli, policy_store
+
+BAD = 3
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A loop of three good windows and one with halved propensities."""
+    root: Path = tmp_path_factory.mktemp("root")
+    viewers = MovieLens.build(load_ratings("sample"), num_actions=5, rank=3, reward_noise=0.5, seed=0)
+    loop = SimulatedLoop(root, viewers, seed=1, decisions=400)
+    for _ in range(BAD):
+        loop.window()
+    versions = policy_store.versions(root / "policies")
+    assert loop.window(Sabotages(BAD, versions, 5).by_name["propensities halved"]).held
+    return root
+
+
+def test_the_table_names_what_is_wrong(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["audit", "--root", str(root)]) == 5
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in lines if line[0] != " "] == ["✓", "✓", "✓", "✗", "1"]
+    assert any("contradiction: replayed propensity: 400 of 400 replayed decisions differ" in line for line in lines)
+    assert lines[-1] == "1 window(s) refused"
+
+
+def test_json_lines_are_the_audits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["audit", "--root", str(root), "--json"]) == 5
+    audits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [audit["accepted"] for audit in audits] == [True] * BAD + [False]
+
+
+def test_a_warehouse_is_audited_without_a_root(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--warehouse", str(root / "warehouse"), "--policies", str(root / "policies"), "--window-seconds", "5"]
+    assert cli.main(["audit", *flags, "--start", "2026-01-01T00:00:00Z", "--end", "2026-01-01T00:00:20Z"]) == 5
+    assert cli.main(["audit", *flags, "--start", "2026-01-01T00:00:00Z", "--end", "2026-01-01T00:00:15Z"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no window refused"
+
+
+def test_the_guard_is_shown_and_released(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["guard", "status", "--root", str(root)]) == 5
+    out = capsys.readouterr().out
+    assert out.startswith("held since ") and "refused: window that starts at 2026-01-01T00:00:15" in out
+    assert cli.main(["guard", "release", "--root", str(root), "--reason", "repaired"]) == 0
+    assert "not held since" in capsys.readouterr().out
+    assert cli.main(["guard", "release", "--root", str(root), "--reason", "again"]) == 2
+    accept = ["audit", "--root", str(root), "--accept", "2026-01-01T00:00:15Z", "--reason", "known"]
+    assert cli.main(accept) == 0
+    assert cli.main(["audit", "--root", str(root)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--root", "nowhere"], "--root: nowhere has no exported window"),
+        (["--warehouse", "nowhere"], "--policies: needed with --warehouse"),
+        (["--root", "nowhere", "--accept", "soon", "--reason", "x"], "--accept: a time with its time zone"),
+        (["--root", "nowhere", "--accept", "soon"], "--accept: needs --root and --reason"),
+        (["--root", "nowhere", "--warehouse", "nowhere"], "not allowed with argument"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["audit", *flags]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_store_without_the_versions_that_decided(
+    root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("windows", "warehouse"):
+        (tmp_path / name).symlink_to(root / name)
+    (tmp_path / "policies").mkdir()
+    assert cli.main(["audit", "--root", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "has none of the" in line and "versions that decided" in line

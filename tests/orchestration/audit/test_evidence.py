@@ -1,0 +1,130 @@
+"""The evidence of a window: replayed by a real policy, and the same whether it is summed whole or in parts."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from beam_jobs.tables import record_schema
+from contracts.policies import Exploration
+from contracts.records import Interaction
+from contracts.windows import TrainingWindow
+from orchestration.audit.auditor import load_decider
+from orchestration.audit.evidence import Decider, Evidence, gather
+from predictor import deciding, exploration
+from tests.linear_policies import write_policy
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+WINDOW = TrainingWindow(START, START + timedelta(seconds=5))
+DIM, COUNT = 2, 300
+
+
+@pytest.fixture(scope="module")
+def decider(tmp_path_factory: pytest.TempPathFactory) -> Decider:
+    store: Path = tmp_path_factory.mktemp("store")
+    write_policy(store / "v", exploration=Exploration(strategy="epsilon_greedy", epsilon=0.3))
+    loaded = load_decider(store, "v")
+    assert loaded is not None
+    return Decider(loaded.policy, np.full(loaded.policy.card.num_actions, 100.0))
+
+
+def logged(decider: Decider) -> list[Interaction]:
+    """Decisions of the policy, drawn as the predictor draws them."""
+    rng = np.random.default_rng(1)
+    policy = decider.policy
+    observations = rng.normal(0, 1, (COUNT, policy.card.observation_dim)).astype(np.float32)
+    moments = [START + timedelta(milliseconds=10 * row) for row in range(COUNT)]
+    ids = [deciding.new_decision_ids(round(moment.timestamp() * 1e3), 1)[0] for moment in moments]
+    candidates = [[] if row % 2 else list(range(policy.card.num_actions - 1)) for row in range(COUNT)]
+    probabilities = policy.probabilities(observations, candidates)
+    actions = exploration.draw(probabilities, ids, "v")
+    return [
+        Interaction(
+            decision_id=ids[row],
+            decided_at=moments[row],
+            policy_version="v",
+            observation=observations[row].tolist(),
+            candidates=candidates[row],
+            action=int(actions[row]),
+            propensity=float(probabilities[row, actions[row]]),
+            reward=1.0,
+            rewarded_at=moments[row] + timedelta(seconds=0.5) if row % 3 else None,
+            defaulted=row % 3 == 0,
+        )
+        for row in range(COUNT)
+    ]
+
+
+def batch(rows: list[Interaction]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([msgspec.structs.asdict(row) for row in rows], record_schema(Interaction))
+
+
+def of(rows: list[Interaction], decider: Decider | None) -> Evidence:
+    return gather(batch(rows), WINDOW, 2.0, lambda _: decider)
+
+
+def test_an_honest_log_replays(decider: Decider) -> None:
+    found = of(logged(decider), decider)
+    own = found.versions["v"]
+    assert (own.decisions, own.replayed) == (COUNT, COUNT)
+    assert (own.propensity_differs, own.action_differs, found.times_differ) == (0, 0, 0)
+    assert found.rewarded == sum(found.rewarded_by_action) == COUNT - COUNT // 3
+    assert sum(found.taken) == pytest.approx(sum(found.expected)) == COUNT
+    assert sum(found.delays) == found.rewarded
+    assert own.judged == found.rewarded
+
+
+@pytest.mark.parametrize(
+    ("changes", "propensity", "action", "times"),
+    [
+        ({"propensity": 0.1234}, 1, 0, 0),
+        ({"decided_at": START + timedelta(seconds=4.9)}, 0, 0, 1),
+    ],
+)
+def test_one_altered_decision_is_counted(
+    decider: Decider, changes: dict[str, object], propensity: int, action: int, times: int
+) -> None:
+    rows = logged(decider)
+    rows[0] = msgspec.structs.replace(rows[0], **changes)
+    found = of(rows, decider)
+    own = found.versions["v"]
+    assert (own.propensity_differs, own.action_differs, found.times_differ) == (propensity, action, times)
+
+
+def test_an_altered_action_is_counted(decider: Decider) -> None:
+    rows = logged(decider)
+    rows[1] = msgspec.structs.replace(rows[1], action=(rows[1].action + 1) % decider.policy.card.num_actions)
+    assert of(rows, decider).versions["v"].action_differs == 1
+
+
+def test_another_observation_does_not_replay(decider: Decider) -> None:
+    rows = logged(decider)
+    shifted = [
+        msgspec.structs.replace(row, observation=other.observation)
+        for row, other in zip(rows, [*rows[1:], rows[0]], strict=True)
+    ]
+    own = of(shifted, decider).versions["v"]
+    assert own.propensity_differs + own.action_differs > COUNT / 4
+
+
+def test_a_version_that_is_gone_is_not_replayed(decider: Decider) -> None:
+    own = of(logged(decider), None).versions["v"]
+    assert (own.decisions, own.replayed, own.judged) == (COUNT, 0, 0)
+
+
+def test_parts_add_up(decider: Decider) -> None:
+    rows = logged(decider)
+    whole = of(rows, decider)
+    parts = of(rows[:100], decider).merge(of(rows[100:], decider))
+    for name in Evidence.__struct_fields__:
+        one, other = getattr(whole, name), getattr(parts, name)
+        if name == "versions":
+            one, other = (list(msgspec.structs.asdict(versions["v"]).values()) for versions in (one, other))
+        np.testing.assert_allclose(one, other, rtol=1e-9, err_msg=name)
+
+
+def test_an_empty_window_has_no_evidence() -> None:
+    assert of([], None) == Evidence()
