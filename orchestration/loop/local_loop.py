@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,6 +27,8 @@ from contracts.policies import PolicyCard
 from contracts.windows import TrainingWindow
 from orchestration import gate as gates
 from orchestration import policy_store
+from orchestration.audit import guard
+from orchestration.audit.auditor import Auditor
 from orchestration.endpoint import wait_until_served
 from orchestration.loop import report, report_page
 from orchestration.loop.audience import load_movielens, new_movies
@@ -227,42 +230,63 @@ class LocalLoop:
         with _timed() as export_seconds:
             for _, window in closed:
                 export_trajectories.export(self._backend.source, self._folder.windows, window, self._window_settings)
-        champion = policy_store.champion(self._folder.policies)
-        with _timed() as train_seconds:
-            card = self._train(champion.version if champion else None)
-        if champion is not None and card.version == champion.version:
-            gate = gates.GateResult(
-                verdict="undecided", promoted=False, reason="nothing new to train on", evaluation=None
-            )
-            gate_seconds, true_value = [0.0], None
-        else:
-            with _timed() as gate_seconds:
-                gate = gates.evaluate(
-                    self._folder.policies, self._folder.windows, card.version, champion.version if champion else None
-                )
-            true_value = self._progress.true_value(card)
-        serving_at = None
-        if gate.promoted:
-            policy_store.roll_out(self._folder.policies, card.version, gate.reason, datetime.now(UTC))
-            if endpoint is not None:
-                wait_until_served(endpoint, card.version, check=self._check_children)
-            serving_at = datetime.now(UTC)
+        with _timed() as audit_seconds:
+            self._audit([window for _, window in closed], endpoint)
+        learned = self._learn(endpoint)
         for number, window in closed:
             entry = JournalEntry(
                 number=number,
                 window=window,
                 interrupted=interrupted,
-                candidate=card.version,
-                gate=gate,
-                true_value=true_value,
+                candidate=learned.candidate,
+                gate=learned.gate,
+                true_value=learned.true_value,
                 ingest_seconds=ingest_seconds[0],
                 export_seconds=export_seconds[0],
-                train_seconds=train_seconds[0],
-                gate_seconds=gate_seconds[0],
-                serving_at=serving_at,
+                audit_seconds=audit_seconds[0],
+                train_seconds=learned.train_seconds,
+                gate_seconds=learned.gate_seconds,
+                serving_at=learned.serving_at,
             )
             self._folder.append(entry)
             say(self._progress.line(entry))
+
+    def _audit(self, windows: list[TrainingWindow], endpoint: str | None) -> None:
+        """Audits windows before anything is trained on them; says what is refused, and waits for a roll-back."""
+        auditor = Auditor(self._backend.source, self._folder.policies, self._folder.audit, self._window_settings)
+        watch = guard.Guard(self._folder, auditor, self._settings.guard_settings())
+        before = policy_store.champion(self._folder.policies)
+        for window in windows:
+            audit = watch.check(window, datetime.now(UTC))
+            if not audit.accepted:
+                say(f"REFUSED {window.folder}: {audit.reason}")
+        after = policy_store.champion(self._folder.policies)
+        if after is not None and after != before:
+            say(f"Rolled back to {after.version}, which was trained on no refused window")
+            if endpoint is not None:
+                wait_until_served(endpoint, after.version, check=self._check_children)
+
+    def _learn(self, endpoint: str | None) -> "_Learned":
+        """Trains, judges and rolls out the champion's next update, unless the guard holds the loop."""
+        champion = policy_store.champion(self._folder.policies)
+        held = guard.state(self._folder.root)
+        if held is not None and held.held:
+            return _Learned(champion.version if champion else "", _unchanged(f"held: {held.reason}"))
+        with _timed() as train_seconds:
+            card = self._train(champion.version if champion else None)
+        if champion is not None and card.version == champion.version:
+            return _Learned(card.version, _unchanged("nothing new to train on"), train_seconds=train_seconds[0])
+        with _timed() as gate_seconds:
+            gate = gates.evaluate(
+                self._folder.policies, self._folder.windows, card.version, champion.version if champion else None
+            )
+        learned = _Learned(card.version, gate, self._progress.true_value(card), train_seconds[0], gate_seconds[0])
+        if not gate.promoted:
+            return learned
+        policy_store.roll_out(self._folder.policies, card.version, gate.reason, datetime.now(UTC))
+        if endpoint is not None:
+            wait_until_served(endpoint, card.version, check=self._check_children)
+        return learned._replace(serving_at=datetime.now(UTC))
 
     def _train(self, parent: str | None) -> PolicyCard:
         return training.train(
@@ -275,6 +299,7 @@ class LocalLoop:
                 algorithm=self._settings.algorithm,
                 hyperparameters=self._settings.hyperparameters(),
                 exploration=self._settings.exploration_settings(),
+                refused=guard.refused_windows(self._folder),
             )
         )
 
@@ -284,6 +309,21 @@ class LocalLoop:
     def _check_children(self) -> None:
         for child in self._children:
             child.check()
+
+
+class _Learned(NamedTuple):
+    """What came of an update."""
+
+    candidate: str
+    gate: gates.GateResult
+    true_value: float | None = None
+    train_seconds: float = 0.0
+    gate_seconds: float = 0.0
+    serving_at: datetime | None = None
+
+
+def _unchanged(reason: str) -> gates.GateResult:
+    return gates.GateResult(verdict="undecided", promoted=False, reason=reason, evaluation=None)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ settings.json   the settings of the run
 catalogue.json  the movie of each action
 events/         the event log
 warehouse/      decisions, rewards, dead letters
+audit/          what the audit of each window found
+guard.json      whether the loop is held, and guard.jsonl, every change of that
 windows/        training windows
 policies/       the policy store
 truth/          what the viewers did, written by themselves
@@ -46,6 +48,7 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     true_value: float | None  # of the candidate, on the decisions on which the gate judged it
     ingest_seconds: float
     export_seconds: float
+    audit_seconds: float = 0.0
     train_seconds: float
     gate_seconds: float
     serving_at: datetime | None  # when the policy trained on it served; None if it was not promoted
@@ -64,6 +67,8 @@ class RunFolder(Places):
         self.report_html = root / "report.html"
         self._settings = root / SETTINGS_NAME
         self._journal = root / "journal.jsonl"
+        self.guard = root / "guard.json"
+        self.guard_history = root / "guard.jsonl"
 
     def check_usable(self) -> None:
         """Raises InputError when no run can be written here: changes nothing, and takes no time."""

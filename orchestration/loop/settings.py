@@ -14,6 +14,7 @@ from msgspec import Meta
 from contracts.command_line import build, flag_name, from_flags
 from contracts.policies import STRATEGIES, Exploration
 from contracts.windows import WindowSettings
+from orchestration.audit.settings import GuardSettings
 
 if TYPE_CHECKING:
     from trainer.agents import Hyperparameters
@@ -102,6 +103,7 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = ""
     epsilon: Annotated[float, _owned(Exploration, "epsilon")] = 0.02
     holdback_share: Annotated[float, _owned(WindowSettings, "holdback_share")] = 0.1
+    accept_consistent_after: Annotated[int, _owned(GuardSettings, "accept_consistent_after")] = 0
     backend: Annotated[
         Literal["local", "emulators"],
         _described("local: events and tables in files; emulators: in the emulators of Pub/Sub and BigQuery"),
@@ -120,6 +122,10 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             holdback_share=self.holdback_share,
             late_horizon_seconds=self.reward_window_seconds + LATEST_ANSWER_SECONDS,
         )
+
+    def guard_settings(self) -> GuardSettings:
+        """What ends a hold without a person."""
+        return GuardSettings(accept_consistent_after=self.accept_consistent_after)
 
     def exploration_settings(self) -> Exploration:
         """How the trained policies draw actions. Raises InputError for an unknown strategy."""

@@ -67,6 +67,13 @@ def exported(plan: str, jobs: list) -> str:
     return window_tasks.exported(plan)
 
 
+def audit(plan: str, exported: str, warehouse: str) -> str:
+    """Audits the plan's windows before anything is trained on them: `exported`, or "held"."""
+    from orchestration.pipelines import window_tasks
+
+    return window_tasks.audit(plan, exported, warehouse)
+
+
 def train(plan: str, algorithm: str, hyperparameters: dict, exploration: dict, fresh: bool) -> str:
     """Trains the champion's next update, or a policy from scratch: its version."""
     from orchestration.pipelines import training_tasks

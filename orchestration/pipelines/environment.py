@@ -66,21 +66,24 @@ class Environment:
             yield run_id
 
     def generate_and_export(self, plan: Any, root: Any) -> Any:
-        """Whether the decisions of a bootstrap were generated and its window exported."""
+        """Whether the decisions of a bootstrap were generated, and its window exported and accepted by the guard."""
         if not self.warehouse:
             generated = self.task(components.generate, plan=plan)
-            return self.task(components.export_windows, plan=generated.output).output
+            return self._audited(plan, self.task(components.export_windows, plan=generated.output).output)
         jobs = self.task(components.bootstrap_jobs, plan=plan, root_uri=self._root_uri(root), warehouse=self.warehouse)
         ended = self._run_jobs(plan, jobs, "generate_movielens", "ingest_events", "export_trajectories")
-        return self.task(components.exported, plan=plan, jobs=ended).output
+        return self._audited(plan, self.task(components.exported, plan=plan, jobs=ended).output)
 
     def export(self, plan: Any, root: Any) -> Any:
-        """Whether the windows of the plan were exported."""
+        """Whether the windows of the plan were exported, and accepted by the guard."""
         if not self.warehouse:
-            return self.task(components.export_windows, plan=plan).output
+            return self._audited(plan, self.task(components.export_windows, plan=plan).output)
         jobs = self.task(components.export_jobs, plan=plan, root_uri=self._root_uri(root), warehouse=self.warehouse)
         ended = self._run_jobs(plan, jobs, "export_trajectories")
-        return self.task(components.exported, plan=plan, jobs=ended).output
+        return self._audited(plan, self.task(components.exported, plan=plan, jobs=ended).output)
+
+    def _audited(self, plan: Any, exported: Any) -> Any:
+        return self.task(components.audit, plan=plan, exported=exported, warehouse=self.warehouse).output
 
     def find_best(self, plan: Any, exported: Any, algorithm: Any, budget: Any) -> Any:
         """The best hyperparameters: of a tuning job in the cloud, elsewhere of a search within the step.

@@ -13,11 +13,12 @@ from typing import Literal
 
 import msgspec
 
+from contracts.command_line import HELD
 from contracts.errors import InputError, OperationError
 from orchestration.places import Places, replace_file
 
 KILLED = "the process ended before the step did (killed, or out of memory)"
-Outcome = Literal["promoted", "refused", "rolled back", "nothing new", "failed"]
+Outcome = Literal["promoted", "refused", "rolled back", "nothing new", "held", "failed"]
 Failure = Literal["input", "operation", "bug"]
 _EXIT_CODES: dict[Failure, int] = {"input": InputError.exit_code, "operation": OperationError.exit_code, "bug": 1}
 
@@ -60,10 +61,14 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exit_code(self) -> int:
-        """Of a command that ran it: 0, or 2 after wrong input, 3 after a failed operation, 1 after a bug."""
-        if self.outcome != "failed":
-            return 0
-        return _EXIT_CODES[self.failure or "bug"]
+        """Of a command that ran it: 0; 5 if the guard held it; 2 after wrong input, 3 after a failed operation, 1 after a bug."""
+        match self.outcome:
+            case "failed":
+                return _EXIT_CODES[self.failure or "bug"]
+            case "held":
+                return HELD
+            case _:
+                return 0
 
     @property
     def cost(self) -> str:

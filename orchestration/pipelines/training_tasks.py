@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from contracts.command_line import build
+from contracts.errors import OperationError
 from contracts.policies import Exploration
 from orchestration import gate as gates
 from orchestration import policy_store
@@ -29,8 +30,11 @@ def train(plan: str, algorithm: str, hyperparameters: Hyperparameters, explorati
     """
     made = decode_plan(plan)
     with runs.step(made.root, made.run_id, "train") as record:
+        from orchestration.audit import guard
         from trainer import arms, training
 
+        if (state := guard.state(made.places.root)) is not None and state.held:
+            raise OperationError(f"held by the guard: {state.reason}")
         catalogue = arms.read_catalogue(made.places.catalogue)
         card = training.train(
             training.Settings(
@@ -42,6 +46,7 @@ def train(plan: str, algorithm: str, hyperparameters: Hyperparameters, explorati
                 algorithm=algorithm,
                 hyperparameters=_with_integers(algorithm, hyperparameters),
                 exploration=build(Exploration, exploration, lambda field: f"exploration: {field}"),
+                refused=guard.refused_windows(made.places),
             )
         )
         if card.version != made.champion:

@@ -217,6 +217,39 @@ def exported(plan: str) -> str:
         return "exported"
 
 
+def audit(plan: str, exported: str, warehouse: str) -> str:
+    """Audits the plan's windows before anything is trained on them (`orchestration.audit.guard`).
+
+    Args:
+      plan: a `Plan` as JSON.
+      exported: what the export returned.
+      warehouse: `bigquery:PROJECT.DATASET`, or empty for the embedded one below the root.
+
+    Returns `exported`, or "held" when the guard holds the pipelines of this root.
+    """
+    made = decode_plan(plan)
+    with runs.step(made.root, made.run_id, "audit") as record:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        from beam_jobs.warehouses import EmbeddedWarehouse, open_warehouse
+        from orchestration.audit import guard
+        from orchestration.audit.auditor import Auditor
+        from orchestration.audit.settings import GuardSettings
+
+        places, now = made.places, datetime.now(UTC)
+        source = open_warehouse(warehouse, PipelineOptions([])) if warehouse else EmbeddedWarehouse(places.warehouse)
+        auditor = Auditor(source, places.policies, places.audit, made.settings.record_settings)
+        watch = guard.Guard(places, auditor, GuardSettings())
+        known = set(plans.exported_windows(places.windows))
+        audits = [watch.check(window, now) for window in made.windows if window in known]
+        held = guard.state(places.root)
+        if held is not None and held.held:
+            record.said, record.outcome = f"held: {held.reason}", "held"
+            return "held"
+        record.said = f"{sum(one.accepted for one in audits)} of {len(audits)} window(s) accepted"
+        return exported
+
+
 def _export_parameters(
     window: TrainingWindow, root_uri: str, warehouse: str, settings: WindowSettings
 ) -> dict[str, str]:

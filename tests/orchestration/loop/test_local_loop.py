@@ -358,7 +358,8 @@ def test_an_interrupted_run_goes_on(tmp_path):
     letters = warehouse.read(
         out / "warehouse", schemas.DEAD_LETTERS, datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
     ).rows
-    reasons = [reason for reason in letters["error_message"].to_pylist() if fitting.decision_id in reason]
+    # A set: the simulator's bad transport may deliver an event a second time.
+    reasons = {reason for reason in letters["error_message"].to_pylist() if fitting.decision_id in reason}
     assert sorted(reason.split(" (")[0] for reason in reasons) == [
         "action: must be below 10, got 1000000",
         "observation: must have 5 numbers, got 2",
@@ -526,7 +527,7 @@ def test_viewers_are_given_the_time_that_loading_the_ratings_takes(tmp_path, mon
     patient = local_loop.LocalLoop(settings, folder, movielens, loading_seconds=60.0)
     assert patient._first_window_starts(0.0) == datetime.fromtimestamp(100, UTC)
     with pytest.raises(OperationError, match="no viewers came within 0 s"):
-        local_loop.LocalLoop(settings, folder, movielens, loading_seconds=0.0)._first_window_starts(0.0)
+        local_loop.LocalLoop(settings, folder, movielens, loading_seconds=0.0)._first_window_starts(200.0)
 
 
 def test_a_killed_run_leaves_no_children_and_goes_on(tmp_path):

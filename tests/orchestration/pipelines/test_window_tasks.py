@@ -10,10 +10,13 @@ import pytest
 from msgspec.structs import asdict
 
 from beam_jobs import export_trajectories, generate_movielens, ingest_events
+from beam_jobs.movielens import MovieLens
+from beam_jobs.ratings import load_ratings
+from bench.simulated_loop import Sabotages, SimulatedLoop
 from contracts.errors import InputError, OperationError
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration import policy_store
-from orchestration.pipelines import rollout_tasks, runs, window_tasks
+from orchestration.pipelines import rollout_tasks, runs, training_tasks, window_tasks
 from orchestration.pipelines.plan import GeneratedLog, Plan, WindowGrid, decode_plan
 from tests.orchestration.pipelines.environments import PASSED, SETTINGS
 
@@ -48,6 +51,24 @@ def test_a_job_that_leaves_no_manifest_is_a_failed_operation(tmp_path):
     with pytest.raises(OperationError, match=r"the export of window=20260101T000000.000000Z ended without its manif"):
         window_tasks.exported(msgspec.json.encode(plan).decode())
     assert runs.records(tmp_path, "r")[-1].failure == "operation"
+
+
+def test_a_refused_window_holds_the_pipelines(tmp_path):
+    viewers = MovieLens.build(load_ratings("sample"), num_actions=5, rank=3, reward_noise=0.5, seed=0)
+    loop = SimulatedLoop(tmp_path, viewers, seed=1, decisions=300)
+    good = [loop.window().audit.window for _ in range(3)]
+    champion = policy_store.champion(tmp_path / "policies").version
+    plan = Plan(root=str(tmp_path), run_id="r", champion=champion, windows=good, settings=SETTINGS)
+    encoded = msgspec.json.encode(plan).decode()
+    assert window_tasks.audit(encoded, "exported", "") == "exported"
+    assert runs.records(tmp_path, "r")[-1].said == "3 of 3 window(s) accepted"
+    versions = policy_store.versions(tmp_path / "policies")
+    loop.window(Sabotages(3, versions, 5).by_name["propensities halved"])
+    assert window_tasks.audit(encoded, "exported", "") == "held"
+    report = runs.close(tmp_path, "r", "retrain", "SUCCEEDED", "", datetime.now(UTC))
+    assert (report.outcome, report.exit_code) == ("held", 5)
+    with pytest.raises(OperationError, match="held by the guard: replayed propensity"):
+        training_tasks.train(encoded, "lin_ucb", {}, {}, fresh=False)
 
 
 def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
