@@ -10,6 +10,9 @@ from contracts.errors import InputError
 from contracts.policies import Evaluation, PolicyCard, Verdict
 from predictor import policy as serving
 from trainer import dataset, off_policy
+from trainer.intervals import Interval
+from trainer.reliability import Weights
+from trainer.support import observed_support
 
 if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch  # TensorFlow: only judging needs it, rolling out does not
@@ -115,25 +118,29 @@ def _compare(new: serving.Policy, old: serving.Policy, decisions: "TrajectoryBat
         return np.where(known, values[rows, actions], 0.0)
 
     q_logged, q_candidate = of_logged(mean), (new_probabilities * mean).sum(axis=1)
+    supports = (
+        observed_support(of_logged(new_probabilities) / decisions.propensity),
+        observed_support(of_logged(old_probabilities) / decisions.propensity),
+    )
     estimates = off_policy.estimate(
         decisions.reward,
         decisions.propensity,
         of_logged(new_probabilities),
         q_logged=q_logged,
         q_target=q_candidate,
+        support=supports[0],
     )
     gain = off_policy.gain(
         decisions.reward,
         decisions.propensity,
         of_logged(new_probabilities),
         of_logged(old_probabilities),
-        q_logged=q_logged,
-        q_candidate=q_candidate,
-        q_champion=(old_probabilities * mean).sum(axis=1),
+        model=off_policy.Model(q_logged, q_candidate, (old_probabilities * mean).sum(axis=1)),
+        supports=supports,
     )
     untried = new_probabilities * (old_probabilities < 1 / len(rows))  # expected less than once in such a log
     unknown = STANDARD_ERRORS * float((untried * std).sum(axis=1).mean())
-    interval = off_policy.Interval(gain.gain.value, gain.gain.low - unknown, gain.gain.high + unknown)
+    interval = Interval(gain.gain.value, gain.gain.low - unknown, gain.gain.high + unknown)
     verdict, doubt = _verdict(interval, gain)
     reason = (
         f"{verdict}: gain {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] on {len(rows)} decisions"
@@ -160,9 +167,9 @@ def _scope(candidate_arms: int, champion_arms: int) -> str:
     return f", compared over the {arms} arms both know; " + (f"{more} new" if more > 0 else f"{-more} fewer")
 
 
-def _verdict(interval: off_policy.Interval, gain: off_policy.Gain) -> tuple[Verdict, str | None]:
+def _verdict(interval: Interval, gain: off_policy.Gain) -> tuple[Verdict, str | None]:
     """The verdict, and why the interval should not be believed, if there is a reason."""
-    doubt = _doubt("candidate", gain.candidate) or _doubt("champion", gain.champion)
+    doubt = _doubt("candidate", gain.candidate) or _doubt("champion", gain.champion) or gain.gain.reason
     if interval.high < 0 and gain.champion.effective_sample_size >= MIN_EFFECTIVE_SAMPLE_SIZE:
         return "worse", doubt
     if interval.low > 0 and doubt is None:
@@ -176,7 +183,7 @@ def _result(
     candidate: PolicyCard,
     champion: serving.Policy | None,
     evaluation: Evaluation | None = None,
-    gain: off_policy.Interval | None = None,
+    gain: Interval | None = None,
 ) -> GateResult:
     match verdict:
         case "better":
@@ -191,7 +198,7 @@ def _result(
             reason = f"{whose}, {reason}"
         case _:
             assert_never(verdict)
-    value, low, high = gain or (None, None, None)
+    value, low, high = (gain.value, gain.low, gain.high) if gain is not None else (None, None, None)
     return GateResult(
         verdict=verdict,
         promoted=promoted,
@@ -227,7 +234,7 @@ def _insane(policy: serving.Policy, observations: np.ndarray) -> str | None:
     return None
 
 
-def _doubt(role: str, weights: off_policy.Weights) -> str | None:
+def _doubt(role: str, weights: Weights) -> str | None:
     """Why an interval from these weights should not be believed, if there is a reason."""
     if weights.effective_sample_size < MIN_EFFECTIVE_SAMPLE_SIZE:
         return (

@@ -13,7 +13,7 @@ import numpy as np
 
 from contracts.policies import PolicyCard
 from contracts.policy_arrays import PolicyArrays, Scorer
-from trainer import dataset, evaluation, off_policy
+from trainer import dataset, evaluation
 from trainer.dataset import ReadyWindow
 
 PREDICTION_BINS = 10
@@ -44,9 +44,10 @@ def scalars(card: PolicyCard, arrays: PolicyArrays, newest: ReadyWindow) -> dict
         "model/calibration_error": calibration_error(predicted, batch.reward),
         "estimate/effective_sample_size": estimates.effective_sample_size,
     }
-    if np.isfinite(estimates.snips).all():
-        snips: off_policy.Interval = estimates.snips
+    snips = estimates.snips
+    if np.isfinite([snips.value, snips.low, snips.high]).all():
         figures |= {"estimate/snips": snips.value, "estimate/low": snips.low, "estimate/high": snips.high}
+        figures["estimate/reliable"] = float(snips.reliable)
     return figures
 
 

@@ -7,48 +7,34 @@ of the logged action and q_target the target policy's expected value, the estima
     snips      sum(w r) / sum(w)                                  Swaminathan and Joachims 2015
     dm         mean(q_target)                                     the reward model alone
     dr         mean(q_target + w (r - q_logged))                  Dudík, Langford and Li 2011
-    switch_dr  as dr, the correction only where w <= threshold    Wang, Agarwal and Dudík 2017
+    switch_dr  as dr, the correction only where w <= t            Wang, Agarwal and Dudík 2017
+    dros       as dr, with lambda w / (w^2 + lambda) for w        Su, Dimakopoulou, Krishnamurthy and Dudík 2020
+
+The threshold t scales with the log: `support.support` finds it from the policies' probabilities, and without them it is
+infinite. Lambda is tuned by the estimated error (see `shrinkage`).
 
 Each is a function of sums over the decisions, so decisions are accumulated as `Sums`: per group of decisions, merged by
-adding them up. The interval is the bootstrap's over the groups (Poisson weights, bias-corrected and accelerated: Efron
-1987), which follows the skew that large weights bring, with Student's quantiles in place of normal ones, which are wider
-where few decisions make most of the spread. No interval shows weights that were never drawn: look at
-`effective_sample_size`, `largest_weight` and `mean_weight` (near 1 where the logging policy could take what the target
-takes) before believing one. Where a single decision counts, nothing varies, and the interval has no width.
+adding them up. Who wants one answer takes `Estimates.recommended`: switch_dr with a reward model, snips without. Every
+interval says whether it is `reliable`, and the `reason` when it is not; `intervals` says how it is made. `dm` is never
+reliable: its interval shows the spread of the model's values, not the model's error.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import NormalDist
-from typing import NamedTuple, Self
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
-from scipy.special import stdtrit
 
 from contracts.errors import InputError
+from trainer import intervals, reliability
+from trainer.arrays import checked, numbers
+from trainer.estimators import COLUMNS, N, Name, Q, W, difference, estimator
+from trainer.intervals import Interval, Question
+from trainer.reliability import Weights
+from trainer.shrinkage import Shrunk
+from trainer.spread import RESIDUAL_DEVIATIONS, REWARD_DEVIATIONS, Spread, residual_extremes, reward_extremes
+from trainer.support import Support
 
 GROUPS = 1_000
-RESAMPLES = 1_000
-SWITCH_THRESHOLD = 10.0
-
-_NORMAL = NormalDist()
-
-
-class Interval(NamedTuple):
-    """An estimated reward per decision (or a difference of two) and its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Weights(NamedTuple):
-    """How much the logged decisions say about the target policy."""
-
-    effective_sample_size: float  # sum(w)^2 / sum(w^2)
-    largest_weight: float
-    mean_weight: float
-    zero_weight_share: float
 
 
 @dataclass(frozen=True)
@@ -61,45 +47,61 @@ class Estimates:
     dm: Interval | None
     dr: Interval | None
     switch_dr: Interval | None
-    effective_sample_size: float
-    largest_weight: float
-    mean_weight: float
-    zero_weight_share: float
+    dros: Interval | None
+    weights: Weights
 
     @property
-    def weights(self) -> Weights:
-        """The four diagnostics of the weights."""
-        return Weights(self.effective_sample_size, self.largest_weight, self.mean_weight, self.zero_weight_share)
+    def recommended(self) -> Interval:
+        """The interval to act on: switch_dr's, or snips's without a reward model."""
+        return self.snips if self.switch_dr is None else self.switch_dr
+
+    @property
+    def effective_sample_size(self) -> float:
+        """sum(w)^2 / sum(w^2)."""
+        return self.weights.effective_sample_size
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The candidate's reward per decision minus the champion's; `estimator`: "switch_dr", or "snips" without a model."""
+    """The candidate's reward per decision minus the champion's; `estimator` is "snips" where there is no model."""
 
     decisions: int
-    estimator: str
+    estimator: Literal["switch_dr", "snips"]
     gain: Interval
     candidate: Weights
     champion: Weights
+
+
+class Model(NamedTuple):
+    """A reward model's values for `gain`, [N] each: of the logged action, and what each policy expects."""
+
+    logged: np.ndarray
+    candidate: np.ndarray
+    champion: np.ndarray
 
 
 @dataclass
 class Sums:
     """The mergeable accumulator of one target policy: sums over the decisions of each of G groups.
 
-    `table` [G, 6] has the number of decisions, and the sums of w, w r, q_target, w (r - q_logged), and of the last one
-    where w <= threshold.
+    `table` [G, 7] has the number of decisions, and the sums of w, w r, q_target, w (r - q_logged), and of w and the
+    last one where w <= the threshold.
     """
 
     table: np.ndarray
+    support: Support | None = None
     squared_weight: float = 0.0
     zero_weights: int = 0
     largest_weight: float = 0.0
+    smallest_propensity: float = 1.0
+    rewards: Spread = field(default_factory=Spread)
+    residuals: Spread = field(default_factory=Spread)
+    shrunk: Shrunk = field(default_factory=Shrunk)
 
     @classmethod
-    def zeros(cls, groups: int = GROUPS) -> Self:
-        """No decisions yet."""
-        return cls(np.zeros((groups, 6)))
+    def zeros(cls, groups: int = GROUPS, support: Support | None = None) -> Self:
+        """No decisions yet; `support`: of all decisions that will be added."""
+        return cls(np.zeros((groups, COLUMNS)), support)
 
     def add(
         self,
@@ -109,25 +111,33 @@ class Sums:
         target_probabilities: np.ndarray,
         q_logged: np.ndarray | None = None,
         q_target: np.ndarray | None = None,
-        switch_threshold: float = SWITCH_THRESHOLD,
     ) -> None:
         """Adds decisions, `[N]` each; `group` in [0, G) must not depend on what was decided or earned."""
         weight = target_probabilities / propensities
         nothing = np.zeros_like(weight)
-        correction = weight * (rewards - q_logged) if q_logged is not None else nothing
+        residual = rewards - q_logged if q_logged is not None else nothing
+        expected = q_target if q_target is not None else nothing
+        # A float32 weight may exceed the largest one in the last digit.
+        kept = weight <= self.threshold * (1 + 1e-6)
         columns = [
             np.ones_like(weight),
             weight,
             weight * rewards,
-            q_target if q_target is not None else nothing,
-            correction,
-            np.where(weight <= switch_threshold, correction, 0.0),
+            expected,
+            weight * residual,
+            np.where(kept, weight, 0.0),
+            np.where(kept, weight * residual, 0.0),
         ]
         for index, values in enumerate(columns):
             self.table[:, index] += np.bincount(group, values, minlength=len(self.table))
         self.squared_weight += float(weight @ weight)
         self.zero_weights += int(np.count_nonzero(weight == 0))
         self.largest_weight = max(self.largest_weight, float(weight.max(initial=0.0)))
+        self.smallest_propensity = min(self.smallest_propensity, float(propensities.min(initial=1.0)))
+        self.rewards.add(rewards, propensities)
+        if q_logged is not None:
+            self.residuals.add(residual, propensities)
+            self.shrunk.add(weight, residual, expected)
 
     def merge(self, other: "Sums") -> None:
         """Adds the sums of other decisions."""
@@ -135,11 +145,20 @@ class Sums:
         self.squared_weight += other.squared_weight
         self.zero_weights += other.zero_weights
         self.largest_weight = max(self.largest_weight, other.largest_weight)
+        self.smallest_propensity = min(self.smallest_propensity, other.smallest_propensity)
+        self.rewards.merge(other.rewards)
+        self.residuals.merge(other.residuals)
+        self.shrunk.merge(other.shrunk)
+
+    @property
+    def threshold(self) -> float:
+        """Larger weights are left to the reward model by switch_dr."""
+        return self.support.largest_weight if self.support is not None else np.inf
 
     @property
     def decisions(self) -> int:
         """How many were added."""
-        return int(self.table[:, 0].sum())
+        return int(self.table[:, N].sum())
 
     def weights(self) -> Weights:
         """The diagnostics."""
@@ -151,18 +170,64 @@ class Sums:
             zero_weight_share=self.zero_weights / decisions,
         )
 
-    def estimates(self, with_model: bool, confidence: float = 0.95, seed: int = 0) -> Estimates:
+    def possible_weight(self) -> float:
+        """The largest weight that the log may not have shown: from `support`, or 1 / the smallest propensity."""
+        return self.support.largest_weight if self.support is not None else 1 / self.smallest_propensity
+
+    @property
+    def untried(self) -> float:
+        """The share of the target policy's choices with larger weights than that."""
+        return self.support.untried if self.support is not None else 0.0
+
+    def typical_weight(self) -> float:
+        """The target policy's mean weight, sum(w^2) / sum(w)."""
+        total = float(self.table[:, W].sum())
+        return min(self.squared_weight / total, self.possible_weight()) if total else self.possible_weight()
+
+    def unseen(self, with_model: bool, question: Question) -> np.ndarray:
+        """[F, 7]: the most extreme decisions that the log may have missed, as rows of the table."""
+        q_target = self.table[:, Q].sum() / self.decisions
+        rewards = reward_extremes(self.rewards, question.reward_range)
+        residuals = residual_extremes(self.residuals, self.rewards, question.reward_range) if with_model else rewards
+        rows = [[1.0, 0.0, 0.0, q_target, 0.0, 0.0, 0.0]]
+        for weight, typical in ((self.typical_weight(), False), (self.possible_weight(), True)):
+            for side in (0, 1):
+                reward, residual = (
+                    found.typical[side] if typical else found.seen[side] for found in (rewards, residuals)
+                )
+                rows.append([1.0, weight, weight * reward, q_target, weight * residual, weight, weight * residual])
+        return np.array(rows)
+
+    def reach(self, with_model: bool) -> float:
+        """How far the mean of what the log has not tried may lie from what is assumed of it."""
+        if with_model:
+            return RESIDUAL_DEVIATIONS * self.residuals.deviation(0.0)
+        return REWARD_DEVIATIONS * self.rewards.deviation()
+
+    def estimates(self, with_model: bool, question: Question | None = None) -> Estimates:
         """The estimates and their intervals; `with_model`: whether reward-model values were added."""
-        interval = _Bootstrap(self.table, confidence, seed).interval
-        return Estimates(
-            self.decisions,
-            interval(_ips),
-            interval(_snips),
-            interval(_dm) if with_model else None,
-            interval(_dr) if with_model else None,
-            interval(_switch_dr) if with_model else None,
-            *self.weights(),
+        question = question or Question()
+        resampled = intervals.Intervals(self.table, self.unseen(with_model, question), question)
+        why = reliability.doubt(self, resampled.groups, question)
+
+        def interval(name: Name) -> Interval:
+            found = resampled.interval(estimator(name, self.untried))
+            reach = self.reach(name in ("dr", "switch_dr"))
+            return _judged(widened(found, self.untried * reach), why)
+
+        ips, snips = interval("ips"), interval("snips")
+        if not with_model:
+            return Estimates(self.decisions, ips, snips, None, None, None, None, self.weights())
+        switch_dr = interval("switch_dr")
+        dm = replace(
+            resampled.interval(estimator("dm", 0.0)),
+            reliable=False,
+            reason="the interval does not show the error of the reward model",
         )
+        # Shrinking makes a better point; its bias is only known through the whole weights, and so is the interval.
+        value = self.shrunk.value()
+        dros = replace(switch_dr, value=value, low=min(switch_dr.low, value), high=max(switch_dr.high, value))
+        return Estimates(self.decisions, ips, snips, dm, interval("dr"), switch_dr, dros, self.weights())
 
 
 def estimate(
@@ -172,9 +237,9 @@ def estimate(
     *,
     q_logged: np.ndarray | None = None,
     q_target: np.ndarray | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-    switch_threshold: float = SWITCH_THRESHOLD,
+    support: Support | None = None,
+    clusters: np.ndarray | None = None,
+    question: Question | None = None,
 ) -> Estimates:
     """A target policy's reward per decision, estimated from logged decisions.
 
@@ -184,9 +249,11 @@ def estimate(
       target_probabilities: [N] in [0, 1], the target policy's probability of that same action.
       q_logged: [N], the reward model's value of the logged action.
       q_target: [N], the target policy's expected value under the reward model.
-      confidence: of the intervals, in (0, 1).
-      seed: of the bootstrap.
-      switch_threshold: weights above it are left to the reward model by `switch_dr`.
+      support: what the policies' whole probabilities say about large weights (`support.support`); without it, weights up
+        to 1 / the smallest propensity are taken to be possible.
+      clusters: [N], decisions with the same value depend on each other, such as those of one viewer; without it, all
+        are independent.
+      question: the confidence, the seed and the range of rewards.
 
     Raises:
       InputError: an array of another shape or not of numbers, a value out of range or NaN, one of the q without the
@@ -194,8 +261,9 @@ def estimate(
     """
     if (q_logged is None) != (q_target is None):
         raise InputError("q_logged and q_target must be given together")
-    sums = _sums(rewards, propensities, target_probabilities, q_logged, q_target, seed, switch_threshold)
-    return sums.estimates(q_logged is not None, confidence, seed)
+    question = question or Question()
+    columns = _columns(rewards, propensities, target_probabilities, q_logged, q_target)
+    return _sums(columns, support, clusters, question.seed).estimates(q_logged is not None, question)
 
 
 def gain(
@@ -204,191 +272,120 @@ def gain(
     candidate_probabilities: np.ndarray,
     champion_probabilities: np.ndarray,
     *,
-    q_logged: np.ndarray | None = None,
-    q_candidate: np.ndarray | None = None,
-    q_champion: np.ndarray | None = None,
-    seed: int = 0,
+    model: Model | None = None,
+    supports: tuple[Support, Support] | None = None,
+    clusters: np.ndarray | None = None,
+    question: Question | None = None,
 ) -> Gain:
-    """The candidate's reward per decision minus the champion's, on the same logged decisions, with its 95% interval.
+    """By how much the candidate's reward per decision exceeds the champion's, on the same logged decisions.
 
-    Paired: where the two policies agree, a decision adds nothing to the difference or to its uncertainty. With a reward
-    model the estimator is switch_dr: one explored decision in thousands, at a propensity of 1 in thousands, would
-    otherwise outweigh all others.
+    Paired: where the two policies agree, a decision adds nothing to the difference or to its uncertainty.
 
     Args:
       rewards: [N], finite.
       propensities: [N] in (0, 1].
       candidate_probabilities: [N] in [0, 1], of the logged action.
       champion_probabilities: [N] in [0, 1], of the logged action.
-      q_logged: [N], a reward model's value of the logged action; with it (and the next two) the estimator is switch_dr,
-        without it self-normalised.
-      q_candidate: [N], the candidate's expected value under that model.
-      q_champion: [N], the champion's.
-      seed: of the bootstrap.
+      model: a reward model's values; with it the estimator is switch_dr, without it self-normalised.
+      supports: of the candidate and of the champion.
+      clusters, question: as in `estimate`.
 
     Raises:
       InputError: as `estimate`.
     """
-    modelled = [array is not None for array in (q_logged, q_candidate, q_champion)]
-    if any(modelled) != all(modelled):
-        raise InputError("q_logged, q_candidate and q_champion must be given together")
+    question = question or Question()
+    if model is not None and any(values is None for values in model):
+        raise InputError("model: logged, candidate and champion must be given together")
+    logged, of_candidate, of_champion = model or (None, None, None)
+    first, second = supports or (None, None)
+    candidate = _columns(rewards, propensities, candidate_probabilities, logged, of_candidate)
+    champion = _columns(rewards, propensities, champion_probabilities, logged, of_champion)
     return gain_of(
-        _sums(rewards, propensities, candidate_probabilities, q_logged, q_candidate, seed),
-        _sums(rewards, propensities, champion_probabilities, q_logged, q_champion, seed),
-        with_model=all(modelled),
-        seed=seed,
+        _sums(candidate, first, clusters, question.seed),
+        _sums(champion, second, clusters, question.seed),
+        with_model=model is not None,
+        question=question,
     )
 
 
-def gain_of(candidate: Sums, champion: Sums, *, with_model: bool, confidence: float = 0.95, seed: int = 0) -> Gain:
+def gain_of(candidate: Sums, champion: Sums, *, with_model: bool, question: Question | None = None) -> Gain:
     """`gain`, from the sums of the two policies over the same decisions in the same groups."""
-    value = _switch_dr if with_model else _snips
-    columns = candidate.table.shape[1]
-
-    def difference(sums: np.ndarray) -> np.ndarray:
-        return value(sums[..., :columns]) - value(sums[..., columns:])
-
-    both = np.concatenate([candidate.table, champion.table], axis=1)
-    return Gain(
-        candidate.decisions,
-        "switch_dr" if with_model else "snips",
-        _Bootstrap(both, confidence, seed).interval(difference),
-        candidate.weights(),
-        champion.weights(),
+    question = question or Question()
+    name: Literal["switch_dr", "snips"] = "switch_dr" if with_model else "snips"
+    mine, theirs = (sums.unseen(with_model, question) for sums in (candidate, champion))
+    # What was missed is a decision of the candidate's alone, or of the champion's alone; the first row has no weight.
+    unseen = np.concatenate(
+        [
+            np.concatenate([mine, np.broadcast_to(theirs[0], mine.shape)], axis=1),
+            np.concatenate([np.broadcast_to(mine[0], theirs.shape), theirs], axis=1),
+        ]
     )
+    resampled = intervals.Intervals(np.concatenate([candidate.table, champion.table], axis=1), unseen, question)
+    reach = (candidate.untried + champion.untried) * candidate.reach(with_model)
+    found = widened(resampled.interval(difference(name, (candidate.untried, champion.untried))), reach)
+    doubts = [
+        f"the {role}'s log: {why}"
+        for role, sums in (("candidate", candidate), ("champion", champion))
+        if (why := reliability.doubt(sums, resampled.groups, question)) is not None
+    ]
+    judged = _judged(found, doubts[0] if doubts else None)
+    return Gain(candidate.decisions, name, judged, candidate.weights(), champion.weights())
 
 
-# The estimators: functions of the sums (last axis, in the order of `Sums`), so that they apply to resamples as well.
+def widened(found: Interval, by: float) -> Interval:
+    """The interval with `by` added on either side."""
+    return replace(found, low=found.low - by, high=found.high + by)
 
 
-def _ips(sums: np.ndarray) -> np.ndarray:
-    return sums[..., 2] / sums[..., 0]
+def _judged(found: Interval, why: str | None) -> Interval:
+    return found if why is None else replace(found, reliable=False, reason=why)
 
 
-def _snips(sums: np.ndarray) -> np.ndarray:
-    # A resample may hold no decision that the target policy would take: it says nothing, NaN is left out.
-    return np.divide(sums[..., 2], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] > 0)
-
-
-def _dm(sums: np.ndarray) -> np.ndarray:
-    return sums[..., 3] / sums[..., 0]
-
-
-def _dr(sums: np.ndarray) -> np.ndarray:
-    return (sums[..., 3] + sums[..., 4]) / sums[..., 0]
-
-
-def _switch_dr(sums: np.ndarray) -> np.ndarray:
-    return (sums[..., 3] + sums[..., 5]) / sums[..., 0]
-
-
-class _Bootstrap:
-    """Resamples the groups once, for every estimator."""
-
-    def __init__(self, table: np.ndarray, confidence: float, seed: int) -> None:
-        if not 0 < confidence < 1:
-            raise InputError(f"confidence must be in (0, 1), got {confidence}")
-        filled = table[table[:, 0] > 0]
-        drawn = np.random.default_rng([seed, 1]).poisson(1.0, (RESAMPLES, len(filled))).astype(np.float64)
-        drawn = drawn[drawn.any(axis=1)]
-        self._total = filled.sum(axis=0)
-        self._resampled = drawn @ filled
-        self._without_one = self._total - filled if len(filled) > 1 else filled
-        self._tail = (1 - confidence) / 2
-
-    def interval(self, value: Callable[[np.ndarray], np.ndarray]) -> Interval:
-        """The bias-corrected and accelerated interval (Efron 1987) of an estimator."""
-        estimate = float(value(self._total))
-        resampled = value(self._resampled)
-        resampled = np.sort(resampled[np.isfinite(resampled)])
-        if np.isnan(estimate) or not len(resampled):
-            return Interval(estimate, np.nan, np.nan)
-        margin = 1e-12 * max(1.0, abs(estimate))
-        if resampled[-1] - resampled[0] <= margin:  # nothing varies
-            return Interval(estimate, estimate, estimate)
-        below = np.mean(resampled < estimate - margin) / 2 + np.mean(resampled <= estimate + margin) / 2
-        bias = _NORMAL.inv_cdf(float(np.clip(below, 1 / len(resampled), 1 - 1 / len(resampled))))
-        jackknife = value(self._without_one)
-        deviation = jackknife[np.isfinite(jackknife)]
-        deviation = deviation.mean() - deviation if len(deviation) else np.zeros(1)
-        deviation /= np.abs(deviation).max() or 1.0  # what follows does not depend on the unit
-        squares = float((deviation**2).sum())
-        acceleration = float((deviation**3).sum()) / (6 * squares**1.5) if squares else 0.0
-        # How far the estimate may lie off is itself estimated, badly where a few weights make most of it. As in the
-        # bootstrap's expanded interval (Hesterberg 2015), Student's quantile takes that in, with the degrees of freedom
-        # that the kurtosis of the deviations leaves (Satterthwaite 1946).
-        kurtosis = len(deviation) * float((deviation**4).sum()) / squares**2 if squares else 3.0
-        reach = float(stdtrit(2 * len(deviation) / max(kurtosis - 1, 1e-9), 1 - self._tail))
-        reach *= np.sqrt(len(deviation) / max(len(deviation) - 1, 1))
-
-        def bound(offset: float) -> float:
-            z = bias + offset
-            shifted = _NORMAL.cdf(bias + z / max(1 - acceleration * z, 1e-3))
-            return float(np.quantile(resampled, shifted))
-
-        return Interval(estimate, bound(-reach), bound(reach))
-
-
-def _sums(
+def _columns(
     rewards: np.ndarray,
     propensities: np.ndarray,
     target_probabilities: np.ndarray,
     q_logged: np.ndarray | None,
     q_target: np.ndarray | None,
-    seed: int,
-    switch_threshold: float = SWITCH_THRESHOLD,
-) -> Sums:
-    """Checks what was given and sums it up, in groups of one size that are drawn so that neighbours are apart."""
-    shape = _numbers("rewards", rewards).shape
+) -> list[np.ndarray | None]:
+    """The arguments of `Sums.add`, checked."""
+    shape = numbers("rewards", rewards).shape
     if len(shape) != 1 or not shape[0]:
         raise InputError(f"rewards must be [N] with N > 0, got shape {list(shape)}")
-    if not switch_threshold >= 0:
-        raise InputError(f"switch_threshold must be at least 0, got {switch_threshold}")
-    decisions = shape[0]
-    sums = Sums.zeros(min(GROUPS, decisions))
+    size = shape[0]
+    return [
+        checked("rewards", rewards, size),
+        checked("propensities", propensities, size, "be in (0, 1]", lambda array: (array > 0) & (array <= 1)),
+        # A sum of float32 probabilities may exceed 1 in the last digit.
+        checked(
+            "target_probabilities",
+            target_probabilities,
+            size,
+            "be in [0, 1]",
+            lambda array: (array >= 0) & (array <= 1 + 1e-6),
+        ),
+        None if q_logged is None else checked("q_logged", q_logged, size),
+        None if q_target is None else checked("q_target", q_target, size),
+    ]
+
+
+def _sums(columns: list, support: Support | None, clusters: np.ndarray | None, seed: int) -> Sums:
+    """Sums up: by cluster, or in groups of one size that are drawn so that neighbours are apart."""
+    decisions = len(columns[0])
+    if clusters is None:
+        groups = min(GROUPS, decisions)
+        group = np.random.default_rng([seed, 0]).permutation(decisions) % groups
+    elif np.shape(clusters) != (decisions,):
+        raise InputError(f"clusters must have the shape of rewards, {[decisions]}, got {list(np.shape(clusters))}")
+    else:
+        group = np.unique(clusters, return_inverse=True)[1].astype(np.int64)
+        groups = min(GROUPS, int(group.max()) + 1)
+        group = np.random.default_rng([seed, 0]).permutation(int(group.max()) + 1)[group] % groups
+    sums = Sums.zeros(groups, support)
     with np.errstate(over="ignore", invalid="ignore"):
-        sums.add(
-            np.random.default_rng([seed, 0]).permutation(decisions) % len(sums.table),
-            _checked("rewards", rewards, decisions),
-            _checked("propensities", propensities, decisions, "be in (0, 1]", lambda array: (array > 0) & (array <= 1)),
-            # A sum of float32 probabilities may exceed 1 in the last digit.
-            _checked(
-                "target_probabilities",
-                target_probabilities,
-                decisions,
-                "be in [0, 1]",
-                lambda array: (array >= 0) & (array <= 1 + 1e-6),
-            ),
-            None if q_logged is None else _checked("q_logged", q_logged, decisions),
-            None if q_target is None else _checked("q_target", q_target, decisions),
-            switch_threshold,
-        )
+        sums.add(group, *columns)
     if not (np.isfinite(sums.table).all() and np.isfinite(sums.squared_weight)):
         raise InputError(
             f"the sums of weights and rewards must be finite: the largest weight is {sums.largest_weight:g}"
         )
     return sums
-
-
-def _numbers(name: str, values: np.ndarray) -> np.ndarray:
-    try:
-        return np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be numbers: {error}") from None
-
-
-def _checked(
-    name: str,
-    values: np.ndarray,
-    decisions: int,
-    fact: str = "be finite",
-    holds: Callable[[np.ndarray], np.ndarray] = np.isfinite,
-) -> np.ndarray:
-    array = _numbers(name, values)
-    if array.shape != (decisions,):
-        raise InputError(f"{name} must have the shape of rewards, {[decisions]}, got {list(array.shape)}")
-    wrong = ~holds(array)
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise InputError(f"{name} must {fact}, got {array[at]} at {at}")
-    return array

@@ -160,8 +160,9 @@ def _report_metric(settings: training.Settings, environment: Mapping[str, str]) 
         evaluation.report_metric(
             path, environment.get("CLOUD_ML_TRIAL_ID", "0"), METRIC, estimates.dr.value, time.time()
         )
-    value, low, high = estimates.dr
-    print(f"{card.version} {METRIC} {value:.4f} [{low:.4f}, {high:.4f}]")
+    found = estimates.dr
+    doubt = "" if found.reliable else f", not reliable: {found.reason}"
+    print(f"{card.version} {METRIC} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]{doubt}")
 
 
 if __name__ == "__main__":

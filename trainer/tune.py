@@ -133,6 +133,7 @@ def _work(settings: Search, worker: int) -> None:
         trial.set_user_attr("hyperparameters", card.hyperparameters)
         trial.set_user_attr("low", estimates.dr.low)
         trial.set_user_attr("high", estimates.dr.high)
+        trial.set_user_attr("reliable", estimates.dr.reliable)
         trial.set_user_attr("effective_sample_size", estimates.effective_sample_size)
         return estimates.dr.value
 

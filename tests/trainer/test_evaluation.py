@@ -57,7 +57,7 @@ def test_the_newest_window_is_held_out_and_the_estimate_is_of_what_the_policy_wo
     card = measured.card
     expected = truth(Scorer(policy_arrays.read(settings.policies / card.version, card)))
     assert measured.estimates.dr.low < expected < measured.estimates.dr.high
-    assert measured.estimates.mean_weight == pytest.approx(1, abs=0.2)
+    assert measured.estimates.weights.mean_weight == pytest.approx(1, abs=0.2)
 
 
 def test_a_worse_policy_is_measured_as_worse_whatever_it_thinks_of_itself(settings):
