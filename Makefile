@@ -18,7 +18,7 @@ SABOTAGE_ARGS ?=
 # The environment is read afresh, as the reference is made from code that Sphinx does not watch.
 BUILD_DOCS := $(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet -c docs . site
 
-.PHONY: help install loop test check docs format lock bench bench-learning sabotage clean
+.PHONY: help install loop test check docs format lock bench bench-learning coverage sabotage clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ sabotage: $(INSTALLED) ## Make the log wrong in every way that is known, and see
 
 bench-learning: $(PEERS)/.installed ## Learn beside mabwiser and VowpalWabbit (LEARNING_ARGS="--ratings FOLDER --seeds 2 …")
 	$(BIN)/python -m bench.learning --peers-python $(PEERS)/bin/python $(LEARNING_ARGS)
+
+coverage: $(INSTALLED) ## Measure whether the intervals of off-policy estimates hold (15 minutes on 2 cores)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.coverage
 
 lock: $(INSTALLED) ## Resolve the requirements anew
 	$(BIN)/uv pip compile --quiet setup.py --extra dev --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/dev.txt

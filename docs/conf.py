@@ -41,6 +41,7 @@ MENU = {
         "infra/README",
         "templates/README",
     ],
+    "Evidence": ["docs/evidence/estimates"],
     "Reference": ["docs/commands", "docs/records", "docs/tables", "docs/requests", "docs/metrics", "docs/modules"],
     "The project": ["ARCHITECTURE", "CONTRIBUTING", "bench/README"],
 }

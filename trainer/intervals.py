@@ -18,10 +18,10 @@ It is not a bound that holds for every distribution: it assumes that rewards out
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from scipy.special import stdtrit
@@ -46,6 +46,14 @@ class Interval:
     method: Literal["plain", "cressie_read"] = "plain"
     reliable: bool = True
     reason: str | None = None
+
+    def widened(self, by: float) -> Self:
+        """The interval with `by` added on either side."""
+        return replace(self, low=self.low - by, high=self.high + by)
+
+    def doubted(self, reason: str | None) -> Self:
+        """The interval marked unreliable, where there is a reason."""
+        return self if reason is None else replace(self, reliable=False, reason=reason)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from trainer import intervals, reliability
 from trainer.arrays import checked, numbers
 from trainer.estimators import COLUMNS, N, Name, Q, W, difference, estimator
 from trainer.intervals import Interval, Question
-from trainer.reliability import Weights
+from trainer.reliability import Evidence, Weights
 from trainer.shrinkage import Shrunk
 from trainer.spread import RESIDUAL_DEVIATIONS, REWARD_DEVIATIONS, Spread, residual_extremes, reward_extremes
 from trainer.support import Support
@@ -179,6 +179,18 @@ class Sums:
         """The share of the target policy's choices with larger weights than that."""
         return self.support.untried if self.support is not None else 0.0
 
+    def evidence(self, groups: int) -> Evidence:
+        """What speaks for the estimates and against them; `groups`: how many hold decisions."""
+        return Evidence(
+            self.decisions,
+            groups,
+            self.weights(),
+            self.squared_weight,
+            self.possible_weight(),
+            self.untried,
+            self.rewards,
+        )
+
     def typical_weight(self) -> float:
         """The target policy's mean weight, sum(w^2) / sum(w)."""
         total = float(self.table[:, W].sum())
@@ -208,21 +220,19 @@ class Sums:
         """The estimates and their intervals; `with_model`: whether reward-model values were added."""
         question = question or Question()
         resampled = intervals.Intervals(self.table, self.unseen(with_model, question), question)
-        why = reliability.doubt(self, resampled.groups, question)
+        why = reliability.doubt(self.evidence(resampled.groups), question)
 
         def interval(name: Name) -> Interval:
             found = resampled.interval(estimator(name, self.untried))
             reach = self.reach(name in ("dr", "switch_dr"))
-            return _judged(widened(found, self.untried * reach), why)
+            return found.widened(self.untried * reach).doubted(why)
 
         ips, snips = interval("ips"), interval("snips")
         if not with_model:
             return Estimates(self.decisions, ips, snips, None, None, None, None, self.weights())
         switch_dr = interval("switch_dr")
-        dm = replace(
-            resampled.interval(estimator("dm", 0.0)),
-            reliable=False,
-            reason="the interval does not show the error of the reward model",
+        dm = resampled.interval(estimator("dm", 0.0)).doubted(
+            "the interval does not show the error of the reward model"
         )
         # Shrinking makes a better point; its bias is only known through the whole weights, and so is the interval.
         value = self.shrunk.value()
@@ -322,23 +332,14 @@ def gain_of(candidate: Sums, champion: Sums, *, with_model: bool, question: Ques
     )
     resampled = intervals.Intervals(np.concatenate([candidate.table, champion.table], axis=1), unseen, question)
     reach = (candidate.untried + champion.untried) * candidate.reach(with_model)
-    found = widened(resampled.interval(difference(name, (candidate.untried, champion.untried))), reach)
+    found = resampled.interval(difference(name, (candidate.untried, champion.untried))).widened(reach)
     doubts = [
         f"the {role}'s log: {why}"
         for role, sums in (("candidate", candidate), ("champion", champion))
-        if (why := reliability.doubt(sums, resampled.groups, question)) is not None
+        if (why := reliability.doubt(sums.evidence(resampled.groups), question)) is not None
     ]
-    judged = _judged(found, doubts[0] if doubts else None)
+    judged = found.doubted(doubts[0] if doubts else None)
     return Gain(candidate.decisions, name, judged, candidate.weights(), champion.weights())
-
-
-def widened(found: Interval, by: float) -> Interval:
-    """The interval with `by` added on either side."""
-    return replace(found, low=found.low - by, high=found.high + by)
-
-
-def _judged(found: Interval, why: str | None) -> Interval:
-    return found if why is None else replace(found, reliable=False, reason=why)
 
 
 def _columns(

@@ -1,13 +1,11 @@
 """Why an estimate should not be believed, if there is a reason that the log itself shows."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from trainer.intervals import MIN_GROUPS, Question
-
-if TYPE_CHECKING:
-    from trainer.off_policy import Sums
+from trainer.spread import Spread
 
 # Beyond this share of the target policy's choices the estimate is the reward model's, with little of the log in it.
 MAX_UNTRIED = 0.75
@@ -26,20 +24,32 @@ class Weights(NamedTuple):
     zero_weight_share: float
 
 
-def doubt(sums: "Sums", groups: int, question: Question) -> str | None:
-    """The reason not to believe the intervals of these sums, or None."""
-    weights, decisions = sums.weights(), sums.decisions
-    if groups < MIN_GROUPS:
-        return f"only {groups} independent decisions (or viewers), at least {MIN_GROUPS} are needed"
+class Evidence(NamedTuple):
+    """What speaks for an estimate and against it."""
+
+    decisions: int
+    groups: int  # of decisions that are independent of each other
+    weights: Weights
+    squared_weight: float  # sum(w^2)
+    possible_weight: float  # that the log may not have shown
+    untried: float
+    rewards: Spread
+
+
+def doubt(evidence: Evidence, question: Question) -> str | None:
+    """The reason not to believe intervals from this evidence, or None."""
+    weights, rewards = evidence.weights, evidence.rewards
+    if evidence.groups < MIN_GROUPS:
+        return f"only {evidence.groups} independent decisions (or viewers), at least {MIN_GROUPS} are needed"
     if weights.mean_weight == 0:
-        return f"in {decisions} decisions the log never took an action that the policy would take"
-    if sums.rewards.low == sums.rewards.high and question.reward_range is None:
-        return f"all rewards are {sums.rewards.low:g}, and reward_range is not known"
-    if sums.untried > MAX_UNTRIED:
-        return f"{sums.untried:.0%} of the policy's choices are hardly ever tried in this log"
-    if (share := sums.rewards.share_of_largest()) > MAX_SHARE_OF_ONE_REWARD and question.reward_range is None:
+        return f"in {evidence.decisions} decisions the log never took an action that the policy would take"
+    if rewards.low == rewards.high and question.reward_range is None:
+        return f"all rewards are {rewards.low:g}, and reward_range is not known"
+    if evidence.untried > MAX_UNTRIED:
+        return f"{evidence.untried:.0%} of the policy's choices are hardly ever tried in this log"
+    if (share := rewards.share_of_largest()) > MAX_SHARE_OF_ONE_REWARD and question.reward_range is None:
         return f"one reward makes up {share:.0%} of the spread of all"
-    if abs(weights.mean_weight - 1) > sums.untried + _possible_error(sums):
+    if abs(weights.mean_weight - 1) > evidence.untried + _possible_error(evidence):
         return (
             f"the mean weight is {weights.mean_weight:.2f} where 1 is expected: the propensities are not those of the"
             " log, or it could not take what the policy takes"
@@ -47,12 +57,12 @@ def doubt(sums: "Sums", groups: int, question: Question) -> str | None:
     return None
 
 
-def _possible_error(sums: "Sums") -> float:
-    """How far the mean weight may be from 1 by chance, Bernstein's inequality: w <= m has a variance of at most m - 1."""
-    possible = max(sums.possible_weight(), sums.largest_weight, 1.0)
-    decisions = sums.decisions
+def _possible_error(evidence: Evidence) -> float:
+    """How far the mean weight may be from 1 by chance: Bernstein's inequality; w <= m has a variance of m - 1 at most."""
+    decisions, weights = evidence.decisions, evidence.weights
+    possible = max(evidence.possible_weight, weights.largest_weight, 1.0)
     by_support = np.sqrt(2 * (possible - 1) * _LOG_ODDS / decisions) + possible * _LOG_ODDS / (3 * decisions)
-    spread = max(sums.squared_weight / decisions - sums.weights().mean_weight ** 2, 0.0)
+    spread = max(evidence.squared_weight / decisions - weights.mean_weight**2, 0.0)
     # Empirical Bernstein (Maurer and Pontil 2009), with the spread that was seen.
     by_log = np.sqrt(2 * spread * _LOG_ODDS / decisions) + 7 * possible * _LOG_ODDS / (3 * max(decisions - 1, 1))
     return float(min(by_support, by_log)) + 1e-6

@@ -32,18 +32,19 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_log_shows_why_its_estimates_should_not_be_believed(case):
     log, groups, reason = CASES[case]
-    found = doubt(log, groups, Question())
+    found = doubt(log.evidence(groups), Question())
     assert found is None if reason is None else found is not None and found.startswith(reason)
 
 
 def test_a_known_range_of_rewards_ends_the_doubt_about_rewards():
     known = Question(reward_range=(0.0, 100.0))
-    assert doubt(CASES["constant"][0], 100, known) is None
-    assert doubt(CASES["one reward"][0], 100, known) is None
+    assert doubt(CASES["constant"][0].evidence(100), known) is None
+    assert doubt(CASES["one reward"][0].evidence(100), known) is None
 
 
 def test_a_mean_weight_that_chance_explains_is_not_doubted():
     """Weights of 0 and 50 on a uniform log over 50 arms: the mean is anywhere between 0.5 and 1.5."""
     for seed in range(200):
         target = (np.random.default_rng(seed).random(1000) < 1 / 50).astype(float)
-        assert doubt(sums(np.resize(REWARDS, 1000), np.full(1000, 1 / 50), target), 100, Question()) is None
+        log = sums(np.resize(REWARDS, 1000), np.full(1000, 1 / 50), target)
+        assert doubt(log.evidence(100), Question()) is None
