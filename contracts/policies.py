@@ -93,6 +93,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     high: float
     effective_sample_size: float
     decisions: int
+    reliable: bool = True
+    reason: str | None = None  # why it is not reliable
 
 
 class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):

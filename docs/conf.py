@@ -20,7 +20,14 @@ project = "Bandit recommender"
 copyright = "The authors. Apache-2.0"
 extensions = ["myst_parser"]
 root_doc = "README"
-include_patterns = ["*.md", "docs/*.md", "bench/README.md", "infra/README.md", "templates/README.md"]
+include_patterns = [
+    "*.md",
+    "docs/*.md",
+    "docs/evidence/*.md",
+    "bench/README.md",
+    "infra/README.md",
+    "templates/README.md",
+]
 exclude_patterns = [".*", "runs", "site", "build", "dist", "tests", "requirements"]
 myst_heading_anchors = 3
 html_theme = "furo"

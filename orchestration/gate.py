@@ -80,12 +80,14 @@ def _judge_first(policy: serving.Policy, decisions: "TrajectoryBatch") -> GateRe
     rows = np.arange(len(decisions.action))
     probabilities = policy.probabilities(decisions.observation)
     mean, std = policy.scores(decisions.observation)
+    chosen = probabilities[rows, decisions.action]
     estimates = off_policy.estimate(
         decisions.reward,
         decisions.propensity,
-        probabilities[rows, decisions.action],
+        chosen,
         q_logged=mean[rows, decisions.action],
         q_target=(probabilities * mean).sum(axis=1),
+        support=observed_support(chosen / decisions.propensity),
     )
     reason = "there was no champion yet"
     if (doubt := _doubt("policy", estimates.weights)) is None:
@@ -260,6 +262,8 @@ def _evaluation(
         high=interval.high + unknown,
         effective_sample_size=estimates.effective_sample_size,
         decisions=estimates.decisions,
+        reliable=interval.reliable,
+        reason=interval.reason,
     )
 
 

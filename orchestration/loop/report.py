@@ -40,6 +40,7 @@ class OffPolicy(msgspec.Struct, frozen=True, kw_only=True):
     high: float
     effective_sample_size: float
     truth: float | None
+    reliable: bool = True
 
 
 class VersionShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +222,7 @@ def _off_policy(entry: JournalEntry) -> OffPolicy | None:
         high=judged.high,
         effective_sample_size=judged.effective_sample_size,
         truth=entry.true_value,
+        reliable=judged.reliable,
     )
 
 

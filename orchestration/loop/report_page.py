@@ -290,6 +290,8 @@ def _gate_table(windows: Sequence[WindowReport]) -> str:
             for version, share in window.policy_versions.items()
         ]
         estimate = f"{judged.estimate:.2f} [{judged.low:.2f}, {judged.high:.2f}]" if judged else ""
+        if judged and not judged.reliable:
+            estimate += ", not reliable"
         truth = f"{judged.truth:.2f}" if judged and judged.truth is not None else ""
         outcome = ("promoted: " if window.promoted else "kept the champion: ") + window.reason
         rows.append(

@@ -153,6 +153,8 @@ def test_what_few_decisions_speak_for_stays_undecided_and_the_reason_is_given(sh
     result = gate.evaluate(shop.store, shop.windows, candidate.version, champion.version)
     assert (result.verdict, result.promoted) == ("undecided", False)
     assert re.search(r"the candidate's effective sample size is \d\.\d \(largest weight \d\.\d\)$", result.reason)
+    assert result.evaluation is not None and not result.evaluation.reliable
+    assert result.evaluation.reason == "only 9 independent decisions (or viewers), at least 20 are needed"
 
 
 def test_a_candidate_that_always_picks_the_same_movie_is_refused(shop, champion):

@@ -100,6 +100,12 @@ def test_a_policy_below_the_best_fixed_movie_has_not_learned():
     assert tiles(page([window(1, mean_expected_reward=1.9)]))[0].startswith("✗")
 
 
+def test_an_estimate_that_is_not_reliable_is_marked():
+    doubted = OffPolicy(estimate=2, low=1, high=3, effective_sample_size=1.0, truth=None, reliable=False)
+    assert "2.00 [1.00, 3.00], not reliable" in page([window(1, off_policy=doubted)])
+    assert "not reliable" not in page([window(1)])
+
+
 @pytest.mark.parametrize(
     "windows",
     [
