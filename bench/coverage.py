@@ -189,7 +189,7 @@ def compared(log: dict, world: World) -> dict[str, tuple[float, float]]:
         sums.add(group, *columns)
         weight = columns[2] / columns[1]
         sums.support = support.Support(max(float(weight.max()), 1 / float(columns[1].min())))
-        intervals = Intervals(sums.table, sums.unseen(with_model, Question()), Question())
+        intervals = Intervals(sums.table, sums.unseen(with_model, Question(), sums.possible_weight()), Question())
         for name in ("dr",) if with_model else ("ips", "snips"):
             plain = intervals.plain(estimator(name, 0.0))
             found[f"{name} plain" + (", model" if with_model else "")] = (plain.low, plain.high)

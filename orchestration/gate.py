@@ -12,7 +12,7 @@ from predictor import policy as serving
 from trainer import dataset, off_policy
 from trainer.intervals import Interval
 from trainer.reliability import Weights
-from trainer.support import observed_support
+from trainer.support import difference_support, observed_support
 
 if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch  # TensorFlow: only judging needs it, rolling out does not
@@ -120,25 +120,24 @@ def _compare(new: serving.Policy, old: serving.Policy, decisions: "TrajectoryBat
         return np.where(known, values[rows, actions], 0.0)
 
     q_logged, q_candidate = of_logged(mean), (new_probabilities * mean).sum(axis=1)
-    supports = (
-        observed_support(of_logged(new_probabilities) / decisions.propensity),
-        observed_support(of_logged(old_probabilities) / decisions.propensity),
-    )
+    chosen, chosen_before = of_logged(new_probabilities), of_logged(old_probabilities)
     estimates = off_policy.estimate(
         decisions.reward,
         decisions.propensity,
-        of_logged(new_probabilities),
+        chosen,
         q_logged=q_logged,
         q_target=q_candidate,
-        support=supports[0],
+        support=observed_support(chosen / decisions.propensity),
     )
     gain = off_policy.gain(
         decisions.reward,
         decisions.propensity,
-        of_logged(new_probabilities),
-        of_logged(old_probabilities),
+        chosen,
+        chosen_before,
         model=off_policy.Model(q_logged, q_candidate, (old_probabilities * mean).sum(axis=1)),
-        supports=supports,
+        support=difference_support(
+            new_probabilities, old_probabilities, (chosen - chosen_before) / decisions.propensity
+        ),
     )
     untried = new_probabilities * (old_probabilities < 1 / len(rows))  # expected less than once in such a log
     unknown = STANDARD_ERRORS * float((untried * std).sum(axis=1).mean())

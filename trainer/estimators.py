@@ -18,10 +18,14 @@ COLUMNS = 7
 Name = Literal["ips", "snips", "dm", "dr", "switch_dr"]
 
 
-def difference(name: Name, untried: tuple[float, float]) -> Estimator:
-    """The estimator of one policy's value minus another's, of rows with the columns of both side by side."""
-    new, old = (estimator(name, share) for share in untried)
-    return Estimator(*(_minus(getattr(new, part), getattr(old, part)) for part in ("value", "controls", "totals")))
+def difference(name: Name, controlled: bool) -> Estimator:
+    """The estimator of one policy's value minus another's, of rows with the columns of both side by side.
+
+    `controlled`: whether the mean difference of the weights that are relied on is known to be 0.
+    """
+    one = estimator(name, 0.0)
+    controls = _minus(one.controls) if controlled else lambda sums: np.zeros(sums.shape[:-1])
+    return Estimator(_minus(one.value), controls, _minus(one.totals))
 
 
 def estimator(name: Name, untried: float) -> Estimator:
@@ -56,7 +60,5 @@ def _snips(sums: np.ndarray) -> np.ndarray:
     return np.divide(sums[..., WR], sums[..., W], out=np.full(sums.shape[:-1], np.nan), where=sums[..., W] > 0)
 
 
-def _minus(
-    first: Callable[[np.ndarray], np.ndarray], second: Callable[[np.ndarray], np.ndarray]
-) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda sums: first(sums[..., :COLUMNS]) - second(sums[..., COLUMNS:])
+def _minus(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda sums: function(sums[..., :COLUMNS]) - function(sums[..., COLUMNS:])

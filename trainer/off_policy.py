@@ -111,14 +111,18 @@ class Sums:
         target_probabilities: np.ndarray,
         q_logged: np.ndarray | None = None,
         q_target: np.ndarray | None = None,
+        relied_on: np.ndarray | None = None,
     ) -> None:
-        """Adds decisions, `[N]` each; `group` in [0, G) must not depend on what was decided or earned."""
+        """Adds decisions, `[N]` each; `group` in [0, G) must not depend on what was decided or earned.
+
+        `relied_on`: which weights switch_dr takes; without it, those up to the threshold.
+        """
         weight = target_probabilities / propensities
         nothing = np.zeros_like(weight)
         residual = rewards - q_logged if q_logged is not None else nothing
         expected = q_target if q_target is not None else nothing
         # A float32 weight may exceed the largest one in the last digit.
-        kept = weight <= self.threshold * (1 + 1e-6)
+        kept = weight <= self.threshold * (1 + 1e-6) if relied_on is None else relied_on
         columns = [
             np.ones_like(weight),
             weight,
@@ -191,18 +195,15 @@ class Sums:
             self.rewards,
         )
 
-    def typical_weight(self) -> float:
-        """The target policy's mean weight, sum(w^2) / sum(w)."""
+    def unseen(self, with_model: bool, question: Question, possible: float) -> np.ndarray:
+        """[F, 7]: the most extreme decisions that the log may have missed, as rows of the table: `possible` weight."""
         total = float(self.table[:, W].sum())
-        return min(self.squared_weight / total, self.possible_weight()) if total else self.possible_weight()
-
-    def unseen(self, with_model: bool, question: Question) -> np.ndarray:
-        """[F, 7]: the most extreme decisions that the log may have missed, as rows of the table."""
+        mean_of_target = min(self.squared_weight / total, possible) if total else possible
         q_target = self.table[:, Q].sum() / self.decisions
         rewards = reward_extremes(self.rewards, question.reward_range)
         residuals = residual_extremes(self.residuals, self.rewards, question.reward_range) if with_model else rewards
         rows = [[1.0, 0.0, 0.0, q_target, 0.0, 0.0, 0.0]]
-        for weight, typical in ((self.typical_weight(), False), (self.possible_weight(), True)):
+        for weight, typical in ((mean_of_target, False), (possible, True)):
             for side in (0, 1):
                 reward, residual = (
                     found.typical[side] if typical else found.seen[side] for found in (rewards, residuals)
@@ -219,7 +220,7 @@ class Sums:
     def estimates(self, with_model: bool, question: Question | None = None) -> Estimates:
         """The estimates and their intervals; `with_model`: whether reward-model values were added."""
         question = question or Question()
-        resampled = intervals.Intervals(self.table, self.unseen(with_model, question), question)
+        resampled = intervals.Intervals(self.table, self.unseen(with_model, question, self.possible_weight()), question)
         why = reliability.doubt(self.evidence(resampled.groups), question)
 
         def interval(name: Name) -> Interval:
@@ -283,7 +284,7 @@ def gain(
     champion_probabilities: np.ndarray,
     *,
     model: Model | None = None,
-    supports: tuple[Support, Support] | None = None,
+    support: Support | None = None,
     clusters: np.ndarray | None = None,
     question: Question | None = None,
 ) -> Gain:
@@ -297,7 +298,7 @@ def gain(
       candidate_probabilities: [N] in [0, 1], of the logged action.
       champion_probabilities: [N] in [0, 1], of the logged action.
       model: a reward model's values; with it the estimator is switch_dr, without it self-normalised.
-      supports: of the candidate and of the champion.
+      support: of their difference (`support.difference_support`); where it is larger, switch_dr leaves both to the model.
       clusters, question: as in `estimate`.
 
     Raises:
@@ -307,22 +308,30 @@ def gain(
     if model is not None and any(values is None for values in model):
         raise InputError("model: logged, candidate and champion must be given together")
     logged, of_candidate, of_champion = model or (None, None, None)
-    first, second = supports or (None, None)
     candidate = _columns(rewards, propensities, candidate_probabilities, logged, of_candidate)
     champion = _columns(rewards, propensities, champion_probabilities, logged, of_champion)
-    return gain_of(
-        _sums(candidate, first, clusters, question.seed),
-        _sums(champion, second, clusters, question.seed),
-        with_model=model is not None,
-        question=question,
-    )
+    relied_on = None
+    if support is not None:
+        moved = np.abs(np.subtract(candidate_probabilities, champion_probabilities))
+        relied_on = moved <= support.largest_weight * np.asarray(propensities) * (1 + 1e-6)
+    sums = [_sums([*columns, relied_on], None, clusters, question.seed) for columns in (candidate, champion)]
+    return gain_of(*sums, with_model=model is not None, support=support, question=question)
 
 
-def gain_of(candidate: Sums, champion: Sums, *, with_model: bool, question: Question | None = None) -> Gain:
+def gain_of(
+    candidate: Sums,
+    champion: Sums,
+    *,
+    with_model: bool,
+    support: Support | None = None,
+    question: Question | None = None,
+) -> Gain:
     """`gain`, from the sums of the two policies over the same decisions in the same groups."""
     question = question or Question()
     name: Literal["switch_dr", "snips"] = "switch_dr" if with_model else "snips"
-    mine, theirs = (sums.unseen(with_model, question) for sums in (candidate, champion))
+    untried = support.untried if support is not None else 0.0
+    possible = support.largest_weight if support is not None else candidate.possible_weight()
+    mine, theirs = (sums.unseen(with_model, question, possible) for sums in (candidate, champion))
     # What was missed is a decision of the candidate's alone, or of the champion's alone; the first row has no weight.
     unseen = np.concatenate(
         [
@@ -331,8 +340,7 @@ def gain_of(candidate: Sums, champion: Sums, *, with_model: bool, question: Ques
         ]
     )
     resampled = intervals.Intervals(np.concatenate([candidate.table, champion.table], axis=1), unseen, question)
-    reach = (candidate.untried + champion.untried) * candidate.reach(with_model)
-    found = resampled.interval(difference(name, (candidate.untried, champion.untried))).widened(reach)
+    found = resampled.interval(difference(name, controlled=untried == 0)).widened(untried * candidate.reach(with_model))
     doubts = [
         f"the {role}'s log: {why}"
         for role, sums in (("candidate", candidate), ("champion", champion))

@@ -75,6 +75,26 @@ def observed_support(weights: np.ndarray) -> Support:
     return Support(float(thresholds[best]), float(untried[best]))
 
 
+def difference_support(candidate: np.ndarray, champion: np.ndarray, difference: np.ndarray) -> Support:
+    """`observed_support` of the difference of two policies: choices on which they agree need no evidence.
+
+    Args:
+      candidate: [N, K], a policy's probabilities at each logged decision.
+      champion: [N, K], the other's.
+      difference: [N], of the two probabilities of the logged action, divided by its propensity.
+
+    Returns:
+      The largest weight relied on, at least 1, and the mean of sum_a |candidate - champion| with larger ones, in [0, 2].
+    """
+    ordered = np.sort(np.abs(difference))
+    differs = float(np.abs(candidate - champion).sum(axis=1).mean())
+    untried = np.maximum(differs - ordered.cumsum() / len(ordered), 0.0)
+    thresholds = np.maximum(ordered, 1.0)
+    best = int(np.argmin(EXPECTED_TIMES * thresholds / len(ordered) + untried))
+    best = int(np.searchsorted(thresholds, thresholds[best], side="right")) - 1
+    return Support(float(thresholds[best]), float(untried[best]))
+
+
 def marginal_probabilities(probabilities: np.ndarray, embedding: np.ndarray, shown: np.ndarray) -> np.ndarray:
     """The probability that a policy shows any arm with the embedding of the arm that was shown: for many arms.
 

@@ -29,10 +29,11 @@ def test_without_a_matching_decision_there_is_no_self_normalised_value():
 def test_the_difference_of_two_policies_is_of_their_columns_side_by_side():
     both = np.concatenate([ROWS, 2 * ROWS], axis=1)
     assert both.shape == (2, 2 * COLUMNS)
-    found = difference("dr", (0.0, 0.0))
+    found = difference("dr", controlled=True)
     assert found.value(np.concatenate([ROWS[0], ROWS[1]])) == pytest.approx(5 / 2 - 2 / 2)
     assert found.controls(both).tolist() == [-1, 1]
     assert found.totals(both).tolist() == [-5, -2]
+    assert difference("dr", controlled=False).controls(both).tolist() == [0, 0]
 
 
 def test_an_unknown_estimator_is_refused():

@@ -9,7 +9,7 @@ from tests.trainer import published_estimates
 from trainer import off_policy
 from trainer.intervals import Question
 from trainer.off_policy import Model, Sums
-from trainer.support import Support
+from trainer.support import Support, difference_support
 
 
 class World:
@@ -362,3 +362,20 @@ def test_decisions_of_one_viewer_are_resampled_together():
     assert together.high - together.low > 3 * (alone.high - alone.low)
     few = off_policy.estimate(rewards, ones, ones, clusters=np.repeat(np.arange(10), 200)).recommended
     assert few.reason == "only 10 independent decisions (or viewers), at least 20 are needed"
+
+
+def test_the_gain_over_a_policy_with_the_same_untried_choices_is_narrow():
+    """Both take, in a third of the decisions, what the log took in 2%: what they share is no reason for doubt."""
+    rng = np.random.default_rng(4)
+    taken = rng.random(2000) < 0.02
+    propensities = np.where(taken, 0.02, 0.98)
+    champion = np.where(np.arange(2000) % 3 == 0, taken, ~taken).astype(float)
+    candidate = 0.95 * champion + 0.05 * (1 - champion)
+    rewards = rng.normal(size=2000)
+    model = Model(np.zeros(2000), np.zeros(2000), np.zeros(2000))
+    both = [np.stack([of, 1 - of], axis=1) for of in (candidate, champion)]
+    support = difference_support(*both, (candidate - champion) / propensities)
+    found = off_policy.gain(rewards, propensities, candidate, champion, model=model, support=support).gain
+    alone = off_policy.estimate(rewards, propensities, champion, q_logged=model[0], q_target=model[0]).recommended
+    assert found.low < 0 < found.high and found.reliable
+    assert found.high - found.low < 0.5 * (alone.high - alone.low)

@@ -6,7 +6,7 @@ import pytest
 from contracts.errors import InputError
 from tests.trainer import published_estimates
 from trainer import off_policy
-from trainer.support import marginal_probabilities, observed_support, support
+from trainer.support import difference_support, marginal_probabilities, observed_support, support
 
 
 def greedy(best, arms, epsilon=0.0):
@@ -53,6 +53,17 @@ def test_the_weights_of_the_log_alone_say_nearly_the_same():
     assert whole.untried > 0.3
     assert seen.untried == pytest.approx(whole.untried, abs=0.05)
     assert seen.largest_weight == pytest.approx(whole.largest_weight, abs=0.5)
+
+
+def test_choices_on_which_two_policies_agree_need_no_evidence():
+    champion = greedy(np.zeros(1000, int), 20)
+    found = difference_support(champion, champion, np.zeros(1000))
+    assert (found.largest_weight, found.untried) == (1, 0)
+    # They differ in a tenth of the decisions, by choices that the log did not take.
+    candidate = greedy(np.where(np.arange(1000) < 100, 1, 0), 20)
+    difference = np.where(np.arange(1000) < 100, -1.0, 0.0)
+    found = difference_support(candidate, champion, difference)
+    assert (found.largest_weight, found.untried) == (1, pytest.approx(0.1))
 
 
 def test_mips_equals_the_published_implementation():
