@@ -1,4 +1,4 @@
-"""The reward that a policy would have earned on decisions of another policy, with an interval.
+"""The reward that a policy would have earned on decisions of another policy, with an interval that knows its limits.
 
 With w = target probability of the logged action / its propensity, and where there is a reward model, q_logged its value
 of the logged action and q_target the target policy's expected value, the estimates of the reward per decision are
@@ -288,7 +288,7 @@ def gain(
     clusters: np.ndarray | None = None,
     question: Question | None = None,
 ) -> Gain:
-    """By how much the candidate's reward per decision exceeds the champion's, on the same logged decisions.
+    """The candidate's reward per decision minus the champion's, on the same logged decisions.
 
     Paired: where the two policies agree, a decision adds nothing to the difference or to its uncertainty.
 
