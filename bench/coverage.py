@@ -9,10 +9,10 @@ methods compared are the plain bootstrap of ips, snips and dr, Cressie-Read's in
 independent decisions, the hedged betting bounds of Waudby-Smith and Ramdas 2023 for dr.
 """
 
-import argparse
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from contracts.command_line import FlagParser, run_main
+from contracts.errors import InputError
 from trainer import off_policy, support
 from trainer.estimators import estimator
 from trainer.intervals import Intervals, Question
@@ -366,26 +368,34 @@ def _measure(chosen: tuple[str, int]) -> dict:
     return measure(next(world for world in worlds() if world.name == name), logs)
 
 
-def main() -> None:
-    """Runs the worlds and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--logs", type=int, default=1000, help="logs per world")
-    parser.add_argument("--only", default="", help="run the worlds whose name has these words, and write nothing")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="worlds at a time")
-    options = parser.parse_args()
-    chosen = [(name, options.logs) for name in (world.name for world in worlds()) if options.only in name]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the worlds and writes the results; returns the exit code."""
+    return run_main("bench.coverage", _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = FlagParser(prog="python -m bench.coverage", documentation=__doc__)
+    parser.add_argument("--logs", type=int, default=1000, help="logs per world, at least 1 (default: %(default)s)")
+    parser.add_argument("--only", default="", help="run the worlds whose names contain this, and write nothing")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="worlds at a time, at least 1")
+    args = parser.parse_args(argv)
+    for name in ("logs", "processes"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}: at least 1, got {getattr(args, name)}")
+    chosen = [(world.name, args.logs) for world in worlds() if args.only in world.name]
+    if not chosen:
+        raise InputError(f"--only: a part of one of {', '.join(world.name for world in worlds())}; got {args.only}")
     results = {}
-    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
         for (name, _), result in zip(chosen, pool.map(_measure, chosen), strict=True):
             results[name] = result
             print(table({name: result}).splitlines()[-1], flush=True)
-    if options.only:
+    if args.only:
         return
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    page = PAGE.read_text("utf-8")
-    before, rest = page.split(BEGIN)
+    before, rest = PAGE.read_text("utf-8").split(BEGIN)
     PAGE.write_text(before + BEGIN + table(results) + END + rest.split(END)[1], "utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
