@@ -4,9 +4,8 @@
 
 Each world has known expected rewards, a logging policy and a target policy. From each of 1,000 logs per world the product's
 own `off_policy.estimate` gives its intervals; what counts is how often those that are not marked unreliable hold the truth,
-how many are marked, and how wide they are beside the narrowest method that covers there. "Covers" means 93% or more. The
-methods compared are the plain bootstrap of ips, snips and dr, Cressie-Read's interval with and without the model, and, for
-independent decisions, the hedged betting bounds of Waudby-Smith and Ramdas 2023 for dr.
+how many are marked, and how wide they are beside the narrowest method that covers there (93% or more): the plain bootstrap of
+ips, snips and dr, Cressie-Read with and without the model, and for dr betting bounds (Waudby-Smith and Ramdas 2023).
 """
 
 import json
@@ -384,7 +383,7 @@ def _run(argv: Sequence[str] | None) -> None:
             raise InputError(f"--{name}: at least 1, got {getattr(args, name)}")
     chosen = [(world.name, args.logs) for world in worlds() if args.only in world.name]
     if not chosen:
-        raise InputError(f"--only: a part of one of {', '.join(world.name for world in worlds())}; got {args.only}")
+        raise InputError(f"--only: part of the name of a world, such as {worlds()[0].name!r}, got {args.only!r}")
     results = {}
     with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
         for (name, _), result in zip(chosen, pool.map(_measure, chosen), strict=True):
