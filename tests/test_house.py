@@ -187,27 +187,8 @@ def oversized() -> dict[str, str]:
     return found
 
 
-# Kubeflow makes a pipeline's form, and its flags, from the parameters of the pipeline's function, and passes values to a
-# component as its parameters. They are what users set by name, so a struct can't take their place.
-EXCEPTIONS = dict.fromkeys(
-    (
-        "orchestration.pipelines.components.resolve_bootstrap",
-        "orchestration.pipelines.components.resolve_retrain",
-        "orchestration.pipelines.definitions._bootstrap.bootstrap",
-        "orchestration.pipelines.definitions._retrain.retrain",
-        "orchestration.pipelines.definitions._tune.tune",
-    ),
-    "users set the parameters of a pipeline by name",
-)
-
-
 def test_modules_and_functions_are_small() -> None:
-    assert {name: size for name, size in oversized().items() if name not in EXCEPTIONS} == {}
-
-
-def test_the_architecture_names_each_exception() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    assert [name for name in EXCEPTIONS if f"`{name.removeprefix('orchestration.pipelines.')}`" not in text] == []
+    assert oversized() == {}
 
 
 def mirror(module: Module) -> Path:

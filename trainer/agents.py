@@ -56,6 +56,8 @@ EXPLORATION: dict[str, Strategy] = {
     "neural_boltzmann": "softmax",
     "neural_linucb": "ucb",
 }
+# How the TF-Agents policy in the artifact chooses, as the agent of that name does.
+CHOICE: dict[str, Strategy] = EXPLORATION | {"greedy": "greedy"}
 _MAY_BE_ZERO = ("half_life",)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from contracts.policies import PolicyCard
 from contracts.policy_arrays import PolicyArrays
+from trainer import agents
 
 
 def save(folder: Path, arrays: PolicyArrays, card: PolicyCard) -> None:
@@ -94,16 +95,16 @@ def _choosing(score: Callable[[Any], tuple[Any, Any]], card: PolicyCard) -> Call
 
     def choose(observation: Any) -> Any:
         mean, std = score(observation)
-        match card.algorithm:
+        match agents.CHOICE.get(card.algorithm):
             case "greedy":
                 return best(mean)
-            case "lin_ucb" | "neural_linucb":
+            case "ucb":
                 return best(mean + exploration.alpha * std)
-            case "lin_ts":
+            case "thompson":
                 return best(mean + exploration.alpha * std * tf.random.normal(tf.shape(mean)))
-            case "neural_boltzmann":
+            case "softmax":
                 return tf.random.categorical(mean / exploration.temperature, 1, tf.int32)[:, 0]
-            case "neural_epsilon_greedy":
+            case "epsilon_greedy":
                 greedy = best(mean)
                 explores = tf.random.uniform(tf.shape(greedy)) < exploration.epsilon
                 anything = tf.random.uniform(tf.shape(greedy), maxval=card.num_actions, dtype=tf.int32)
