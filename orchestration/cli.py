@@ -207,7 +207,8 @@ def _loop(arguments: argparse.Namespace) -> int:
     largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"Done in {seconds:.0f} s; largest process {largest * unit / 2**20:.0f} MB")
     print(f"Report: {page} and {page.with_suffix('.json')}")
-    return _unaccounted(folder) or _held(folder)
+    unaccounted = _unaccounted(folder)
+    return _held(folder) or unaccounted
 
 
 def _unaccounted(folder: RunFolder) -> int:

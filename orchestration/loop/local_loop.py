@@ -271,7 +271,8 @@ class LocalLoop:
         champion = policy_store.champion(self._folder.policies)
         held = guard.state(self._folder.root)
         if held is not None and held.held:
-            return _Learned(champion.version if champion else "", _unchanged(f"held: {held.reason}"))
+            since = held.window.folder if held.window else f"{held.changed_at:%H:%M:%S}"
+            return _Learned(champion.version if champion else "", _unchanged(f"held since {since}"))
         with _timed() as train_seconds:
             card = self._train(champion.version if champion else None)
         if champion is not None and card.version == champion.version:

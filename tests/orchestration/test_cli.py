@@ -3,10 +3,13 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from contracts import policies
 from orchestration import cli, policy_store
+from orchestration.audit.guard import GuardState
+from orchestration.loop.run_folder import RunFolder
 from tests.linear_policies import write_policy
 
 
@@ -126,3 +129,16 @@ def test_a_folder_that_cannot_take_a_run_is_refused_before_anything_is_loaded(tm
         ran = subprocess.run([sys.executable, "-c", script, *flags], capture_output=True, text=True)
         assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
         assert ran.stderr.startswith("orchestration.cli: error: --out: must be a folder")
+
+
+def test_a_run_that_is_held_says_so_in_its_last_lines(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    assert cli._held(folder) == 0
+    state = GuardState(
+        held=True, changed_at=datetime(2026, 1, 1, tzinfo=UTC), verb="hold", reason="replayed action: 3 of 9 differ"
+    )
+    folder.guard.write_bytes(msgspec.json.encode(state))
+    assert cli._held(folder) == 5
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("HELD by the guard since ") and first.endswith("replayed action: 3 of 9 differ")
+    assert f"audit --root {tmp_path}" in second
