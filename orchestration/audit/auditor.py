@@ -75,11 +75,12 @@ class Auditor:
         self._settings = settings
         self._load = lru_cache(maxsize=16)(lambda version: load_decider(store, version))
 
-    def audit(self, window: TrainingWindow) -> WindowAudit:
+    def audit(self, window: TrainingWindow, interrupted: bool = False) -> WindowAudit:
         """The audit of `window`, which is made and kept unless it is there already.
 
         It is compared with the accepted windows before it in which versions of the store decided. A bootstrap's
-        decisions are simulated, so its rewards say nothing about those that viewers send.
+        decisions are simulated, so its rewards say nothing about those that viewers send. How rewards arrived is not
+        compared for an `interrupted` window.
 
         Raises InputError when rows cannot be read, or a policy that decided is there but cannot be read.
         """
@@ -90,7 +91,7 @@ class Auditor:
         evidence.duplicates, evidence.late_rewards = duplicates, late
         before = [one.evidence for one in read_all(self._folder) if one.accepted and one.window < window]
         before = [one for one in before if any(version.replayed for version in one.versions.values())]
-        findings = checks.run(evidence, before)
+        findings = checks.run(evidence, before, interrupted)
         audit = WindowAudit(window=window, accepted=True, reason="", findings=findings, evidence=evidence)
         if audit.alarms:
             examination: Examination | None = None

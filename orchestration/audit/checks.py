@@ -264,6 +264,16 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def run(now: Evidence, before: Sequence[Evidence]) -> list[Finding]:
-    """All findings on a window. `before`: the accepted windows before it, oldest first."""
-    return [finding for check in CHECKS for finding in check(now, before)]
+# They compare how rewards arrive. Where a run was interrupted, rewards are missing for a known reason.
+OF_ARRIVAL: tuple[Check, ...] = (rewards_by_action, rewards_by_propensity, reward_delays)
+
+
+def run(now: Evidence, before: Sequence[Evidence], interrupted: bool = False) -> list[Finding]:
+    """All findings on a window.
+
+    Args:
+      now: the window's evidence.
+      before: of the accepted windows before it, oldest first.
+      interrupted: whether an interruption cut the window short, with rewards that were still on their way.
+    """
+    return [finding for check in CHECKS if not (interrupted and check in OF_ARRIVAL) for finding in check(now, before)]

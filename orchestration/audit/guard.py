@@ -45,13 +45,13 @@ class Guard:
         self._auditor = audit
         self._settings = settings
 
-    def check(self, window: TrainingWindow, now: datetime) -> WindowAudit:
+    def check(self, window: TrainingWindow, now: datetime, interrupted: bool = False) -> WindowAudit:
         """Audits an exported window, and holds the loop if it is refused. Returns the audit.
 
-        Windows before it in which the change began are refused as well, and the champion is rolled back if it was
+        An `interrupted` window was cut short, with rewards still on their way. Windows before it in which the change began are refused as well, and the champion is rolled back if it was
         trained on any of them.
         """
-        audit = self._auditor.audit(window)
+        audit = self._auditor.audit(window, interrupted)
         if not audit.accepted:
             self._refuse_since(audit)
             if (

@@ -231,7 +231,7 @@ class LocalLoop:
             for _, window in closed:
                 export_trajectories.export(self._backend.source, self._folder.windows, window, self._window_settings)
         with _timed() as audit_seconds:
-            self._audit([window for _, window in closed], endpoint)
+            self._audit([window for _, window in closed], interrupted, endpoint)
         learned = self._learn(endpoint)
         for number, window in closed:
             entry = JournalEntry(
@@ -251,13 +251,13 @@ class LocalLoop:
             self._folder.append(entry)
             say(self._progress.line(entry))
 
-    def _audit(self, windows: list[TrainingWindow], endpoint: str | None) -> None:
+    def _audit(self, windows: list[TrainingWindow], interrupted: bool, endpoint: str | None) -> None:
         """Audits windows before anything is trained on them; says what is refused, and waits for a roll-back."""
         auditor = Auditor(self._backend.source, self._folder.policies, self._folder.audit, self._window_settings)
         watch = guard.Guard(self._folder, auditor, self._settings.guard_settings())
         before = policy_store.champion(self._folder.policies)
         for window in windows:
-            audit = watch.check(window, datetime.now(UTC))
+            audit = watch.check(window, datetime.now(UTC), interrupted)
             if not audit.accepted:
                 say(f"REFUSED {window.folder}: {audit.reason}")
         after = policy_store.champion(self._folder.policies)

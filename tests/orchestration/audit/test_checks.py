@@ -64,6 +64,12 @@ def test_each_fault_is_found(history: list[Evidence], check: str, kind: str, fie
     assert check not in alarms(checks.run(changed(), history))
 
 
+def test_how_rewards_arrive_is_not_compared_where_a_run_was_interrupted(history: list[Evidence]) -> None:
+    now = changed(propensity_rewarded=[0.0, 810.0], propensity_differs=1)
+    assert alarms(checks.run(now, history)) == ["replayed propensity", "reward rate by propensity"]
+    assert alarms(checks.run(now, history, interrupted=True)) == ["replayed propensity"]
+
+
 def test_without_a_history_only_contradictions_are_found() -> None:
     now = changed(propensity_differs=3)
     assert alarms(checks.run(now, [])) == ["replayed propensity"]
