@@ -53,15 +53,13 @@ class Guard:
         """
         audit = self._auditor.audit(window, interrupted)
         if not audit.accepted:
-            self._refuse_since(audit)
-            if (
-                self._settings.accept_consistent_after
-                and self._consistent_windows() >= self._settings.accept_consistent_after
-            ):
+            needed = self._settings.accept_consistent_after
+            if needed and self._consistent_windows() >= needed:
                 self._accept_consistent(now)
             else:
+                self._refuse_since(audit)
                 self._hold(audit, now)
-        return audit
+        return auditor.read(self._places.audit, window) or audit  # a rule may have accepted it
 
     def _refuse_since(self, audit: WindowAudit) -> None:
         earlier = [one for one in auditor.read_all(self._places.audit) if one.window < audit.window and one.accepted]
@@ -99,10 +97,14 @@ class Guard:
         return count
 
     def _accept_consistent(self, now: datetime) -> None:
-        count = self._settings.accept_consistent_after
-        for one in auditor.read_all(self._places.audit)[-count:]:
-            accept(self._places, one.window, f"consistent for {count} windows (--accept-consistent-after)", now)
-        release(self._places, f"the rewards' meaning changed consistently for {count} windows", now)
+        """Accepts the refused windows since the last accepted one, and releases the loop."""
+        reason = f"consistent for {self._consistent_windows()} window(s) (--accept-consistent-after)"
+        for one in reversed(auditor.read_all(self._places.audit)):
+            if one.accepted:
+                break
+            accept(self._places, one.window, reason, now)
+        if is_held(self._places.root):
+            release(self._places, reason, now)
 
 
 def state(root: Path) -> GuardState | None:

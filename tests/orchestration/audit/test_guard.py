@@ -123,6 +123,12 @@ def test_a_rule_accepts_a_consistent_change(places: Places) -> None:
     assert not guard.is_held(places.root) and guard.refused_windows(places) == []
 
 
+def test_a_rule_of_one_window_never_holds_a_consistent_change(places: Places) -> None:
+    watch(places, audited(3, alarm=True, began=1, examination="consistent"), after=1)
+    assert not guard.is_held(places.root) and guard.refused_windows(places) == []
+    assert serving(places) == "v2"
+
+
 def test_a_rule_never_accepts_noise(places: Places) -> None:
     for number in (3, 4, 5):
         watch(places, audited(number, alarm=True, examination="noise"), after=1)
