@@ -22,6 +22,7 @@ from beam_jobs.window_rows import row_ranges
 from contracts import documents, policies, policy_arrays
 from contracts.errors import InputError
 from contracts.windows import TrainingWindow, WindowSettings
+from orchestration import policy_store
 from orchestration.audit import checks
 from orchestration.audit.evidence import Decider, Evidence, gather
 from orchestration.audit.findings import Finding
@@ -120,11 +121,18 @@ class Auditor:
 
 
 def load_decider(store: Path, version: str) -> Decider | None:
-    """What decided under `version`; None for a version that the store does not have. Raises InputError for a broken one."""
+    """What decided under `version`; None for a version that the store does not have. Raises InputError for a broken one.
+
+    The predictions of a version that never was the champion are not trusted: a bad candidate of a canary is no fault of
+    the log. So it counts as knowing no arm.
+    """
     folder = store / version
     if not (folder / policies.CARD_NAME).is_file():
         return None
     policy = serving.load(folder)
+    champions = {past.version for past in policy_store.history(store)}
+    if champions and version not in champions:
+        return Decider(policy, np.zeros(policy.card.num_actions))
     if policy_arrays.exist(folder):
         return Decider(policy, policy_arrays.read(folder, policy.card).num_samples)
     return Decider(policy, np.full(policy.card.num_actions, np.inf))  # its SavedModel does not say

@@ -102,6 +102,10 @@ def test_a_policy_without_arrays_is_named(tmp_path: Path) -> None:
     assert auditor.load_decider(tmp_path, "gone") is None
     found = auditor.load_decider(tmp_path, "v")
     assert found is not None and np.all(found.num_samples == 7)
+    write_policy(tmp_path / "champion")
+    policy_store.roll_out(tmp_path, "champion", "first", datetime(2026, 1, 1, tzinfo=UTC))
+    on_trial = auditor.load_decider(tmp_path, "v")
+    assert on_trial is not None and not on_trial.num_samples.any()
     (tmp_path / "v" / "linear.npz").unlink()
     with pytest.raises(InputError, match=r"linear\.npz"):
         auditor.load_decider(tmp_path, "v")
