@@ -1,4 +1,4 @@
-# Everything there is to run. `make help` lists it; each target installs what it needs.
+# The project's commands. `make help` lists them; each target installs what it needs.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -64,7 +64,8 @@ format: $(INSTALLED) ## Format and fix what can be fixed
 bench: $(INSTALLED) ## Measure against the reference ways (ONLY=<name> runs one)
 	$(BIN)/python -m bench $(ONLY)
 
-# The peers need versions of their own, and never meet the project's code beyond bench/episode.py.
+# The peers need other versions of packages, so they run in a separate environment, with bench/episode.py and
+# bench/peers.py as the only code of the project.
 $(PEERS)/.installed: requirements/bench.txt $(INSTALLED)
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	VIRTUAL_ENV=$(CURDIR)/$(PEERS) $(BIN)/uv pip sync --quiet --require-hashes requirements/bench.txt
