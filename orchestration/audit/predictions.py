@@ -35,9 +35,6 @@ SQUARED_ERROR = (Comparison(1, 0, 2.0),)
 CORRELATION = (Comparison(1, 0, -0.4),)
 # The step size from a few windows is uncertain, so that a normal quantile of the same level (4.4) would be too small.
 STANDARD_ERRORS = 5.0
-ERROR_GROWTH = 2.0
-CORRELATION_FALL = 0.4
-MIN_JUDGED = 100
 
 
 def predictions(now: Evidence, before: Sequence[Evidence]) -> list[Finding]:
