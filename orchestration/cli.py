@@ -1,10 +1,10 @@
-"""The command line of the whole: `python -m orchestration.cli <command> --help`.
+"""The command line of the project: `python -m orchestration.cli <command> --help`.
 
 loop       run the closed loop on this machine and write its report
 report     write the report of a run again, from its data
-status     what a policy store serves, and what it served before
-rollback   make the champion before this one serve again
-promote    make a policy the champion by hand
+status     show which policy serves, and which ones served before
+rollback   make the previous champion serve again; each call goes one further back
+promote    make a policy the champion
 audit      check a log against itself and against its policies, without any other truth
 guard      show whether the loop is held, or release it
 
@@ -53,8 +53,8 @@ _LOOP = """Runs the closed loop on this machine: real ratings, a real predictor,
 
     generate -> train -> serve -> (simulate -> ingest -> export -> train -> evaluate -> roll out) for each window
 
-A line is printed for each window. --out gets report.html, a page to look at, report.json, the same in numbers, and all
-that they were counted from. Ctrl-C ends the run and its processes; --resume goes on with it.
+Each window prints one line. The folder --out holds report.html (a page), report.json (the same figures) and the data that
+they are counted from. Ctrl-C ends the run and its processes; --resume continues it.
 
     python -m orchestration.cli loop
     python -m orchestration.cli loop --ratings ~/ml-100k --num-actions 500 --windows 20 --out runs/500
@@ -107,9 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="command")
     loop = subparsers.add_parser("loop", description=_LOOP, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(loop, LoopSettings)
-    loop.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out, which was interrupted, with its settings"
-    )
+    loop.add_argument("--resume", action="store_true", help="continue the interrupted run in --out with its settings")
     loop.set_defaults(command=_loop)
     report = subparsers.add_parser("report", description="write the report of a run again, from its data")
     report.add_argument("--out", default="runs/loop", help="folder of the run (default: runs/loop)")

@@ -1,10 +1,10 @@
-"""Viewers as production has them: day and night, tastes that drift, movies that come out. On Cloud Run, or here.
+"""Simulates the viewers of a production system: daily traffic, drifting tastes, new movies. On Cloud Run, or locally.
 
     python -m orchestration.traffic --endpoint http://127.0.0.1:8080 --rate 20 --seconds 60
     python -m orchestration.traffic --config prod --project PROJECT --rate 50 --seconds 3600 --start 2026-01-01T00:00:00Z
 
-With `--config` it asks the Vertex AI endpoint by the SDK and publishes rewards to the events topic, as an application would.
-As a Cloud Run job with a schedule (the image `orchestration` holds it):
+With `--config` it asks the Vertex AI endpoint through the SDK and publishes rewards to the events topic, as an application
+does. As a Cloud Run job with a schedule (the image `orchestration` includes this program):
 
     gcloud run jobs create traffic --image=IMAGE --region=REGION --command=python --task-timeout=3900s \\
         --service-account=bandit-traffic@PROJECT.iam.gserviceaccount.com --memory=2Gi \\
@@ -13,8 +13,8 @@ As a Cloud Run job with a schedule (the image `orchestration` holds it):
         --uri=https://run.googleapis.com/v2/projects/PROJECT/locations/REGION/jobs/traffic:run \\
         --oauth-service-account-email=ACCOUNT
 
-Who comes, when, and what they think depends on the seed and the moment alone, counted from `--start`: a job that runs
-hour by hour goes on where the last one ended. What they are shown, the policies decide.
+The viewers, their arrival times and their tastes depend only on the seed and on the time since `--start`. A job that runs
+every hour therefore continues where the last one ended. The policies decide which movies the viewers see.
 """
 
 import argparse
@@ -47,14 +47,14 @@ INSTANCES_A_REQUEST = 100
 
 
 class TrafficSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Who comes, and what they think."""
+    """The viewers: how many arrive, when, and what they like."""
 
-    ratings: Annotated[str, Meta(description="as the loop takes them")] = "sample"
+    ratings: Annotated[str, Meta(description="real ratings, as for the loop")] = "sample"
     num_actions: Annotated[int, Meta(description="movies that the policies know", ge=2)] = 100
     rank: Annotated[int, Meta(description="length of an observation", ge=1)] = 20
     reward_noise: Annotated[float, Meta(description="standard deviation of a reward", ge=0)] = 0.5
-    rate: Annotated[float, Meta(description="viewers a second, on average over a day", gt=0)] = 20.0
-    seconds: Annotated[float, Meta(description="how long to go on", gt=0)] = 60.0
+    rate: Annotated[float, Meta(description="viewers per second, on average over a day", gt=0)] = 20.0
+    seconds: Annotated[float, Meta(description="how long to simulate, in seconds", gt=0)] = 60.0
     diurnal: Annotated[
         float, Meta(description="how far the rate swings around its average in a day: 0 not, 1 down to 0", ge=0, le=1)
     ] = 0.5
@@ -67,20 +67,20 @@ class TrafficSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shown(NamedTuple):
-    """What a viewer was shown."""
+    """A served decision."""
 
     decision_id: str
     action: int
 
 
 class Edge(Protocol):
-    """Where policies are asked, and rewards are taken."""
+    """The system that serves decisions and accepts rewards."""
 
     def predict(self, instances: list[Instance]) -> list[Shown]:
-        """What each viewer is shown."""
+        """The decision served for each instance."""
 
     def reward(self, rewards: list[SentReward]) -> None:
-        """Takes what came back."""
+        """Sends the rewards."""
 
     def close(self) -> None:
         """Ends its connections."""
@@ -93,7 +93,7 @@ class Audience:
     """
 
     def __init__(self, settings: TrafficSettings) -> None:
-        """Raises InputError for ratings, sizes or numbers of movies that cannot be."""
+        """Raises InputError for ratings that cannot be read, and for numbers that the ratings do not allow."""
         if settings.new_movies >= settings.num_actions:
             raise InputError(
                 f"--new-movies must be below the {settings.num_actions} actions, got {settings.new_movies}"
@@ -110,7 +110,7 @@ class Audience:
         self._coming = np.sort(np.array(self.movielens.drawn_actions(settings.new_movies), np.int64))
 
     def rate(self, at: float) -> float:
-        """Viewers a second: lowest at the start of a day, highest in its middle."""
+        """Viewers per second: lowest at the start of a day, highest in its middle."""
         return self.settings.rate * (1 - self.settings.diurnal * math.cos(2 * math.pi * at / DAY_SECONDS))
 
     def candidates(self, at: float) -> list[int]:
@@ -120,18 +120,18 @@ class Audience:
         return [action for action in range(self.settings.num_actions) if action not in hidden] if hidden else []
 
     def arrivals(self, tick: int) -> np.ndarray:
-        """Indexes of the users who come in the second `tick`: a Poisson number of them."""
+        """[N] indexes of the users who arrive in the second `tick`; N is Poisson distributed."""
         rng = np.random.default_rng([self.settings.seed, 1, tick])
         count = rng.poisson(self.rate(tick * TICK_SECONDS) * TICK_SECONDS)
         return rng.integers(0, self.movielens.num_users, count)
 
     def expected_rewards(self, users: np.ndarray, actions: np.ndarray, at: float) -> np.ndarray:
-        """[N] users and actions -> [N] what they think of it at that moment."""
+        """[N] float: the expected reward at that moment of each of [N] users for the action at its place."""
         return self.movielens.expected_rewards(users, actions, self.settings.drift * at / DAY_SECONDS)
 
 
 class Totals(msgspec.Struct, kw_only=True):
-    """What a run came to."""
+    """Counts and sums of a run."""
 
     decisions: int = 0
     rewards: int = 0
@@ -207,15 +207,15 @@ class Predictor:
     """One predictor over HTTP."""
 
     def __init__(self, url: str) -> None:
-        """Raises InputError for a url that is not one."""
+        """Raises InputError for a malformed URL."""
         self._client = Client(url)
 
     def predict(self, instances: list[Instance]) -> list[Shown]:
-        """What each viewer is shown."""
+        """The decision served for each instance."""
         return [Shown(one.decision_id, one.action) for one in self._client.predict(instances)]
 
     def reward(self, rewards: list[SentReward]) -> None:
-        """To its `/rewards`."""
+        """Posts the rewards to `/rewards`."""
         self._client.rewards(rewards)
 
     def close(self) -> None:
@@ -238,12 +238,12 @@ class VertexEndpoint:
         self._publisher = pubsub_v1.PublisherClient()
 
     def predict(self, instances: list[Instance]) -> list[Shown]:
-        """What each viewer is shown."""
+        """The decision served for each instance."""
         found = self._vertex.predict([msgspec.to_builtins(instance) for instance in instances])
         return [Shown(one["decision_id"], int(one["action"])) for one in found]  # the SDK gives every number as float
 
     def reward(self, rewards: list[SentReward]) -> None:
-        """As messages of the events topic, like the predictor's; returns when they are there."""
+        """Publishes the rewards to the events topic; returns when the topic has accepted them."""
         sent = []
         for reward in rewards:
             assert reward.occurred_at is not None

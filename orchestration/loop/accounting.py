@@ -92,7 +92,7 @@ def problems(totals: Totals) -> list[str]:
 
 
 class Happened(NamedTuple):
-    """What the viewers and the generator say."""
+    """The truth: what the viewers and the generator recorded."""
 
     sessions: list[SessionStart]
     decisions: dict[str, tuple[bytes, int]]  # decision_id: observation (float32), action
@@ -103,7 +103,7 @@ class Happened(NamedTuple):
 
     @classmethod
     def read(cls, folder: RunFolder, movielens: MovieLens) -> "Happened":
-        """Reads the truth. Raises InputError when a line of it is not one."""
+        """Reads the truth. Raises InputError that names a file with a line that cannot be read."""
         decisions: dict[str, tuple[bytes, int]] = {}
         happened = cls([], decisions, [], {}, [], [])
         for segment in sealed_segments(folder.simulated):
@@ -152,7 +152,7 @@ class Stored(NamedTuple):
 
     @classmethod
     def read(cls, folder: RunFolder, movielens: MovieLens, sessions: list[SessionStart]) -> "Stored":
-        """Reads the tables. Raises InputError when they are not there."""
+        """Reads the tables. Raises InputError when they do not exist."""
         always = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
         columns = ["decision_id", "decided_at", "policy_version", "user_id", "action"]
         decisions, duplicate_decisions = warehouse.read(folder.warehouse, schemas.DECISIONS, *always, columns)
@@ -185,12 +185,12 @@ class Stored(NamedTuple):
 
     @property
     def moments(self) -> dict[str, int]:
-        """When each decision was made."""
+        """The time of each decision in microseconds since the epoch, by its id."""
         return dict(zip(self.decision_id.tolist(), self.decided_at.tolist(), strict=True))
 
 
 def totals(folder: RunFolder, happened: Happened, stored: Stored, card: PolicyCard, movielens: MovieLens) -> Totals:
-    """Counts anew; `card` is the champion's. Raises InputError when a window's records cannot be read."""
+    """The totals of the run; `card` is the champion's. Raises InputError when a window's records cannot be read."""
     settings, decided = folder.settings(), stored.moments
     stored_rewards = set(stored.rewards)
     sent = {(reward.decision_id, reward.occurred_at, reward.reward) for reward in happened.rewards}
@@ -231,7 +231,7 @@ def totals(folder: RunFolder, happened: Happened, stored: Stored, card: PolicyCa
 
 
 def inside(moments: np.ndarray, window: TrainingWindow) -> np.ndarray:
-    """[N] microseconds since the epoch -> [N] bool."""
+    """[N] bool: which of `moments`, [N] microseconds since the epoch, lie in the window."""
     return (moments >= utc_microseconds(window.start)) & (moments < utc_microseconds(window.end))
 
 
@@ -245,7 +245,7 @@ def _injected(happened: Happened) -> dict[str, int]:
 
 
 class _Windows(NamedTuple):
-    """What the records of the windows' files, and the champion's lineage, say."""
+    """Counts of the records in the windows' files, and of those that the champion's lineage includes."""
 
     exported: int
     trained: int
@@ -260,7 +260,7 @@ class _Windows(NamedTuple):
 def _hold_against_windows(
     folder: RunFolder, happened: Happened, stored: Stored, card: PolicyCard, movielens: MovieLens
 ) -> _Windows:
-    """Reads every record of every window, and holds it against what happened."""
+    """Reads every record of every window, and compares it with what happened."""
     settings = folder.settings()
     own = _own_records(happened, stored, movielens, settings)
     arrived = set(stored.reward_id.tolist())
@@ -318,7 +318,7 @@ def _hold_against_windows(
 
 
 def _too_often(found: Counter[Record], happened: Counter[Record], known: Set[bytes]) -> tuple[int, int]:
-    """How many records are there more often than they happened, and how many never happened; `known` observations only."""
+    """The number of records found more often than they happened, and of those that never did; of `known` observations."""
     duplicated = misattributed = 0
     for record, count in found.items():
         if record[0] not in known:
@@ -331,7 +331,7 @@ def _too_often(found: Counter[Record], happened: Counter[Record], known: Set[byt
 
 
 def _own_records(happened: Happened, stored: Stored, movielens: MovieLens, settings: LoopSettings) -> dict[str, Record]:
-    """What a training window should say of each decision that a viewer asked for: by what the viewers did."""
+    """By decision id, the record that a training window should hold, computed from what the viewers did."""
     decided, arrived = stored.moments, set(stored.rewards)
     decisions = dict(happened.decisions)
     for decision_id, user, action in zip(

@@ -1,4 +1,4 @@
-"""Where the loop's events and tables are: embedded in files, or behind the emulators of Pub/Sub and BigQuery.
+"""The storage of the loop's events and tables: files, or the emulators of Pub/Sub and BigQuery.
 
 The jobs, the predictor and the trainer are the same in both; a backend carries events from the predictor's log to the
 tables that the export reads, and knows when they are there.
@@ -31,19 +31,19 @@ ARRIVAL_TIMEOUT_SECONDS = 60.0
 
 
 class Backend(Protocol):
-    """What the loop asks of either."""
+    """Carries events from the predictor's log to the tables that the export reads."""
 
     source: Warehouse  # what the export reads
     predictor_flags: list[str]
 
     def deliver(self) -> None:
-        """Carries what was written to the log while nothing else does."""
+        """Carries the events that are in the log while no predictor runs."""
 
     def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
-        """Returns when all that was written to the log before `moment` is in the tables; calls `check` as it waits."""
+        """Returns when every event logged before `moment` is in the tables; calls `check` while it waits."""
 
     def finish(self) -> None:
-        """After the predictor ended: leaves all that was logged in the tables of the run's folder."""
+        """After the predictor has ended: stores every logged event in the tables of the run's folder."""
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def open_backend(name: Literal["local", "emulators"], folder: RunFolder, shape: 
 
 
 class EmbeddedBackend:
-    """Segments of the event log are ingested by a batch job into Parquet."""
+    """A batch job ingests segments of the event log into Parquet files."""
 
     def __init__(self, folder: RunFolder, shape: DecisionShape) -> None:
         self._folder = folder
@@ -72,7 +72,7 @@ class EmbeddedBackend:
         self.predictor_flags: list[str] = []
 
     def deliver(self) -> None:
-        """The log is where ingestion looks."""
+        """Does nothing: ingestion reads the log."""
 
     def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
         """Waits until the segments are sealed, then ingests them."""
@@ -80,7 +80,7 @@ class EmbeddedBackend:
         ingest_events.ingest(self._folder.events, self.source, self._shape)
 
     def finish(self) -> None:
-        """Ingests what the predictor sealed as it stopped; what a dead one left is sealed first."""
+        """Ingests the segments that the predictor sealed when it stopped; seals what a killed one left first."""
         ingest_events.ingest(self._folder.events, self.source, self._shape)
 
 
@@ -98,7 +98,7 @@ class EmulatedBackend:
         self.predictor_flags = ["--topic", topic]
 
     def deliver(self) -> None:
-        """Publishes what is in the log, and ends."""
+        """Publishes the events in the log, and waits until they are stored."""
         command = [sys.executable, "-m", "predictor.publisher", "--events", str(self._folder.events)]
         subprocess.run([*command, "--topic", self._topic], stdin=subprocess.DEVNULL, check=True)
         self._published_before += self._published()
@@ -106,7 +106,7 @@ class EmulatedBackend:
         self._wait_until_stored(lambda: None)
 
     def ingest_until(self, moment: datetime, check: Callable[[], None]) -> None:
-        """Waits until the segments are published and what was published is stored."""
+        """Waits until the segments are published, and the published events are stored."""
 
         def published() -> bool:
             segments = [*open_segments(self._folder.events), *sealed_segments(self._folder.events)]
@@ -116,7 +116,7 @@ class EmulatedBackend:
         self._wait_until_stored(check)
 
     def finish(self) -> None:
-        """Copies the tables into the run's folder, so that its report can be made again without the emulators."""
+        """Copies the tables into the run's folder, so that the report can be made without the emulators."""
         from beam_jobs import bigquery
 
         self._wait_until_stored(lambda: None)

@@ -1,10 +1,11 @@
-"""The closed loop on one machine, with real processes: a predictor that serves, viewers that ask, and this process,
-which ingests, exports, trains, judges and rolls out, window by window, while traffic goes on.
+"""The closed loop on one machine, with real processes: a predictor serves, viewers ask it, and this process ingests,
+exports, trains, evaluates and rolls out, window by window, while the traffic continues.
 
     generate → train → serve → (simulate → ingest → export → train → evaluate → roll out) for each training window
 
-Windows are wall-clock. A window is dealt with when it closes: its end, the reward window, and a moment for events to
-settle into the log. When the machine is slow and several windows have closed meanwhile, one update learns from them all.
+A window covers a stretch of wall-clock time. The loop processes it when it closes: after its end, the reward window, and
+the time that events take to settle in the log. On a slow machine several windows may have closed since the last update;
+then one update learns from all of them.
 """
 
 import shutil
@@ -47,10 +48,10 @@ START_TIMEOUT_SECONDS = 60.0
 def run(settings: LoopSettings, resume: bool = False) -> Path:
     """Runs the loop and returns the path of its report.
 
-    With `resume`, the run in `settings.out` goes on: what its last run left unfinished is trained on, then the windows
-    still to be served are served.
+    With `resume`, the run in `settings.out` continues: it first trains on the decisions that the interrupted run left,
+    then serves the remaining windows.
 
-    Raises InputError for settings that cannot be used, or when one of the processes fails.
+    Raises InputError for settings that cannot be used, and OperationError when a process fails or does not answer.
     """
     agents.complete(settings.algorithm, settings.hyperparameters())
     if not settings.exploration:
@@ -61,9 +62,9 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
         started_with = folder.settings()
         for backend in (started_with.backend, settings.backend):
             if backend != "local":
-                raise InputError(f"--resume needs --backend local: what the {backend} held ended with them")
+                raise InputError(f"--resume: needs --backend local; the events in the {backend} are gone")
         if differences := changed(started_with, settings, ignore=("out", "port", "windows")):
-            raise InputError(f"--resume goes on with the settings of the run; changed: {'; '.join(differences)}")
+            raise InputError(f"--resume: the run continues with its own settings; changed: {'; '.join(differences)}")
     if settings.port:
         check_port(settings.port)
     say(f"Ratings: {settings.ratings}")
@@ -72,12 +73,12 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
     loading_seconds = time.monotonic() - begin
     reference = movielens.reference
     say(
-        f"{movielens.num_users:,} viewers, {movielens.num_actions} movies. Expected reward a decision: oracle "
+        f"{movielens.num_users:,} viewers, {movielens.num_actions} movies. Expected reward per decision: oracle "
         f"{reference.oracle:.3f}, best fixed movie {reference.best_fixed_action:.3f}, uniform {reference.uniform:.3f}"
     )
     with folder.locked():
         if folder.journal() and resume:
-            folder.write_settings(settings)  # perhaps of another number of windows
+            folder.write_settings(settings)  # the number of windows may differ
         else:
             folder.create(settings, movielens.catalogue)
         LocalLoop(settings, folder, movielens, loading_seconds).run()
@@ -90,7 +91,7 @@ class LocalLoop:
 
     def __init__(self, settings: LoopSettings, folder: RunFolder, movielens: MovieLens, loading_seconds: float) -> None:
         self._settings = settings
-        # The viewers load the same ratings again, beside the predictor: 25 million take minutes.
+        # The viewers load the same ratings again, which takes minutes for 25 million.
         self._viewers_timeout_seconds = START_TIMEOUT_SECONDS + 5 * loading_seconds
         self._folder = folder
         self._movielens = movielens
@@ -101,7 +102,7 @@ class LocalLoop:
         self._progress = Progress(folder, movielens, settings)
 
     def run(self) -> None:
-        """Bootstraps if need be, then serves the windows that are still to be served."""
+        """Trains the first policy if there is none yet, then serves the remaining windows."""
         journal = self._folder.journal()
         if journal:
             self._check_what_is_there(journal)
@@ -119,21 +120,23 @@ class LocalLoop:
             self._backend.finish()
 
     def _check_what_is_there(self, journal: list[JournalEntry]) -> None:
-        """Raises InputError when a part of the run that goes on is gone: before anything is served, not at the report."""
+        """Raises InputError when a part of the resumed run is missing, before anything is served."""
         report.noted_manifests(self._folder, journal)
         champion = policy_store.champion(self._folder.policies)
         if champion is None:
-            raise InputError(f"{self._folder.policies} has no champion to go on with: run it afresh, without --resume")
+            raise InputError(
+                f"{self._folder.policies} has no champion to go on with; start the run again without --resume"
+            )
         policy.load(self._folder.policies / champion.version)
 
     def _bootstrap(self) -> None:
-        """The first policy, from decisions of the uniform policy in a window that has closed already."""
+        """Trains the first policy from simulated decisions of the uniform policy, in a window that has closed already."""
         length = timedelta(seconds=self._settings.window_seconds)
         now = datetime.now(UTC).replace(microsecond=0)
         wait = timedelta(seconds=self._window_settings.closing_seconds)
         window = TrainingWindow(now - wait - length, now - wait)
         say(f"Bootstrap: {self._settings.bootstrap_decisions} decisions of the uniform policy")
-        # Into the truth, and from there into the log: what was simulated stays known however the log is carried away.
+        # The copy in the truth remains when the backend has carried the log away.
         generate_movielens.generate(
             self._movielens.masking(new_movies(self._settings, self._movielens)),
             generate_movielens.GeneratorSettings(
@@ -161,13 +164,13 @@ class LocalLoop:
         command += self._backend.predictor_flags
         self._children.append(children.enter_context(Child("predictor", command, self._folder.logs / "predictor.log")))
         champion = policy_store.champion(self._folder.policies)
-        assert champion is not None  # the bootstrap made one, or said why not
+        assert champion is not None  # the bootstrap made one, or raised an error
         wait_until_served(endpoint, champion.version, START_TIMEOUT_SECONDS, self._check_children)
         say(f"Predictor: {endpoint} serves {champion.version}")
         return endpoint
 
     def _catch_up(self, journal: list[JournalEntry], endpoint: str) -> None:
-        """Deals with what the earlier run exported or served after the last window it noted as done."""
+        """Processes the windows and decisions that the earlier run left after its last finished window."""
         done = {entry.window.start for entry in journal}
         windows = [ready.manifest.window for ready in dataset.ready_windows(self._folder.windows)]
         begin, end = max(window.end for window in windows), datetime.now(UTC).replace(microsecond=0)
@@ -210,7 +213,7 @@ class LocalLoop:
         viewers.check()
 
     def _first_window_starts(self, launched: float) -> datetime:
-        """When the viewers' process, launched at that moment, has begun: it says so when it is ready."""
+        """The start of the first window, which the viewers' process, launched at that moment, writes when it is ready."""
         truth = TruthReader(self._folder.truth)
         starts: list[float] = []
 
@@ -224,7 +227,7 @@ class LocalLoop:
         return datetime.fromtimestamp(starts[0], UTC)
 
     def _update(self, closed: list[tuple[int, TrainingWindow]], interrupted: bool, endpoint: str | None) -> None:
-        """Deals with windows that have closed: ingest, export, train, evaluate, and roll out or not."""
+        """Processes windows that have closed: ingest, export, audit, train, evaluate, and roll out if promoted."""
         with _timed() as ingest_seconds:
             self._backend.ingest_until(self._closes_at(closed[-1][1]), self._check_children)
         with _timed() as export_seconds:
@@ -252,7 +255,7 @@ class LocalLoop:
             say(self._progress.line(entry))
 
     def _audit(self, windows: list[TrainingWindow], interrupted: bool, endpoint: str | None) -> None:
-        """Audits windows before anything is trained on them; says what is refused, and waits for a roll-back."""
+        """Audits windows before training; prints those that are refused, and waits until a roll-back serves."""
         auditor = Auditor(self._backend.source, self._folder.policies, self._folder.audit, self._window_settings)
         watch = guard.Guard(self._folder, auditor, self._settings.guard_settings())
         before = policy_store.champion(self._folder.policies)
@@ -313,7 +316,7 @@ class LocalLoop:
 
 
 class _Learned(NamedTuple):
-    """What came of an update."""
+    """The result of an update."""
 
     candidate: str
     gate: gates.GateResult
@@ -329,7 +332,7 @@ def _unchanged(reason: str) -> gates.GateResult:
 
 @contextmanager
 def _timed() -> Iterator[list[float]]:
-    """Seconds spent inside, as the one element of the list."""
+    """Yields a list whose only element becomes the seconds spent in the block."""
     spent = [0.0]
     begin = time.monotonic()
     yield spent

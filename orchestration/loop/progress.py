@@ -25,7 +25,7 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """The line that is printed for each window."""
+    """Makes the line that is printed for each window."""
 
     def __init__(self, folder: RunFolder, movielens: MovieLens, settings: LoopSettings) -> None:
         self._folder = folder
@@ -37,16 +37,17 @@ class Progress:
         self._users = {row.tobytes(): user for user, row in enumerate(movielens.observations)}
 
     def decisions_between(self, begin: datetime, end: datetime) -> int:
-        """How many decisions the warehouse holds for `[begin, end)`."""
+        """The number of decisions made in `[begin, end)` that the warehouse holds."""
         rows, _ = warehouse.read(self._folder.warehouse, schemas.DECISIONS, begin, end, ["decision_id"])
         count: int = rows.num_rows
         return count
 
     def true_value(self, card: PolicyCard) -> float | None:
-        """The expected reward of the policy on the decisions on which the gate judges it; None when there are none.
+        """The expected reward per decision of the policy, on the decisions on which the gate judges it.
 
-        It is of what the estimate is of: where tastes drift, those in the middle of the window; where silence takes the
-        default reward, with the share of decisions that get it.
+        It is the true value of the quantity that the gate estimates. Where tastes drift, it takes the tastes in the
+        middle of the window. Where silence takes the default reward, it includes the expected share of such decisions.
+        None when the gate has no decisions to judge by.
         """
         self._read()
         held_back = gate.held_back(self._folder.windows, card).observation
@@ -66,7 +67,7 @@ class Progress:
         return answered * value + (1 - answered) * self._settings.default_reward
 
     def line(self, entry: JournalEntry) -> str:
-        """How the window went, in one line."""
+        """One line: the window's decisions, the value of the next policy, and whether it was promoted."""
         self._read()
         begin, end = (utc_microseconds(moment) // 1000 for moment in (entry.window.start, entry.window.end))
         inside = [(reward, oracle) for moment, reward, oracle in self._served if begin <= moment < end]

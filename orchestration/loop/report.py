@@ -1,4 +1,4 @@
-"""What a run of the loop shows: `report.json`, counted from the data, and `report.html` for people.
+"""The figures of a run of the loop, as `report.json` holds them, counted from the data that the run left.
 
 `totals` are made by `orchestration.loop.accounting`.
 """
@@ -33,7 +33,7 @@ class Seconds(msgspec.Struct, frozen=True):
 
 
 class OffPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """The candidate's estimated reward a decision on the held-back decisions, and what it really is there."""
+    """The candidate's reward per decision on the held-back decisions: the gate's estimate, and the truth."""
 
     estimate: float
     low: float
@@ -44,7 +44,7 @@ class OffPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VersionShare(msgspec.Struct, frozen=True, kw_only=True):
-    """What one policy version did in a window."""
+    """The decisions of one policy version in a window."""
 
     decisions: int
     mean_expected_reward: float
@@ -90,7 +90,7 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReferenceReport(msgspec.Struct, frozen=True):
-    """Expected reward a decision when serving begins, over all users uniformly."""
+    """Expected reward per decision when serving begins, over all users uniformly."""
 
     oracle: float
     best_fixed_action: float
@@ -110,7 +110,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def noted_manifests(folder: RunFolder, journal: list[JournalEntry]) -> dict[datetime, Manifest]:
-    """The manifests of the run's windows by their starts. Raises InputError that names a noted window without one."""
+    """The manifests of the run's windows by start. Raises InputError that names a finished window without a manifest."""
     manifests = {window.start: window.manifest for window in dataset.ready_windows(folder.windows)}
     for entry in journal:
         if entry.window.start not in manifests:
@@ -119,7 +119,7 @@ def noted_manifests(folder: RunFolder, journal: list[JournalEntry]) -> dict[date
 
 
 def build(folder: RunFolder, movielens: MovieLens) -> Report:
-    """Counts everything anew from what the run left. Raises InputError when a part of it cannot be read."""
+    """The report of a run, counted from the files that it left. Raises InputError when a part cannot be read."""
     settings = folder.settings()
     journal = folder.journal()
     manifests = noted_manifests(folder, journal)
@@ -213,7 +213,7 @@ def _window_report(
 
 
 def _off_policy(entry: JournalEntry) -> OffPolicy | None:
-    """The gate's estimate beside the truth; None when the gate had no decisions to judge by."""
+    """The gate's estimate and the truth; None when the gate had no decisions to judge by."""
     if (judged := entry.gate.evaluation) is None:
         return None
     return OffPolicy(
@@ -234,7 +234,7 @@ def _freshness(
     journal: list[JournalEntry],
     card: PolicyCard,
 ) -> list[np.ndarray]:
-    """For each journal entry, seconds from a reward's being sent to a policy trained on it serving.
+    """For each journal entry, seconds from sending a reward to serving a policy that was trained on it.
 
     A reward counts when its decision's split of its window is in the lineage of the policies that served.
     """

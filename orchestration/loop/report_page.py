@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page that shows at a glance whether the loop learns. Plots by matplotlib, as SVG."""
+"""`report.html`: one self-contained page that shows whether the loop learns, with plots by matplotlib as SVG."""
 
 import html
 import io
@@ -52,7 +52,7 @@ def write(folder: RunFolder, movielens: MovieLens) -> Report:
 
 def render(report: Report, catalogue: Sequence[Movie]) -> str:
     """The page as HTML, with no reference to anything outside it."""
-    # pyplot would look for a display and keep global state: figures are made directly.
+    # Figures are made without pyplot, which looks for a display and keeps global state.
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "report", "svg.fonttype": "none", "font.size": 10, "axes.edgecolor": GRID}):
@@ -80,17 +80,19 @@ ratings <code>{html.escape(settings.ratings)}</code>, seed {settings.seed};
 <h2>Window by window</h2>
 <div class="scroll">{_outcome_table(report)}</div>
 <h2>What served, and why</h2>
-<p class="note">A policy is judged on held-back decisions that neither it nor the champion was trained on, before they are.
-Where it would choose what the champion hardly ever tried, the log has no say, and the interval says so. Undecided, it is
-promoted as the champion's own next update; worse, it is refused. A policy is named by the end of its version.</p>
+<p class="note">The gate judges each new policy on held-back decisions on which neither it nor the champion was trained. The
+interval is 95%. Where the new policy chooses actions that the champion hardly ever tried, the log holds no evidence, and
+the interval is wider. The gate promotes a policy that is better, and refuses one that is worse. While the evidence is
+undecided, it promotes a policy only if it is the champion's own next update: the same settings, with more data. A
+policy's name here is the end of its version.</p>
 <div class="scroll gate">{_gate_table(windows)}</div>
 <h2>Is anything lost or counted twice?</h2>
 <div class="scroll">{_ledger(report.totals)}</div>
 <h2>Faults injected and found</h2>
-<p class="note">Viewers and a bad transport repeat, delay, break and invent events, and write down what they did. A slow
-machine makes some rewards more late; others who use the predictor may make faults of their own.</p>
+<p class="note">The simulated viewers and a simulated bad transport repeat, delay, break and invent events, and record each
+fault. More rewards may be late on a slow machine, and other users of the predictor may cause more faults.</p>
 <div class="scroll">{_fault_table(report.totals)}</div>
-<h2>What it chose from</h2>
+<h2>The movies</h2>
 <p class="note">The ten most rated of {len(catalogue)} movies:
 {html.escape("; ".join(movie.title or movie.movie_id for movie in catalogue[:10]))}.</p>
 <h2>Settings</h2>
@@ -102,12 +104,12 @@ Context. ACM TiiS 5, 4, Article 19).</p>
 
 
 def _served(report: Report) -> list[WindowReport]:
-    """The windows in which something was decided; the bootstrap when there are none."""
+    """The windows with decisions; the bootstrap when there are none."""
     return [window for window in report.windows if window.decisions] or [report.bootstrap]
 
 
 def _tiles(report: Report) -> str:
-    """The four answers: does it learn, what was lost, what was promoted, how fresh."""
+    """The four answers at the top: does it learn, what was lost, what was promoted, how fresh is it."""
     totals, served, fresh = report.totals, _served(report), report.freshness_seconds
     last = served[-1]
     sound = totals.lost == totals.duplicated == totals.misattributed_rewards == 0
@@ -133,7 +135,7 @@ def _tiles(report: Report) -> str:
         (
             None,
             "freshness unknown" if fresh.p50 is None else f"fresh after {_seconds(fresh.p50)}",
-            f"median, from a reward's being sent to a policy trained on it serving; 99%: {_seconds(fresh.p99) or 'none'}",
+            f"median time from sending a reward to serving a policy that was trained on it; 99%: {_seconds(fresh.p99) or 'none'}",
         ),
     ]
     marks = {True: ' class="good">✓ ', False: ' class="bad">✗ ', None: ">"}
@@ -145,7 +147,7 @@ def _tiles(report: Report) -> str:
 
 
 def _figure(draw: Callable[[Any, Report], str], report: Report) -> str:
-    """The plot as SVG, with the title that `draw` gives as its name for those who do not see it."""
+    """The plot as SVG; the title that `draw` returns is also its label for screen readers."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -165,7 +167,7 @@ def _figure(draw: Callable[[Any, Report], str], report: Report) -> str:
 
 
 def _positions(windows: Sequence[WindowReport]) -> np.ndarray:
-    """Where each window is drawn: at its number; one that was interrupted, between two."""
+    """[N] float: the position of each window on the axis; an interrupted one stands between two numbers."""
     return np.array([window.number + 0.5 * window.interrupted for window in windows])
 
 
@@ -196,7 +198,7 @@ def _reward_axes(axes: Any, report: Report) -> str:
             at[stayed], np.array(rewards)[stayed], "x", color=REFUSED, ms=8, mew=2, label="next policy not promoted"
         )
     axes.set_ylim(0, None)
-    return "Expected reward a decision"
+    return "Expected reward per decision"
 
 
 def _regret_axes(axes: Any, report: Report) -> str:
@@ -249,7 +251,7 @@ def _freshness_axes(axes: Any, report: Report) -> str:
         axes.plot(at, [np.nan if value is None else value for value in seconds], style, color=color, ms=4, label=label)
     axes.set_ylabel("seconds")
     axes.set_ylim(0, None)
-    return "Reward sent → policy trained on it serves"
+    return "From reward sent to policy serving"
 
 
 def _outcome_table(report: Report) -> str:
@@ -302,7 +304,7 @@ def _gate_table(windows: Sequence[WindowReport]) -> str:
 
 
 def _ledger(totals: Totals) -> str:
-    """The way of the decisions and rewards, with what was lost at each step."""
+    """The counts of decisions and rewards along their way, with the losses at each step."""
     rows = [
         ("decisions answered", totals.decisions_served, ""),
         ("decisions in the tables", totals.decisions_stored, totals.lost_decisions),
@@ -344,7 +346,7 @@ def _fault_table(totals: Totals) -> str:
 
 
 def _short(version: str) -> str:
-    """A policy version's last part, with the whole of it to be seen on pointing at it."""
+    """The last part of a policy version; the whole version appears on hovering."""
     return f'<abbr title="{html.escape(version)}">{html.escape(version.rsplit("-", 1)[-1])}</abbr>'
 
 
@@ -359,7 +361,7 @@ def _name(window: WindowReport) -> str:
 
 
 def _share(window: WindowReport) -> float:
-    """Of the oracle's reward; 0 where nothing was decided."""
+    """The window's reward as a share of the oracle's; 0 when the window has no decisions."""
     return window.mean_expected_reward / window.oracle_reward if window.oracle_reward else 0.0
 
 
@@ -372,7 +374,7 @@ def _seconds(value: float | None) -> str:
 
 
 class _Html(str):
-    """Text that is HTML already."""
+    """Text that is HTML and must not be escaped."""
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], text: tuple[int, ...] = ()) -> str:

@@ -60,7 +60,7 @@ REQUEST_TIMEOUT_SECONDS = 30.0
 
 
 class PlannedReward(NamedTuple):
-    """A reward that a viewer is going to send. Sorts by the moment it is due."""
+    """A reward that a viewer will send. Sorts by the moment it is due."""
 
     due: float  # seconds since the epoch
     sequence: int
@@ -70,17 +70,17 @@ class PlannedReward(NamedTuple):
 
     @property
     def occurred_at(self) -> datetime:
-        """The moment that is sent."""
+        """The moment that the event carries."""
         return datetime.fromtimestamp(self.due, UTC)
 
     @property
     def body(self) -> dict[str, Any]:
-        """As `/rewards` takes it."""
+        """The reward in the form that `/rewards` accepts."""
         return {"decision_id": self.decision_id, "reward": self.reward, "occurred_at": self.occurred_at}
 
 
 class Simulator:
-    """Serves the viewers of `settings` against one predictor. `session` tells the runs of a resumed loop apart."""
+    """Serves the viewers of `settings` against one predictor. `session` numbers the runs of a resumed loop."""
 
     def __init__(
         self, settings: LoopSettings, movielens: MovieLens, endpoint: str, events: Path, truth: TruthLog, session: int
@@ -234,7 +234,7 @@ class Simulator:
         self._truth.append(entries)
 
     async def _misbehave(self, client: httpx.AsyncClient) -> None:
-        """Once a window: a request that must be refused, and a bad transport beneath the event log."""
+        """Once per window: sends a request that the predictor must refuse, and adds bad events to the event log."""
         body = {"rewards": [{"decision_id": "not-an-id", "reward": "five stars"}]}
         try:
             response = await client.post(f"{self._endpoint}/rewards", content=msgspec.json.encode(body))
@@ -246,7 +246,7 @@ class Simulator:
 
 
 class BadTransport:
-    """Delivers some events of the log a second time, and broken copies of some, in separate segments."""
+    """Writes copies of some events and broken copies of others into the event log, in separate segments."""
 
     def __init__(self, events: Path, rate: float, rng: np.random.Generator) -> None:
         self._events = events
@@ -257,7 +257,7 @@ class BadTransport:
         self._to_break: list[bytes] = []
 
     def look(self) -> None:
-        """Picks from what passes. To be called often: on its way to a topic, a segment is gone soon after it was sealed."""
+        """Chooses events from new segments. Call it often: a publisher removes a segment soon after it is sealed."""
         fresh = [path for path in sealed_segments(self._events) if path.name not in self._seen]
         self._seen.update(path.name for path in fresh)
         lines = [line for path in fresh if FAULTY_WRITER not in path.name for line in _lines(path)]
@@ -266,7 +266,7 @@ class BadTransport:
                 (self._whole if lot < self._rate / 2 else self._to_break).append(line)
 
     def strike(self) -> InjectedFaults:
-        """Copies what was picked since the last call; says what it added."""
+        """Writes the copies of the events chosen since the last call, and returns how many of each kind."""
         self.look()
         whole, broken = self._whole, [self._break(line, way) for way, line in enumerate(self._to_break)]
         self._whole, self._to_break = [], []

@@ -1,4 +1,4 @@
-"""What really happened, as the viewers know it: the ground truth that the loop's figures are held against.
+"""The ground truth, recorded by the viewers, with which the loop's figures are compared.
 
 The simulator writes it, beside and independent of the event log; the report reads it. JSON lines in files that are only
 appended to; a line that a killed simulator left torn is passed over (its decisions are then unknown here, never lost).
@@ -17,14 +17,14 @@ Fault = Literal["", "twice", "late"]
 
 
 class SessionStart(msgspec.Struct, frozen=True, array_like=True, tag="session"):
-    """Viewers began to come: in the first run, or once more in a resumed one."""
+    """The viewers of the first run, or of a resumed one, began to ask."""
 
     start: float  # seconds since the epoch, of the first window
     first_window: int  # its number
 
 
 class ServedDecision(msgspec.Struct, frozen=True, array_like=True, tag="served"):
-    """An answered request: who asked, what was chosen, what it was worth."""
+    """A decision that the predictor served: its user, its action, and its expected reward."""
 
     decision_id: str
     policy_version: str
@@ -55,7 +55,7 @@ class SentReward(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
 
 
 class InjectedFaults(msgspec.Struct, frozen=True, array_like=True, tag="faults"):
-    """How many bad events were put among the good ones."""
+    """The number of faulty events of each kind that were added to the log."""
 
     orphan_rewards: int = 0
     redelivered_decisions: int = 0
@@ -65,7 +65,7 @@ class InjectedFaults(msgspec.Struct, frozen=True, array_like=True, tag="faults")
 
 
 class RequestFailure(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
-    """A request that got no proper answer."""
+    """A request without a successful answer."""
 
     reason: str
     decisions: int
@@ -83,7 +83,7 @@ def decided_milliseconds(decision_id: str) -> int:
 
 
 def windows_passed(sessions: Sequence[SessionStart], moments: np.ndarray, window_seconds: float) -> np.ndarray:
-    """How many windows viewers had been coming for: the clock by which their tastes turn.
+    """The number of windows served before each moment: the clock by which tastes drift.
 
     It stands still while no viewer comes: a resumed run goes on at the first window that it serves.
 
@@ -127,7 +127,7 @@ class TruthReader:
         self._offsets: dict[Path, int] = {}
 
     def read(self) -> list[Entry]:
-        """New entries, in the order of files and lines. Raises InputError that names a file with a line that is none."""
+        """New entries, in the order of files and lines. Raises InputError that names a file with a line that is not one."""
         entries: list[Entry] = []
         for path in sorted(self._folder.glob("*.jsonl")):
             with path.open("rb") as file:

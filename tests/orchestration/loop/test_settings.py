@@ -7,7 +7,8 @@ import pytest
 
 from contracts.command_line import add_flags
 from contracts.errors import InputError
-from contracts.policies import STRATEGIES
+from contracts.policies import STRATEGIES, Exploration
+from contracts.windows import WindowSettings
 from orchestration.loop.settings import LoopSettings, changed, loop_settings
 from trainer import agents
 
@@ -79,3 +80,32 @@ def test_changes_are_named():
     before = LoopSettings()
     after = msgspec.structs.replace(before, seed=3, windows=20)
     assert changed(before, after, ignore=("windows",)) == ["seed: 0 → 3"]
+
+
+@pytest.mark.parametrize("owner", [WindowSettings, Exploration])
+def test_a_setting_of_another_struct_has_its_bounds(owner):
+    """A second range would drift apart from the first one."""
+    own = {field.name: get_args(field.type) for field in msgspec.structs.fields(LoopSettings)}
+    theirs = {field.name: get_args(field.type) for field in msgspec.structs.fields(owner)}
+    shared = own.keys() & theirs.keys()
+    assert len(shared) >= 4
+    for name in shared:
+        assert own[name][1] is theirs[name][1]
+        assert set(get_args(own[name][0])) == set(get_args(theirs[name][0]))
+
+
+def test_settings_travel_as_structs():
+    settings = LoopSettings(reward_window_seconds=3, settle_seconds=0.5, holdback_share=0.2, temperature=0.7, gamma=5)
+    window = settings.window_settings()
+    assert (window.reward_window_seconds, window.settle_seconds, window.holdback_share) == (3, 0.5, 0.2)
+    assert window.missing_reward == "drop"
+    exploration = msgspec.structs.replace(settings, exploration="softmax").exploration_settings()
+    assert (exploration.strategy, exploration.temperature, exploration.gamma) == ("softmax", 0.7, 5)
+    assert settings.hyperparameters() == {"tikhonov": 0.3, "arm_features": "none", "half_life": 0.0}
+    with pytest.raises(InputError, match=r"^--exploration: .*'magic'"):
+        msgspec.structs.replace(settings, exploration="magic").exploration_settings()
+
+
+@pytest.mark.parametrize("algorithm", sorted(agents.DEFAULTS))
+def test_every_algorithm_gets_the_hyperparameters_that_it_has(algorithm):
+    agents.complete(algorithm, LoopSettings(algorithm=algorithm).hyperparameters())
