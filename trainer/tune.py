@@ -11,6 +11,7 @@ and running the command again continues it. The best settings are printed as JSO
 import multiprocessing
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -37,6 +38,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     trials: int = 30  # in total, those of earlier runs included
     workers: int = 1
     seed: int = 0
+    refused: list[datetime] = []  # starts of windows that the guard refused
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,6 +174,7 @@ def _training(settings: Search, hyperparameters: agents.Hyperparameters) -> trai
         catalogue=settings.catalogue,
         algorithm=settings.algorithm,
         hyperparameters=hyperparameters,
+        refused=settings.refused,
     )
 
 

@@ -7,7 +7,7 @@ read twice.
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -48,6 +48,7 @@ class WindowAudit(msgspec.Struct, frozen=True, kw_only=True):
     accepted: bool
     reason: str
     examination: Examination | None = None  # of a window with a break
+    released: bool = False  # a person released the loop after it was refused: it holds nothing again
     findings: list[Finding]
     evidence: Evidence
 
@@ -57,14 +58,18 @@ class WindowAudit(msgspec.Struct, frozen=True, kw_only=True):
         return [finding for finding in self.findings if finding.alarm and finding.kind != "warning"]
 
     @property
-    def warnings(self) -> list[Finding]:
-        """The findings that hold nothing."""
-        return [finding for finding in self.findings if finding.alarm and finding.kind == "warning"]
-
-    @property
     def began(self) -> int:
         """How many windows before this one the earliest alarm began."""
         return max((finding.began for finding in self.alarms), default=0)
+
+
+class _Joined(NamedTuple):
+    """The decisions of a window with their rewards, and what was found on the way."""
+
+    interactions: pa.RecordBatch
+    duplicate_decisions: int
+    late_rewards: int
+    early_rewards: int
 
 
 class Auditor:
@@ -87,24 +92,26 @@ class Auditor:
         """
         if (kept := read(self._folder, window)) is not None:
             return kept
-        interactions, duplicates, late = self._interactions(window)
-        evidence = gather(interactions, window, self._settings.reward_window_seconds, self._load)
-        evidence.duplicates, evidence.late_rewards = duplicates, late
+        joined = self._join(window)
+        silence_counts = self._settings.missing_reward == "default"
+        evidence = gather(joined.interactions, self._settings.reward_window_seconds, self._load, silence_counts)
+        evidence.duplicates, evidence.late_rewards = joined.duplicate_decisions, joined.late_rewards
+        evidence.early_rewards = joined.early_rewards
         before = [one.evidence for one in read_all(self._folder) if one.accepted and one.window < window]
         before = [one for one in before if any(version.replayed for version in one.versions.values())]
-        findings = checks.run(evidence, before, interrupted)
+        findings = checks.run(evidence, before, interrupted, silence_counts)
         audit = WindowAudit(window=window, accepted=True, reason="", findings=findings, evidence=evidence)
         if audit.alarms:
             examination: Examination | None = None
             if not any(finding.kind == "contradiction" for finding in audit.alarms):
-                examination = examine(interactions, self._settings.holdback_share)
+                examination = examine(joined.interactions, self._settings.holdback_share, silence_counts)
             audit = msgspec.structs.replace(
                 audit, accepted=False, reason=describe(audit.alarms, examination), examination=examination
             )
         write(self._folder, audit)
         return audit
 
-    def _interactions(self, window: TrainingWindow) -> tuple[pa.RecordBatch, int, int]:
+    def _join(self, window: TrainingWindow) -> _Joined:
         """The joined decisions of the most frequent observation length, with silence as the default reward."""
         tables = {}
         for rows in row_ranges(window, self._settings):
@@ -117,7 +124,16 @@ class Auditor:
         if joined.num_rows:
             sizes, often = np.unique(lengths.to_numpy(), return_counts=True)
             joined = joined.filter(pc.equal(lengths, int(sizes[often.argmax()])))
-        return joined, counts.duplicate_decisions, counts.late_rewards
+        early = _early_rewards(tables["decisions"], tables["rewards"])
+        return _Joined(joined, counts.duplicate_decisions, counts.late_rewards, early)
+
+
+def _early_rewards(decisions: pa.Table, rewards: pa.Table) -> int:
+    """How many rewards occurred before their decision."""
+    both = rewards.select(["decision_id", "occurred_at"]).join(
+        decisions.select(["decision_id", "decided_at"]), "decision_id", join_type="inner"
+    )
+    return int(pc.sum(pc.less(both["occurred_at"], both["decided_at"])).as_py() or 0)
 
 
 def load_decider(store: Path, version: str) -> Decider | None:
@@ -138,14 +154,14 @@ def load_decider(store: Path, version: str) -> Decider | None:
     return Decider(policy, np.full(policy.card.num_actions, np.inf))  # its SavedModel does not say
 
 
-def examine(interactions: pa.RecordBatch, holdback_share: float) -> Examination:
+def examine(interactions: pa.RecordBatch, holdback_share: float, silence_counts: bool = False) -> Examination:
     """Whether a policy fitted afresh to the window predicts its held-back part.
 
     "consistent": the meaning of rewards changed for all alike, by a corrupted feed or by a new taste; no log can tell
     which. "noise": nothing predicts the rewards.
     """
-    rewarded = ~interactions.column("defaulted").to_numpy(zero_copy_only=False)
-    interactions = interactions.filter(pa.array(rewarded))
+    if not silence_counts:
+        interactions = interactions.filter(pc.invert(interactions.column("defaulted")))
     if not interactions.num_rows:
         return "noise"
     observation = np.array(interactions.column("observation").to_pylist(), np.float32)

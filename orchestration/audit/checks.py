@@ -264,16 +264,23 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+# They compare whether rewards arrive. That says nothing about the log where silence is an answer: then a policy that learns
+# gets more of them.
+OF_RATES: tuple[Check, ...] = (rewards_by_action, rewards_by_propensity)
 # They compare how rewards arrive. Where a run was interrupted, rewards are missing for a known reason.
-OF_ARRIVAL: tuple[Check, ...] = (rewards_by_action, rewards_by_propensity, reward_delays)
+OF_ARRIVAL: tuple[Check, ...] = (*OF_RATES, reward_delays)
 
 
-def run(now: Evidence, before: Sequence[Evidence], interrupted: bool = False) -> list[Finding]:
+def run(
+    now: Evidence, before: Sequence[Evidence], interrupted: bool = False, silence_counts: bool = False
+) -> list[Finding]:
     """All findings on a window.
 
     Args:
       now: the window's evidence.
       before: of the accepted windows before it, oldest first.
       interrupted: whether an interruption cut the window short, with rewards that were still on their way.
+      silence_counts: whether silence is an answer, worth the default reward.
     """
-    return [finding for check in CHECKS if not (interrupted and check in OF_ARRIVAL) for finding in check(now, before)]
+    left_out = (*(OF_ARRIVAL if interrupted else ()), *(OF_RATES if silence_counts else ()))
+    return [finding for check in CHECKS if check not in left_out for finding in check(now, before)]

@@ -146,7 +146,11 @@ def _lines(audit: Any) -> Iterator[str]:
     light = "✓" if audit.accepted else "✗"
     count = audit.evidence.decisions
     replayed = sum(one.replayed for one in audit.evidence.versions.values())
-    yield f"{light} {audit.window.folder}  {count} decisions, {replayed} replayed, {audit.evidence.rewarded} with a reward"
+    found = audit.evidence
+    yield (
+        f"{light} {audit.window.folder}  {count} decisions, {replayed} replayed, {found.rewarded} with a reward,"
+        f" {found.late_rewards} late rewards, {found.duplicates} duplicates"
+    )
     for finding in audit.findings:
         if finding.alarm:
             mark = "!" if finding.kind == "warning" else "✗"

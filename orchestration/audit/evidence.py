@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from contracts.windows import TrainingWindow
 from predictor import exploration
 from predictor.policy import Policy
 
@@ -50,7 +49,7 @@ class VersionEvidence(Sums):
     replayed: int = 0
     propensity_differs: int = 0
     action_differs: int = 0
-    # Of decisions with a reward, on arms that the version knew: prediction m, reward r, residual r - m.
+    # Of decisions with an answer, on arms that the version knew: prediction m, reward r, residual r - m.
     judged: int = 0
     predicted: float = 0.0
     predicted_squares: float = 0.0
@@ -87,15 +86,15 @@ class Evidence(Sums):
 
 
 def gather(
-    interactions: pa.RecordBatch, window: TrainingWindow, reward_window_seconds: float, load: LoadDecider
+    interactions: pa.RecordBatch, reward_window_seconds: float, load: LoadDecider, silence_counts: bool = False
 ) -> Evidence:
     """The evidence of joined decisions (columns of `contracts.records.Interaction`; `defaulted` marks silence).
 
     Args:
       interactions: decisions of the window, of one observation length.
-      window: the training window.
       reward_window_seconds: how long rewards were waited for.
       load: what decided under a version; None for a version that cannot be replayed.
+      silence_counts: whether silence is an answer, worth the default reward; otherwise it says nothing.
     """
     found = Evidence(decisions=interactions.num_rows)
     if not interactions.num_rows:
@@ -104,6 +103,7 @@ def gather(
     action = interactions.column("action").to_numpy().astype(np.int64)
     propensity = interactions.column("propensity").to_numpy()
     rewarded = ~interactions.column("defaulted").to_numpy(zero_copy_only=False)
+    answered = np.ones_like(rewarded) if silence_counts else rewarded
     observation = np.array(interactions.column("observation").to_pylist(), np.float32)
     arms = int(action.max()) + 1
     found.taken = np.bincount(action, minlength=arms).astype(float).tolist()
@@ -121,13 +121,13 @@ def gather(
     for version in np.unique(names).tolist():
         rows = np.flatnonzero(names == version)
         found = found.merge(
-            _of_version(interactions.take(pa.array(rows)), observation[rows], rewarded[rows], load(version))
+            _of_version(interactions.take(pa.array(rows)), observation[rows], answered[rows], load(version))
         )
     return found
 
 
 def _of_version(
-    interactions: pa.RecordBatch, observation: np.ndarray, rewarded: np.ndarray, decider: Decider | None
+    interactions: pa.RecordBatch, observation: np.ndarray, answered: np.ndarray, decider: Decider | None
 ) -> Evidence:
     """What only the version that decided can tell: replayed probabilities and predictions."""
     version = interactions.column("policy_version")[0].as_py()
@@ -139,20 +139,23 @@ def _of_version(
     action = interactions.column("action").to_numpy().astype(np.int64)
     rows = np.arange(len(action))
     candidates = interactions.column("candidates").to_pylist()
-    probabilities = policy.probabilities(observation, candidates)
     inside = action < policy.card.num_actions
+    possible = np.array([_offers(policy, on_offer) for on_offer in candidates])
+    candidates = [on_offer if row else [] for on_offer, row in zip(candidates, possible, strict=True)]
+    probabilities = policy.probabilities(observation, candidates)
+    inside &= possible
     known_action = np.where(inside, action, 0)
     replayed = np.where(inside, probabilities[rows, known_action], 0.0)
     drawn = exploration.draw(probabilities, interactions.column("decision_id").to_pylist(), version)
     logged = interactions.column("propensity").to_numpy()
     own.replayed = len(rows)
     own.propensity_differs = int((np.abs(replayed - logged) > RELATIVE_TOLERANCE * logged).sum())
-    own.action_differs = int((drawn != action).sum())
+    own.action_differs = int(((drawn != action) | ~possible).sum())
     found.on_offer = float((probabilities > 0).sum())
     found.expected = probabilities.sum(axis=0).tolist()
     found.taken_in_replay = np.bincount(action, minlength=policy.card.num_actions).astype(float).tolist()
     mean, _ = policy.scores(observation)
-    knows = inside & rewarded & (decider.num_samples[known_action] >= KNOWN_SAMPLES)
+    knows = inside & answered & (decider.num_samples[known_action] >= KNOWN_SAMPLES)
     m = mean[rows, known_action][knows]
     r = interactions.column("reward").to_numpy()[knows]
     own.judged = int(knows.sum())
@@ -160,6 +163,15 @@ def _of_version(
     own.reward, own.reward_squares, own.products = float(r.sum()), float(r @ r), float(m @ r)
     own.residual_fourth_powers = float(((r - m) ** 4).sum())
     return found
+
+
+def _offers(policy: Policy, candidates: list[int]) -> bool:
+    """Whether the policy can choose among `candidates`: all are arms of it, and one of them is on offer."""
+    if not candidates:
+        return True
+    if max(candidates) >= policy.card.num_actions:
+        return False
+    return policy.active is None or bool(policy.active[candidates].any())
 
 
 def _delays(interactions: pa.RecordBatch, rewarded: np.ndarray, reward_window_seconds: float) -> list[float]:

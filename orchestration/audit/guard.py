@@ -48,11 +48,16 @@ class Guard:
     def check(self, window: TrainingWindow, now: datetime, interrupted: bool = False) -> WindowAudit:
         """Audits an exported window, and holds the loop if it is refused. Returns the audit.
 
-        An `interrupted` window was cut short, with rewards still on their way. Windows before it in which the change began are refused as well, and the champion is rolled back if it was
-        trained on any of them.
+        Windows before it in which the change began are refused as well, and the champion is rolled back if it was trained
+        on any of them. A refused window that the loop was released after holds nothing again.
+
+        Args:
+          window: the exported window.
+          now: the time of the change, for the record.
+          interrupted: whether the window was cut short, with rewards still on their way.
         """
         audit = self._auditor.audit(window, interrupted)
-        if not audit.accepted:
+        if not (audit.accepted or audit.released):
             needed = self._settings.accept_consistent_after
             if needed and self._consistent_windows() >= needed:
                 self._accept_consistent(now)
@@ -129,6 +134,9 @@ def release(places: Places, reason: str, now: datetime) -> GuardState:
     found = state(places.root)
     if found is None or not found.held:
         raise InputError(f"{places.root}: nothing is held")
+    for one in auditor.read_all(places.audit):
+        if not (one.accepted or one.released):
+            auditor.write(places.audit, msgspec.structs.replace(one, released=True))
     return _change(places.root, GuardState(held=False, changed_at=now, verb="release", reason=reason))
 
 

@@ -65,6 +65,7 @@ def search(plan: str, algorithm: str, budget: dict[str, Any]) -> Hyperparameters
     """
     made = decode_plan(plan)
     with runs.step(made.root, made.run_id, "search") as record:
+        from orchestration.audit import guard
         from trainer import arms, tune
 
         catalogue = arms.read_catalogue(made.places.catalogue)
@@ -78,6 +79,7 @@ def search(plan: str, algorithm: str, budget: dict[str, Any]) -> Hyperparameters
                 algorithm=algorithm,
                 trials=wanted.trials,
                 seed=wanted.seed,
+                refused=guard.refused_windows(made.places),
             )
         )
         record.said = (

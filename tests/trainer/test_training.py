@@ -176,6 +176,17 @@ def test_a_window_without_interactions_is_trained_on_together_with_the_next(sett
     assert trained(second)[-2:] == [(1, "holdback", 20), (2, "train", 0)]
 
 
+def test_a_refused_window_is_never_trained_on(settings):
+    refused = msgspec.structs.replace(settings, refused=[WINDOWS[1].start])
+    first = training.train(refused)
+    assert trained(first) == [(0, "train", 100)]
+    write_window(settings.windows, WINDOWS[2], trajectories(100, 2), trajectories(20, 12))
+    second = training.train(msgspec.structs.replace(refused, parent=first.version))
+    assert trained(second) == [(0, "train", 100), (0, "holdback", 20), (2, "train", 100)]
+    with pytest.raises(InputError, match="no ready window"):
+        training.train(msgspec.structs.replace(settings, refused=[window.start for window in WINDOWS]))
+
+
 def test_a_window_becoming_ready_late_is_trained_on(settings):
     (settings.windows / WINDOWS[0].folder / MANIFEST_NAME).rename(settings.windows / "later")
     first = training.train(settings)

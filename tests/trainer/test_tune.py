@@ -68,6 +68,13 @@ def test_it_finds_the_model_that_the_world_is_made_of_and_goes_on_where_it_stopp
     assert tune.search(told) == best  # nothing is left to do
 
 
+def test_a_refused_window_judges_no_trial(told):
+    without = tune.search(msgspec.structs.replace(told, trials=1, refused=[WINDOWS[2].start]))
+    assert (
+        without.effective_sample_size < 50
+    )  # of the 150 decisions of the window before, not of the 3,000 refused ones
+
+
 def test_workers_share_the_trials(told):
     best = tune.search(msgspec.structs.replace(told, workers=2, trials=4))
     finished = [trial.number for trial in trials(told) if trial.value is not None]

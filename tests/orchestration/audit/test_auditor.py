@@ -60,6 +60,15 @@ def test_a_break_is_examined_and_may_be_accepted(viewers: MovieLens, tmp_path: P
         guard.accept(loop.places, flipped.audit.window, "twice", datetime.now(UTC))
 
 
+def test_rewards_before_their_decisions_are_a_contradiction(viewers: MovieLens, tmp_path: Path) -> None:
+    loop = SimulatedLoop(tmp_path, viewers, seed=4, decisions=DECISIONS)
+    for _ in range(CLEAN):
+        assert loop.window().audit.evidence.early_rewards == 0
+    early = loop.window(lambda rows, _, __: rows._replace(occurred_at=rows.decided_at - 100_000))
+    assert early.audit.evidence.early_rewards > 0.9 * DECISIONS
+    assert "rewards before decisions" in [finding.check for finding in early.audit.alarms]
+
+
 def test_an_audit_is_made_once(viewers: MovieLens, tmp_path: Path) -> None:
     loop = SimulatedLoop(tmp_path, viewers, seed=3, decisions=100)
     served = loop.window()

@@ -70,6 +70,12 @@ def test_how_rewards_arrive_is_not_compared_where_a_run_was_interrupted(history:
     assert alarms(checks.run(now, history, interrupted=True)) == ["replayed propensity"]
 
 
+def test_reward_rates_are_not_compared_where_silence_is_an_answer(history: list[Evidence]) -> None:
+    now = changed(propensity_rewarded=[0.0, 810.0])
+    assert alarms(checks.run(now, history)) == ["reward rate by propensity"]
+    assert alarms(checks.run(now, history, silence_counts=True)) == []
+
+
 def test_without_a_history_only_contradictions_are_found() -> None:
     now = changed(propensity_differs=3)
     assert alarms(checks.run(now, [])) == ["replayed propensity"]

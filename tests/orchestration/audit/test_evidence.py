@@ -11,14 +11,12 @@ import pytest
 from beam_jobs.tables import record_schema
 from contracts.policies import Exploration
 from contracts.records import Interaction
-from contracts.windows import TrainingWindow
 from orchestration.audit.auditor import load_decider
 from orchestration.audit.evidence import Decider, Evidence, gather
 from predictor import deciding, exploration
 from tests.linear_policies import write_policy
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-WINDOW = TrainingWindow(START, START + timedelta(seconds=5))
 DIM, COUNT = 2, 300
 
 
@@ -63,7 +61,7 @@ def batch(rows: list[Interaction]) -> pa.RecordBatch:
 
 
 def of(rows: list[Interaction], decider: Decider | None) -> Evidence:
-    return gather(batch(rows), WINDOW, 2.0, lambda _: decider)
+    return gather(batch(rows), 2.0, lambda _: decider)
 
 
 def test_an_honest_log_replays(decider: Decider) -> None:
@@ -108,6 +106,20 @@ def test_another_observation_does_not_replay(decider: Decider) -> None:
     ]
     own = of(shifted, decider).versions["v"]
     assert own.propensity_differs + own.action_differs > COUNT / 4
+
+
+def test_candidates_that_cannot_have_been_offered_do_not_replay(decider: Decider) -> None:
+    rows = logged(decider)
+    rows[0] = msgspec.structs.replace(rows[0], candidates=[rows[0].action, 1_000_000])
+    own = of(rows, decider).versions["v"]
+    assert (own.replayed, own.propensity_differs, own.action_differs) == (COUNT, 1, 1)
+
+
+def test_silence_is_judged_where_it_counts(decider: Decider) -> None:
+    rows = batch(logged(decider))
+    silent = gather(rows, 2.0, lambda _: decider).versions["v"]
+    counted = gather(rows, 2.0, lambda _: decider, silence_counts=True).versions["v"]
+    assert (silent.judged, counted.judged) == (COUNT - COUNT // 3, COUNT)
 
 
 def test_a_version_that_is_gone_is_not_replayed(decider: Decider) -> None:

@@ -116,6 +116,17 @@ def test_release_and_accept_are_written_down(places: Places) -> None:
     assert verbs == ["hold", "accept", "release"]
 
 
+def test_a_window_that_the_loop_was_released_after_does_not_hold_again(places: Places) -> None:
+    watch(places, audited(3, alarm=True))
+    guard.release(places, "the feed is repaired", START)
+    kept = auditor.read(places.audit, window(3))
+    assert kept is not None and kept.released and not kept.accepted
+    watch(places, kept)
+    assert not guard.is_held(places.root) and guard.refused_windows(places) == [window(3).start]
+    watch(places, audited(4, alarm=True))
+    assert guard.is_held(places.root)
+
+
 def test_a_rule_accepts_a_consistent_change(places: Places) -> None:
     watch(places, audited(3, alarm=True, examination="consistent"), after=2)
     assert guard.is_held(places.root)
