@@ -60,7 +60,9 @@ def compiled(pipeline: Any) -> str:
 
 
 def _bootstrap(environment: Environment) -> Any:
-    @dsl.pipeline(name="bootstrap", description="The first policy, from decisions of a uniform one.")
+    @dsl.pipeline(
+        name=environment.pipeline_name("bootstrap"), description="The first policy, from decisions of a uniform one."
+    )
     def bootstrap(
         root: str,
         generated: dict = DEFAULTS["generated"],
@@ -84,7 +86,10 @@ def _bootstrap(environment: Environment) -> Any:
 
 
 def _retrain(environment: Environment) -> Any:
-    @dsl.pipeline(name="retrain", description="The champion's next update, from the windows it has not seen.")
+    @dsl.pipeline(
+        name=environment.pipeline_name("retrain"),
+        description="The champion's next update, from the windows it has not seen.",
+    )
     def retrain(
         root: str,
         until: str = "",
@@ -105,7 +110,10 @@ def _retrain(environment: Environment) -> Any:
 
 
 def _tune(environment: Environment) -> Any:
-    @dsl.pipeline(name="tune", description="The best hyperparameters found, trained afresh, against the champion.")
+    @dsl.pipeline(
+        name=environment.pipeline_name("tune"),
+        description="The best hyperparameters found, trained afresh, against the champion.",
+    )
     def tune(
         root: str,
         until: str = "",

@@ -29,6 +29,10 @@ class Environment:
         self._image = self.cloud.image("orchestration") if self.cloud else LOCAL_IMAGE
         self._components: dict[str, Any] = {}
 
+    def pipeline_name(self, pipeline: str) -> str:
+        """The name in the YAML of a pipeline; Vertex AI keeps the lineage of its runs by it, for a whole project."""
+        return f"{self.cloud.name}-{pipeline}" if self.cloud else pipeline
+
     def task(self, step: Callable[..., Any], **inputs: Any) -> Any:
         """A task of one of the functions in `orchestration.pipelines.components`."""
         if step.__name__ not in self._components:

@@ -84,7 +84,8 @@ def values(pipeline: Any, configuration: Configuration, given: Mapping[str, str]
     is out of bounds.
     """
     known = signature(pipeline)
-    found = _collected(pipeline.name, known, configuration, given)
+    # In the cloud, the pipeline's KFP name begins with the environment's; its function's name does not.
+    found = _collected(pipeline.pipeline_func.__name__, known, configuration, given)
     made: dict[str, Any] = {}
     for name in pipeline.component_spec.inputs:
         if name in GROUPS:

@@ -32,7 +32,8 @@ def spec_of(text: str) -> pipeline_spec_pb2.PipelineSpec:
 @pytest.mark.parametrize("pipeline", configuration.PIPELINES)
 def test_every_pipeline_compiles_in_every_environment(compiled, name, pipeline):
     spec = spec_of(compiled[name][pipeline])
-    assert spec.pipeline_info.name == pipeline
+    cloud = configuration.load(name).cloud
+    assert spec.pipeline_info.name == (f"{cloud.name}-{pipeline}" if cloud else pipeline)
     # The exit handler: the one task that runs whatever became of the others.
     triggers = {task: one.trigger_policy.strategy for task, one in spec.root.dag.tasks.items()}
     strategy = pipeline_spec_pb2.PipelineTaskSpec.TriggerPolicy.ALL_UPSTREAM_TASKS_COMPLETED

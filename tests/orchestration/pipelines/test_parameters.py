@@ -70,6 +70,7 @@ def test_flags_take_precedence_and_the_rest_is_as_configured_or_declared():
     assert found["hyperparameters"] == {"tikhonov": 1}
     assert (found["windows"]["missing_reward"], found["windows"]["late_horizon_seconds"]) == ("drop", 3600.0)
     assert values("tune", "prod")["root"] == "/gcs/films-bandit"
+    assert values("retrain", "prod")["canary"]["decisions"] == 2000  # the file's [retrain], not the default
 
 
 @pytest.mark.parametrize(
