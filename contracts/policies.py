@@ -33,6 +33,15 @@ CHAMPION_NAME = "champion.json"
 SCHEMA_VERSION = 1
 
 Share = Annotated[float, Meta(ge=0, le=1)]
+AnchorShare = Annotated[
+    float,
+    Meta(
+        ge=0,
+        le=0.5,
+        description="share of the decisions that the last confirmed version keeps while a newer one is on probation; "
+        "0: newer versions serve without probation",
+    ),
+]
 
 
 class Movie(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +134,10 @@ class Champion(msgspec.Struct, frozen=True, kw_only=True):
       canary      the candidate takes `candidate_share` of the decisions
       shadow      the champion takes all decisions; those that the candidate would take are logged apart
       apprentice  the safe baseline takes all decisions; those that the champion would take are logged apart
+      probation   the champion is new and not confirmed yet: the `anchor`, the last version that was, takes
+                  `anchor_share` of the decisions, by which the champion is watched
+
+    Raises ValueError for a version on probation without an anchor, and for an anchor without a version on probation.
     """
 
     version: PolicyVersion
@@ -133,8 +146,14 @@ class Champion(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     candidate: PolicyVersion | None = None
     candidate_share: Share = 0.0
-    mode: Literal["canary", "shadow", "apprentice"] = "canary"
+    mode: Literal["canary", "shadow", "apprentice", "probation"] = "canary"
     rolled_back: PolicyVersion | None = None  # the version that this one replaced by a rollback
+    anchor: PolicyVersion | None = None
+    anchor_share: AnchorShare = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.mode == "probation") != (self.anchor is not None):
+            raise ValueError(f"an anchor belongs to mode probation, got mode {self.mode} and anchor {self.anchor}")
 
 
 Verdict = Literal["better", "worse", "undecided"]

@@ -169,6 +169,8 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"{mark} {past.promoted_at:%Y-%m-%d %H:%M:%S} {past.version}  {past.reason}")
     if current.candidate is not None:
         print(f"  {current.mode} beside it: {current.candidate}, share {current.candidate_share:g}")
+    if current.anchor is not None:
+        print(f"  on probation beside its anchor: {current.anchor}, share {current.anchor_share:g}")
     return 0
 
 

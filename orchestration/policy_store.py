@@ -40,10 +40,13 @@ def roll_out(store: Path, version: str, reason: str, now: datetime) -> Champion:
 def roll_back(store: Path, reason: str, now: datetime) -> Champion:
     """Makes the version serve again that served before the champion, and returns it.
 
+    From a champion on probation it goes back to the anchor: the versions between the two were never confirmed either.
     Rolling back again goes further back: a version that was rolled back never serves again this way. Raises InputError
     when no version served before, or when the policy cannot be loaded. Then nothing has changed.
     """
-    trail = _trail(store)
+    trail, current = _trail(store), champion(store)
+    if current is not None and current.anchor in trail:
+        trail = [*trail[: trail.index(current.anchor) + 1], current.version]
     if len(trail) < 2:
         raise InputError(f"{store} has no earlier champion to go back to")
     target, earlier = trail[-2], trail[-3:-2]
@@ -120,5 +123,7 @@ def _same(one: Champion, other: Champion) -> bool:
 
 
 def _alone(current: Champion) -> Champion:
-    """Without the candidate beside it: a canary changes the pointer, but not who was promoted when."""
-    return msgspec.structs.replace(current, candidate=None, candidate_share=0.0, mode="canary")
+    """Without the candidate or the anchor beside it: these change the pointer, but not who was promoted when."""
+    return msgspec.structs.replace(
+        current, candidate=None, candidate_share=0.0, anchor=None, anchor_share=0.0, mode="canary"
+    )

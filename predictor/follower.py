@@ -30,7 +30,8 @@ class PolicyFollower:
 
     `source` is one policy, which then serves until the process ends, or a policy store, whose `champion.json` is
     followed. If a store's champion does not load at the start, the version before it serves, or else the baseline. If a
-    later one does not load, the current line-up goes on serving. `load_error` holds the reason until a load succeeds.
+    later one does not load, the current line-up goes on serving. If only one of a version on probation and its anchor
+    loads, that one takes all decisions. `load_error` holds the reason until a load succeeds.
     """
 
     def __init__(self, source: Path | str, baseline: Path | None = None) -> None:
@@ -71,7 +72,7 @@ class PolicyFollower:
         """Loads what the pointer names and swaps to it, unless it serves already.
 
         Each new policy makes one trial decision first. Raises InputError or OperationError if one does not load; the
-        current line-up then goes on serving.
+        current line-up then goes on serving, or that of a version on probation and its anchor which loads.
         """
         if not self._followed:
             if self.line_up is None:
@@ -80,7 +81,11 @@ class PolicyFollower:
             return
         pointer = self._read_pointer()
         if pointer != self._loaded:
-            self._swap(self._assemble(pointer))
+            line_up, missing = self._assemble(pointer)
+            if self.line_up is None or missing is None or line_up.deciding != self.line_up.deciding:
+                self._swap(line_up)
+            if missing is not None:
+                raise missing
             self._loaded = pointer
         self.load_error = None
 
@@ -110,7 +115,29 @@ class PolicyFollower:
         if self._followed:
             self._place.keep([policy.card.version for policy in line_up])
 
-    def _assemble(self, pointer: policies.Champion) -> LineUp:
+    def _assemble(self, pointer: policies.Champion) -> tuple[LineUp, InputError | OperationError | None]:
+        """The line-up that the pointer names, and why a part of it is missing, if one is."""
+        if pointer.anchor is not None:
+            return self._assemble_probation(pointer.version, pointer.anchor, pointer.anchor_share)
+        return self._assemble_trial(pointer), None
+
+    def _assemble_probation(
+        self, version: str, anchor_version: str, share: float
+    ) -> tuple[LineUp, InputError | OperationError | None]:
+        """The version on probation and its anchor; one of them alone if the other does not load."""
+        try:
+            anchor = self._version(anchor_version)
+        except (InputError, OperationError) as error:
+            serving = self._version(version)
+            return LineUp(serving, self._baseline(serving)), error
+        try:
+            serving = self._version(version)
+            check_alike(serving, anchor)
+        except (InputError, OperationError) as error:
+            return LineUp(anchor, self._baseline(anchor)), error
+        return LineUp(serving, self._baseline(serving), anchor=anchor, anchor_share=share), None
+
+    def _assemble_trial(self, pointer: policies.Champion) -> LineUp:
         serving = self._version(pointer.version)
         baseline = self._baseline(serving)
         candidate = None
@@ -125,7 +152,9 @@ class PolicyFollower:
             case "canary":
                 return LineUp(serving, baseline, candidate, pointer.candidate_share if candidate else 0.0)
             case _:
-                raise InputError(f"champion.mode: must be canary, shadow or apprentice, got {pointer.mode!r}")
+                raise InputError(
+                    f"champion.mode: must be canary, shadow, apprentice or probation, got {pointer.mode!r}"
+                )
 
     def _version(self, version: str) -> Policy:
         """The policy of the store with this version, loaded unless it serves already."""
@@ -146,7 +175,14 @@ class PolicyFollower:
         return baseline
 
     def _fall_back(self, error: InputError | OperationError) -> None:
-        """Serves the version before the champion, or else the baseline. Raises `error` if neither can be loaded."""
+        """Serves the version before the champion, or else the baseline. Raises `error` if neither can be loaded.
+
+        Leaves a line-up that serves already alone: that of a version on probation or its anchor, of which one loads.
+        """
+        self.load_error = str(error)
+        if self.line_up is not None:
+            _log.error("%s serves alone: %s", self.line_up.serving.card.version, error)
+            return
         try:
             pointer = self._read_pointer()
         except (InputError, OperationError):
@@ -164,7 +200,6 @@ class PolicyFollower:
                 raise error from None
             baseline = policy_files.baseline(card)
             self._swap(LineUp(baseline, baseline))
-        self.load_error = str(error)
         assert self.line_up is not None
         _log.error("%s serves instead of the champion: %s", self.line_up.serving.card.version, error)
 

@@ -19,26 +19,49 @@ class LineUp:
     candidate: Policy | None = None  # takes `candidate_share` of the decisions
     candidate_share: float = 0.0
     shadow: Policy | None = None  # scored and logged, never served
+    anchor: Policy | None = None  # takes `anchor_share` of the decisions while `serving` is on probation
+    anchor_share: float = 0.0
 
     def __iter__(self) -> Iterator[Policy]:
-        """The policies that were loaded from the store: serving, candidate and shadow, as far as there are."""
-        return (policy for policy in (self.serving, self.candidate, self.shadow) if policy is not None)
+        """The policies that were loaded from the store: serving, candidate, shadow and anchor, as far as there are."""
+        every = (self.serving, self.candidate, self.shadow, self.anchor)
+        return (policy for policy in every if policy is not None)
 
-    def takes_candidate(self, decision_ids: Sequence[str]) -> np.ndarray:
-        """Whether the candidate makes each decision: [B] bool.
+    @property
+    def beside(self) -> tuple[str, Policy, float] | None:
+        """The role, the policy and the share of the one that takes a share of the decisions; None without one."""
+        if self.candidate is not None:
+            return "candidate", self.candidate, self.candidate_share
+        if self.anchor is not None:
+            return "anchor", self.anchor, self.anchor_share
+        return None
 
-        Depends only on the ids (for a slate, the id of its first place) and the candidate's share, so it can be computed
+    @property
+    def deciding(self) -> dict[str, tuple[str, float]]:
+        """The policies that decide: role -> version and share of the decisions."""
+        if self.beside is None:
+            return {"serving": (self.serving.card.version, 1.0)}
+        role, policy, share = self.beside
+        return {"serving": (self.serving.card.version, 1 - share), role: (policy.card.version, share)}
+
+    def takes(self, decision_ids: Sequence[str]) -> np.ndarray:
+        """Whether the candidate, or the anchor, makes each decision: [B] bool.
+
+        Depends only on the ids (for a slate, the id of its first place), the role and the share, so it can be computed
         again from the log.
         """
-        return exploration.uniforms("\0candidate", decision_ids) < self.candidate_share
+        if self.beside is None:
+            return np.zeros(len(decision_ids), bool)
+        role, _, share = self.beside
+        return exploration.uniforms(f"\0{role}", decision_ids) < share
 
     def shares(self, decision_ids: Sequence[str]) -> list[tuple[Policy, list[int]]]:
         """Each policy that makes decisions, and the rows of `decision_ids` that it makes. No row appears twice."""
-        if self.candidate is None:
+        if self.beside is None:
             return [(self.serving, list(range(len(decision_ids))))]
-        takes = self.takes_candidate(decision_ids)
-        rows = (np.flatnonzero(takes == candidate).tolist() for candidate in (False, True))
-        return [share for share in zip((self.serving, self.candidate), rows, strict=True) if share[1]]
+        taken = self.takes(decision_ids)
+        rows = (np.flatnonzero(taken == beside).tolist() for beside in (False, True))
+        return [share for share in zip((self.serving, self.beside[1]), rows, strict=True) if share[1]]
 
 
 def check_alike(policy: Policy, serving: Policy) -> None:

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 
 from contracts.records import Decision
 from predictor.event_log import Counters
+from predictor.line_up import LineUp
 from predictor.publisher import Status
 
 LATENCY_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -72,7 +73,14 @@ class Metrics:
         self.decisions += len(decisions)
 
 
-def render(metrics: Metrics, events: Counters, swaps: int, degraded: bool, published: Status | None) -> bytes:
+def render(
+    metrics: Metrics,
+    events: Counters,
+    swaps: int,
+    degraded: bool,
+    published: Status | None,
+    line_up: LineUp | None = None,
+) -> bytes:
     """The metrics in Prometheus' text format.
 
     Args:
@@ -81,9 +89,10 @@ def render(metrics: Metrics, events: Counters, swaps: int, degraded: bool, publi
       swaps: how often the line-up changed.
       degraded: whether the policy that the pointer names failed to load.
       published: the publisher's status; None without a publisher.
+      line_up: the policies that decide; None while none is loaded.
     """
     registry = CollectorRegistry()
-    registry.register(_Collector(lambda: _families(metrics, events, swaps, degraded, published)))
+    registry.register(_Collector(lambda: _families(metrics, events, swaps, degraded, published, line_up)))
     return generate_latest(registry)
 
 
@@ -93,7 +102,7 @@ class _Collector:
 
 
 def _families(
-    metrics: Metrics, events: Counters, swaps: int, degraded: bool, published: Status | None
+    metrics: Metrics, events: Counters, swaps: int, degraded: bool, published: Status | None, line_up: LineUp | None
 ) -> Iterator[Metric]:
     requests = CounterMetricFamily("predictor_requests", "Requests answered.", labels=["route", "status"])
     for (route, status), count in metrics.requests.items():
@@ -118,6 +127,14 @@ def _families(
         "predictor_fallbacks", "Times a policy failed and the baseline served.", metrics.fallbacks
     )
     yield CounterMetricFamily("predictor_swaps", "Changes of the line-up.", swaps)
+    shares = GaugeMetricFamily(
+        "predictor_share",
+        "Share of the decisions that a policy makes: serving, and a candidate or an anchor.",
+        labels=["role", "policy_version"],
+    )
+    for role, (version, share) in (line_up.deciding if line_up else {}).items():
+        shares.add_metric([role, version], share)
+    yield shares
     yield GaugeMetricFamily("predictor_degraded", "1 while the wanted policy does not load.", int(degraded))
     by_outcome = CounterMetricFamily("predictor_events", "Events by what became of them.", labels=["outcome"])
     for outcome in ("logged", "delivered", "dropped", "retried"):

@@ -118,6 +118,8 @@ class Routes:
                 "candidate": line_up.candidate.card.version if line_up and line_up.candidate else None,
                 "candidate_share": line_up.candidate_share if line_up else 0.0,
                 "shadow": line_up.shadow.card.version if line_up and line_up.shadow else None,
+                "anchor": line_up.anchor.card.version if line_up and line_up.anchor else None,
+                "anchor_share": line_up.anchor_share if line_up else 0.0,
                 "swapped_at": follower.swapped_at,
                 "swaps": follower.swaps,
                 "fallbacks": self._state.metrics.fallbacks,
@@ -134,7 +136,9 @@ class Routes:
         follower, logs = self._state.follower, self._state.logs
         published = logs.publisher.status() if logs.publisher else None
         degraded = follower.load_error is not None
-        text = metrics_text.render(self._state.metrics, logs.events.counters(), follower.swaps, degraded, published)
+        text = metrics_text.render(
+            self._state.metrics, logs.events.counters(), follower.swaps, degraded, published, follower.line_up
+        )
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def _wait_for_room(self, size: int) -> None:

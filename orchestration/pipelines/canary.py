@@ -97,7 +97,8 @@ class Verdict(NamedTuple):
 def start(store: Path, version: str, share: float) -> Champion:
     """Lets `version` take `share` (from 0 to 1) of the champion's decisions. Does nothing if it takes them already.
 
-    Raises InputError for a version that is not in the store, or a store without champion.
+    Raises InputError for a version that is not in the store, a store without champion, or one whose champion is on
+    probation.
     """
     current = policy_store.champion(store)
     if current is None:
@@ -106,6 +107,8 @@ def start(store: Path, version: str, share: float) -> Champion:
         raise InputError(f"{store} has no policy {version!r}")
     if version == current.version:
         raise InputError(f"{version} is the champion: it cannot be its own canary")
+    if current.anchor is not None:
+        raise InputError(f"{current.version} is on probation: {version} can be tried beside it once it is confirmed")
     return _point(store, msgspec.structs.replace(current, candidate=version, candidate_share=share, mode="canary"))
 
 

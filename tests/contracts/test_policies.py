@@ -61,3 +61,19 @@ def test_the_champion_pointer():
     assert decode_champion(encode_json(champion), "champion.json") == champion
     with pytest.raises(InputError, match=r"champion\.json: not a champion pointer"):
         decode_champion(msgspec.json.encode({"version": "v2"}), "champion.json")
+
+
+def test_a_version_on_probation_has_an_anchor_and_no_other_version_has_one():
+    champion = Champion(
+        version="v2", previous="v1", promoted_at=START, reason="", mode="probation", anchor="v1", anchor_share=0.1
+    )
+    data = encode_json(champion)
+    assert decode_champion(data, "champion.json") == champion
+    for old, new in (
+        (b'"probation"', b'"canary"'),
+        (b'"anchor": "v1"', b'"anchor": null'),
+        (b'"anchor_share": 0.1', b'"anchor_share": 0.6'),
+    ):
+        assert old in data
+        with pytest.raises(InputError, match=r"champion\.json: not a champion pointer: .*(anchor|0\.5)"):
+            decode_champion(data.replace(old, new), "champion.json")

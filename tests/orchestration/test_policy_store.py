@@ -128,3 +128,23 @@ def test_a_folder_without_policies_has_no_champion(tmp_path):
     assert policy_store.champion(tmp_path) is None
     assert policy_store.history(tmp_path / "none") == []
     assert policy_store.versions(tmp_path) == []
+
+
+def test_a_roll_back_from_probation_goes_to_the_anchor_and_then_before_it(store):
+    point_at(store, "v3", previous="v2", mode="probation", anchor="v1", anchor_share=0.1)
+    assert policy_store.roll_back(store, "", NOW).version == "v1"
+    found = champion(store)
+    assert (found.previous, found.rolled_back, found.anchor, found.mode) == (None, "v3", None, "canary")
+    with pytest.raises(InputError, match="has no earlier champion to go back to"):
+        policy_store.roll_back(store, "", NOW)
+    policy_store.roll_out(store, "v2", "", NOW)
+    assert policy_store.roll_back(store, "", NOW).version == "v1"
+
+
+def test_no_canary_beside_a_version_on_probation(store):
+    point_at(store, "v3", previous="v2", mode="probation", anchor="v2", anchor_share=0.1)
+    before = files(store)
+    with pytest.raises(InputError, match=r"^v3 is on probation: v1 can be tried beside it once it is confirmed$"):
+        canary.start(store, "v1", 0.1)
+    canary.end(store)
+    assert files(store) == before

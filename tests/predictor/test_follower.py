@@ -192,8 +192,63 @@ def test_an_unknown_mode_is_refused_and_changes_nothing(store):
     follower = PolicyFollower(store)
     follower.refresh()
     pointer = policies.decode_champion((store / policies.CHAMPION_NAME).read_bytes(), "champion.json")
-    with pytest.raises(InputError, match=r"^champion.mode: must be canary, shadow or apprentice, got 'other'$"):
+    with pytest.raises(
+        InputError, match=r"^champion.mode: must be canary, shadow, apprentice or probation, got 'other'$"
+    ):
         follower._assemble(msgspec.structs.replace(pointer, candidate="v2", mode="other"))
+
+
+def on_probation(store, version="v2", anchor="v1", share=0.25):
+    point_at(store, version, mode="probation", anchor=anchor, anchor_share=share)
+
+
+def test_a_version_on_probation_serves_beside_its_anchor(store):
+    on_probation(store)
+    follower = PolicyFollower(store)
+    follower.refresh()
+    assert follower.line_up.deciding == {"serving": ("v2", 0.75), "anchor": ("v1", 0.25)}
+    decisions = [decision for (decision,) in deciding.decide(follower.line_up, instances(4000)).slates]
+    by_anchor = follower.line_up.takes([decision.decision_id for decision in decisions])
+    assert [decision.policy_version == "v1" for decision in decisions] == by_anchor.tolist()
+    serving = follower.line_up.serving
+    point_at(store, "v2")  # confirmed
+    follower.refresh()
+    assert follower.line_up.deciding == {"serving": ("v2", 1.0)}
+    assert follower.line_up.serving is serving
+
+
+@pytest.mark.parametrize(("broken", "alone"), [("v1", "v2"), ("v2", "v1")])
+@pytest.mark.parametrize("started", [False, True])
+def test_if_the_version_on_probation_or_its_anchor_does_not_load_the_other_serves(
+    store, caplog, broken, alone, started
+):
+    array = store / broken / policies.LINEAR_NAME
+    kept = array.read_bytes()
+    array.write_bytes(b"")
+    on_probation(store)
+    follower = PolicyFollower(store)
+    if started:
+        follower.start()
+        assert f"{alone} serves alone" in caplog.text
+        assert f"{broken}/linear.npz" in follower.load_error
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"{broken}/linear.npz"):
+            follower.refresh()
+        assert follower.line_up.deciding == {"serving": (alone, 1.0)}
+        assert follower.swaps == 0  # it is tried again, and swapped to once
+    array.write_bytes(kept)
+    follower.refresh()
+    assert follower.line_up.deciding == {"serving": ("v2", 0.75), "anchor": ("v1", 0.25)}
+    assert follower.load_error is None
+
+
+def test_an_anchor_of_another_shape_serves_alone(store):
+    write_policy(store / "v3", num_actions=6)
+    on_probation(store, version="v3")
+    follower = PolicyFollower(store)
+    follower.start()
+    assert follower.line_up.deciding == {"serving": ("v1", 1.0)}
+    assert follower.load_error == "v3: num_actions must be 5 as in v1, got 6"
 
 
 def test_a_store_that_cannot_be_reached_keeps_the_line_up(store, monkeypatch):

@@ -35,7 +35,7 @@ def test_candidate_takes_its_share_and_the_id_tells_which(store):
     assert abs(share - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 4000)
     ids = [decision.decision_id for decision in decisions]
     taken = [decision.policy_version == "v2" for decision in decisions]
-    assert taken == follower.line_up.takes_candidate(ids).tolist()
+    assert taken == follower.line_up.takes(ids).tolist()
     for decision, instance in zip(decisions, instances(4000), strict=True):
         assert decision.observation == instance.observation
         policy = by_version[decision.policy_version]
@@ -52,3 +52,22 @@ def test_every_row_has_one_policy_and_a_share_without_rows_is_left_out(store):
     assert LineUp(serving, serving, candidate, 0.0).shares(ids) == [(serving, list(range(100)))]
     assert LineUp(serving, serving, candidate, 1.0).shares(ids) == [(candidate, list(range(100)))]
     assert [policy.card.version for policy in LineUp(serving, serving, shadow=candidate)] == ["v1", "v2"]
+
+
+def test_the_anchor_takes_its_share_by_another_hash_than_a_candidate(store):
+    serving, anchor = (policy_files.load(store / version) for version in ("v1", "v2"))
+    ids = deciding.new_decision_ids(0, 4000)
+    line_up = LineUp(serving, policy_files.baseline(serving.card), anchor=anchor, anchor_share=0.2)
+    (first, rows), (second, others) = line_up.shares(ids)
+    assert (first, second) == (serving, anchor)
+    assert others == np.flatnonzero(line_up.takes(ids)).tolist()
+    assert sorted(rows + others) == list(range(4000))
+    assert abs(len(others) / 4000 - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 4000)
+    candidate = LineUp(serving, serving, candidate=anchor, candidate_share=0.2)
+    both = (candidate.takes(ids) & line_up.takes(ids)).mean()
+    assert abs(both - 0.04) < 5 * np.sqrt(0.04 * 0.96 / 4000)
+    assert line_up.deciding == {"serving": ("v1", 0.8), "anchor": ("v2", 0.2)}
+    assert candidate.deciding == {"serving": ("v1", 0.8), "candidate": ("v2", 0.2)}
+    assert LineUp(serving, serving).deciding == {"serving": ("v1", 1.0)}
+    assert not LineUp(serving, serving).takes(ids).any()
+    assert [policy.card.version for policy in line_up] == ["v1", "v2"]

@@ -1,6 +1,8 @@
 import re
 
+from predictor import policy as policy_files
 from predictor.event_log import Counters
+from predictor.line_up import LineUp
 from predictor.metrics import Histogram, Metrics, render
 from predictor.publisher import Status
 from tests.linear_policies import write_policy
@@ -26,6 +28,18 @@ def test_the_publisher_is_in_the_text_only_if_there_is_one():
     text = render(Metrics(), counters, 0, False, Status(published=7, waiting=4)).decode()
     assert 'predictor_published_total{outcome="published"} 7.0' in text
     assert "predictor_segments_waiting 4.0" in text
+
+
+def test_the_shares_of_the_policies_that_decide(tmp_path):
+    counters = Counters(logged=0, delivered=0, dropped=0, pending=0, retried=0)
+    assert "predictor_share{" not in render(Metrics(), counters, 0, False, None).decode()
+    for version in ("v1", "v2"):
+        write_policy(tmp_path / version)
+    serving, anchor = (policy_files.load(tmp_path / version) for version in ("v2", "v1"))
+    line_up = LineUp(serving, policy_files.baseline(serving.card), anchor=anchor, anchor_share=0.25)
+    text = render(Metrics(), counters, 0, False, None, line_up).decode()
+    assert 'predictor_share{policy_version="v2",role="serving"} 0.75' in text
+    assert 'predictor_share{policy_version="v1",role="anchor"} 0.25' in text
 
 
 def test_metrics_add_up(tmp_path):
