@@ -28,6 +28,7 @@ TRAINER = [
 ]
 PREDICTOR = [
     "fastapi>=0.115",
+    "fastapi-offline",
     "google-cloud-pubsub",
     "google-cloud-storage",
     "httptools",
@@ -35,6 +36,7 @@ PREDICTOR = [
     "prometheus-client",
     "uvicorn>=0.30",
     "uvloop",
+    "zstandard",
 ]
 ORCHESTRATION = [
     "functions-framework==3.10.2",

@@ -77,7 +77,7 @@ def empty(port: int) -> None:
 
     from predictor import connections
     from predictor.app import http_server, listen
-    from predictor.guard import Guard
+    from predictor.guard import Guard, Rules
     from predictor.metrics import Metrics
 
     app = FastAPI()
@@ -89,7 +89,7 @@ def empty(port: int) -> None:
         return Response(answer, 200, None, "application/json")
 
     metrics = Metrics()
-    guarded = Guard(app, metrics, frozenset({"/predict"}), 128, None)
+    guarded = Guard(app, metrics, Rules(frozenset({"/predict"}), 128))
     http_server(guarded, metrics, connections.limit(10.0, 2048)).run(sockets=[listen("127.0.0.1", port)])
 
 

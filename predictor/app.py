@@ -29,16 +29,17 @@ import msgspec
 import uvicorn
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 
 from contracts.command_line import run_main
 from contracts.errors import InputError
 from predictor import connections, openapi
 from predictor.batcher import Batcher
 from predictor.follower import PolicyFollower
-from predictor.guard import Guard, JsonFormatter
+from predictor.guard import Guard, JsonFormatter, Rules
 from predictor.logs import Logs
 from predictor.metrics import Metrics
-from predictor.routes import REWARDS_ROUTE, Routes, State
+from predictor.routes import DOCS_ROUTES, METRICS_ROUTE, REWARDS_ROUTE, Routes, State
 from predictor.settings import Settings, parse
 
 
@@ -67,7 +68,15 @@ def build_app(state: State, fail: Callable[[BaseException], None]) -> FastAPI:
         plain = get_openapi(title=app.title, version="1", routes=app.routes)
         return openapi.complete(plain, line_up.serving.card if line_up else None)
 
-    app = FastAPI(title="Movie recommendation policy", lifespan=lifespan, redirect_slashes=False)
+    # The scripts of /docs come with the package: a page of this server loads none from elsewhere.
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/static",
+        title="Movie recommendation policy",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
     Routes(state).add_to(app)
     app.openapi = document  # type: ignore[method-assign]
     return app
@@ -76,7 +85,8 @@ def build_app(state: State, fail: Callable[[BaseException], None]) -> FastAPI:
 def _announce(settings: Settings, follower: PolicyFollower) -> None:
     assert follower.line_up is not None
     version = follower.line_up.serving.card.version
-    sys.stderr.write(f"serving {version} on http://{settings.host}:{settings.port}\n")
+    operations = f", operations on port {settings.operations_port}" if settings.operations_port is not None else ""
+    sys.stderr.write(f"serving {version} on http://{settings.host}:{settings.port}{operations}\n")
     sys.stderr.flush()
 
 
@@ -93,6 +103,20 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def rules(settings: Settings) -> Rules:
+    """Which requests are let through."""
+    operations = frozenset({METRICS_ROUTE, *DOCS_ROUTES})
+    keys = dict.fromkeys(operations, settings.operations_keys)
+    keys |= {settings.predict_route: settings.predict_keys, REWARDS_ROUTE: settings.rewards_keys}
+    return Rules(
+        work=frozenset({settings.predict_route, REWARDS_ROUTE}),
+        max_in_flight=settings.limits.max_in_flight,
+        keys={route: known for route, known in keys.items() if known is not None},
+        operations=operations,
+        operations_port=settings.operations_port,
+    )
+
+
 def http_server(app: Guard, metrics: Metrics, limits: connections.Limits) -> uvicorn.Server:
     """The HTTP server in front of `app`. Call it once all modules are imported, as it tunes the garbage collector."""
     # What is loaded by now stays until the end, and requests leave no reference cycles: rare collections are enough.
@@ -102,7 +126,7 @@ def http_server(app: Guard, metrics: Metrics, limits: connections.Limits) -> uvi
         uvicorn.Config(
             app,
             loop="uvloop",
-            http=partial(connections.Connection, limits=limits, metrics=metrics),  # type: ignore[arg-type]  # called only
+            http=partial(connections.Connection, ports=connections.Ports(limits), metrics=metrics),  # type: ignore[arg-type]  # called only
             ws="none",
             lifespan="on",
             access_log=False,
@@ -124,8 +148,11 @@ def serve(settings: Settings) -> None:
       OperationError: the policy store cannot be reached, or the disk fails.
     """
     follower = PolicyFollower(settings.policy, settings.baseline)
-    listener = listen(settings.host, settings.port)
-    settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
+    listeners = [listen(settings.host, settings.port)]
+    settings = msgspec.structs.replace(settings, port=listeners[0].getsockname()[1])
+    if settings.operations_port is not None:
+        listeners.append(listen(settings.host, settings.operations_port))
+        settings = msgspec.structs.replace(settings, operations_port=listeners[1].getsockname()[1])
     logs, metrics, limits = Logs(settings), Metrics(), settings.limits
     failures: list[BaseException] = []
 
@@ -134,14 +161,9 @@ def serve(settings: Settings) -> None:
         server.should_exit = True
 
     state = State(settings, follower, logs, metrics, Batcher(follower, logs.events, logs.shadows, metrics))
-    app = Guard(
-        build_app(state, fail),
-        metrics,
-        frozenset({settings.predict_route, REWARDS_ROUTE}),
-        limits.max_in_flight,
-        settings.api_key,
-    )
-    server = http_server(app, metrics, connections.limit(limits.body_seconds, limits.max_connections))
+    app = Guard(build_app(state, fail), metrics, rules(settings))
+    allowed = connections.limit(limits.body_seconds, limits.max_connections, settings.operations_port)
+    server = http_server(app, metrics, allowed)
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -150,7 +172,7 @@ def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=listeners)
     finally:
         logs.close()
         follower.close()

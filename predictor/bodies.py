@@ -1,10 +1,13 @@
 """Reads the bodies of requests within the server's limits, decodes them, and encodes answers."""
 
 import math
+import re
+import zlib
 from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
+import zstandard
 from fastapi import Request, Response
 from starlette.exceptions import HTTPException
 
@@ -20,6 +23,11 @@ _EXACT = 2**53  # below it, a double is exact for every integer
 _READ_TO_THE_END = 10
 
 
+_ZSTD_STEP_BYTES = 256  # four bytes can make 128 KB, so a step makes 8 MB at most
+
+_JSON = re.compile(r"application/([\w.-]+\+)?json\s*(;.*)?", re.IGNORECASE)
+
+
 def _number(text: str) -> int | float:
     number = float(text)
     if math.isinf(number):
@@ -31,10 +39,11 @@ _integral = msgspec.json.Decoder(float_hook=_number)  # reads 3.0 as the integer
 
 
 async def read(request: Request, max_bytes: int, seconds: float) -> bytes:
-    """The body of `request`.
+    """The body of `request`, decompressed.
 
-    Raises HTTPException: 413 for more than `max_bytes`, 408 for one that did not arrive within `seconds` (which
-    `predictor.connections` measures), 400 for one that breaks off.
+    Raises HTTPException: 413 for more than `max_bytes`, compressed or not, 408 for one that did not arrive within `seconds`
+    (which `predictor.connections` measures), 400 for one that breaks off or cannot be decompressed, 415 for another
+    content type than JSON, or a content encoding other than gzip and zstd.
     """
     body, size, more = b"", 0, True
     while more and size <= _READ_TO_THE_END * max_bytes:
@@ -49,7 +58,39 @@ async def read(request: Request, max_bytes: int, seconds: float) -> bytes:
         raise HTTPException(408, f"body: must arrive within {seconds:g} seconds")
     if size > max_bytes:
         raise HTTPException(413, f"body: must be at most {max_bytes} bytes")
-    return body
+    if (kind := request.headers.get("content-type")) is not None and not _JSON.fullmatch(kind):
+        raise HTTPException(415, f"content-type: must be application/json, got {kind[:100]!r}")
+    encoding = request.headers.get("content-encoding")
+    return body if encoding is None else _decompress(body, encoding.strip().lower(), max_bytes)
+
+
+def _decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """`body` decompressed, without ever holding much more than `max_bytes` of it."""
+    try:
+        match encoding:
+            case "identity":
+                return body
+            case "gzip":
+                gzip = zlib.decompressobj(wbits=31)
+                plain = gzip.decompress(body, max_bytes + 1)
+                whole = gzip.eof
+            case "zstd":
+                zstd = zstandard.ZstdDecompressor().decompressobj()
+                plain = b""
+                for start in range(0, len(body), _ZSTD_STEP_BYTES):
+                    if zstd.eof or len(plain) > max_bytes:
+                        break
+                    plain += zstd.decompress(body[start : start + _ZSTD_STEP_BYTES])
+                whole = zstd.eof
+            case _:
+                raise HTTPException(415, f"content-encoding: must be gzip or zstd, got {encoding[:100]!r}")
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise HTTPException(400, f"body: is not {encoding}: {error}") from None
+    if len(plain) > max_bytes:
+        raise HTTPException(413, f"body: must be at most {max_bytes} bytes when decompressed")
+    if not whole:
+        raise HTTPException(400, f"body: is not {encoding}: it breaks off")
+    return plain
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -2,13 +2,15 @@
 
 The head of a request is limited in time and size, its body and the reading of its answer in time. The number of
 connections stays below the process's limit of open files, because the event log and the next policy need files too.
+When all connections are taken, a new one replaces the connection that has been idle longest. So clients that keep
+connections without using them cannot keep others out.
 """
 
 import asyncio
 import logging
 import resource
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -24,6 +26,7 @@ _log = logging.getLogger(__name__)
 _HEAD_BYTES = 65_536  # plus at most one read of 256 KB
 _PIPELINED = 100  # requests that may wait behind the current one; each takes a hundred times its bytes in memory
 _OTHER_FILES = 128  # reserved for everything else
+_OPERATIONS_CONNECTIONS = 64  # on the port for operations; they are not counted among the others
 _OVERDUE = "predictor.overdue"
 
 
@@ -33,19 +36,45 @@ class Limits:
 
     seconds: float  # for a head, for a body, and for reading an answer
     connections: int
+    operations_port: int | None = None
 
 
-def limit(seconds: float, connections: int) -> Limits:
+@dataclass
+class _Open:
+    """The open connections of one port; the idle ones in the order in which they became idle."""
+
+    most: int
+    count: int = 0
+    idle: dict["Connection", None] = field(default_factory=dict)
+
+
+class Ports:
+    """The connections of all ports of one server, and their limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.seconds = limits.seconds
+        self._operations_port = limits.operations_port
+        self._main = _Open(limits.connections)
+        self._operations = _Open(_OPERATIONS_CONNECTIONS)
+
+    def of(self, transport: asyncio.Transport) -> _Open:
+        """The connections of the port on which `transport` was accepted."""
+        local = transport.get_extra_info("sockname")
+        return self._operations if local and local[1] == self._operations_port else self._main
+
+
+def limit(seconds: float, connections: int, operations_port: int | None = None) -> Limits:
     """The limits that the process can keep. Raises its limit of open files if possible, or else allows fewer connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _OTHER_FILES
+    others = _OTHER_FILES + (_OPERATIONS_CONNECTIONS if operations_port is not None else 0)
+    wanted = connections + others
     if resource.RLIM_INFINITY != soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < wanted:
-            connections = max(1, soft - _OTHER_FILES)
+            connections = max(1, soft - others)
             _log.warning("the process may open %d files: at most %d connections are accepted", soft, connections)
-    return Limits(seconds, connections)
+    return Limits(seconds, connections, operations_port)
 
 
 def overdue(scope: MutableMapping[str, Any]) -> bool:
@@ -59,30 +88,40 @@ class Connection(HttpToolsProtocol):
     Nearly all requests arrive in one piece, and those cost no timer.
     """
 
-    def __init__(self, *, limits: Limits, metrics: Metrics, **of_uvicorn: Any) -> None:
+    def __init__(self, *, ports: Ports, metrics: Metrics, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
-        self._limits = limits
+        self._ports = ports
         self._metrics = metrics
         self._head_bytes = 0  # of the head that is being received
         self._read: object = None  # the last request received in full; while it is `cycle`, a head is next
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Accepts the connection, or answers 503 if there are too many."""
+        """Accepts the connection, in place of the longest idle one if need be. Answers 503 if all are in use."""
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"{self._limits.connections} connections are open already")
-        else:
-            self._arm()
+        self._open = self._ports.of(transport)
+        self._open.count += 1
+        if self._open.count > self._open.most:
+            if not self._open.idle:
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"{self._open.most} connections are in use already")
+                return
+            longest_idle = next(iter(self._open.idle))
+            del self._open.idle[longest_idle]
+            longest_idle.transport.close()
+            self._metrics.replaced_connections += 1
+        self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancels the deadline."""
         super().connection_lost(exc)
+        self._open.count -= 1
+        self._open.idle.pop(self, None)
         self._disarm()
 
     def data_received(self, data: bytes) -> None:
         """Parses the data. Answers 400 if it is not HTTP, 431 if the head is too long."""
         self._unset_keepalive_if_required()
+        self._open.idle.pop(self, None)
         before, head_due = self.cycle, self._read is self.cycle
         try:
             self._parse(data)
@@ -125,6 +164,8 @@ class Connection(HttpToolsProtocol):
         if self._body_due():
             self._disarm()
             self._arm()
+        elif self.cycle.response_complete and not self._head_bytes and not self.transport.is_closing():
+            self._open.idle[self] = None
 
     def pause_writing(self) -> None:
         """Starts the deadline: the client is not reading its answers."""
@@ -161,7 +202,7 @@ class Connection(HttpToolsProtocol):
 
     def _arm(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self._limits.seconds, self._overdue)
+            self._deadline = self.loop.call_later(self._ports.seconds, self._overdue)
 
     def _disarm(self) -> None:
         if self._deadline is not None:
@@ -178,7 +219,7 @@ class Connection(HttpToolsProtocol):
             else:
                 self._arm()  # the server is late, not the client
         elif self._head_bytes:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"headers: must arrive within {self._limits.seconds:g} seconds")
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"headers: must arrive within {self._ports.seconds:g} seconds")
         else:
             self.transport.close()
 

@@ -1,19 +1,20 @@
-"""A wrapper around all routes: limits the requests in hand, checks the optional key, adds request ids, measures latency.
+"""A wrapper around all routes: limits the requests in hand, checks keys and ports, adds request ids, measures latency.
 
 It is plain ASGI, because the frameworks' own middleware costs more than a prediction.
 """
 
-import hmac
 import itertools
 import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from predictor.keys import HEADER, Keys
 from predictor.messages import Refusal
 from predictor.metrics import Metrics
 
@@ -25,22 +26,34 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
+_OWN_SITES = (b"none", b"same-origin")  # browsers say where a request comes from; other clients do not send it
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which requests the guard lets through.
+
+    `work` are the routes that the limit of requests in hand applies to. Health and metrics are not among them, so they
+    answer even when the server is flooded. `keys` are asked for by route. With an `operations_port`, the routes of
+    `operations` answer there alone, and those of `work` do not answer there.
+    """
+
+    work: frozenset[str]
+    max_in_flight: int
+    keys: Mapping[str, Keys] = field(default_factory=dict)
+    operations: frozenset[str] = frozenset()
+    operations_port: int | None = None
 
 
 class Guard:
-    """Wraps `app`. The limit and the key apply to `routes`; requests to others pass and are counted as "other"."""
+    """Wraps `app`. Requests to routes that are not `rules.work` are counted as "other"."""
 
-    def __init__(
-        self, app: App, metrics: Metrics, routes: frozenset[str], max_in_flight: int, api_key: str | None
-    ) -> None:
-        """Health and metrics are not among `routes`, so they answer even when the server is flooded."""
+    def __init__(self, app: App, metrics: Metrics, rules: Rules) -> None:
         self._app = app
         self._metrics = metrics
-        self._routes = routes
-        self._max_in_flight = max_in_flight
+        self._rules = rules
         self._prefix = secrets.token_hex(4).encode()  # so that request ids differ between servers and restarts
         self._numbers = itertools.count(1)
-        self._api_key = api_key.encode() if api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request, as ASGI defines it."""
@@ -61,10 +74,10 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
-        guarded = scope["path"] in self._routes
+        guarded = scope["path"] in self._rules.work
         self._metrics.in_flight += guarded
         try:
-            if guarded and (refusal := self._refusal(headers)):
+            if refusal := self._refusal(scope, guarded, headers):
                 await _refuse(send_with_id, *refusal)
             else:
                 await self._app(scope, receive, send_with_id)
@@ -85,11 +98,18 @@ class Guard:
                     },
                 )
 
-    def _refusal(self, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        if self._metrics.in_flight > self._max_in_flight:
-            return 429, f"{self._max_in_flight} requests are in hand already, try again later"
-        if self._api_key and not hmac.compare_digest(headers.get(b"x-api-key", b""), self._api_key):
+    def _refusal(self, scope: Scope, guarded: bool, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        rules, path = self._rules, scope["path"]
+        if rules.operations_port is not None:
+            at_operations = scope["server"][1] == rules.operations_port
+            if path in (rules.work if at_operations else rules.operations):
+                return 404, "Not Found"
+        if guarded and self._metrics.in_flight > rules.max_in_flight:
+            return 429, f"{rules.max_in_flight} requests are in hand already, try again later"
+        if (keys := rules.keys.get(path)) is not None and not keys.admit(headers.get(HEADER, b"")):
             return 401, "x-api-key: is missing or wrong"
+        if guarded and headers.get(b"sec-fetch-site", b"none") not in _OWN_SITES:
+            return 403, "sec-fetch-site: requests from pages of other sites are refused"
         return None
 
 

@@ -53,6 +53,7 @@ class Metrics:
         self.propensity = Histogram(PROPENSITIES)
         self.decisions = self.rewards = self.shadows = self.fallbacks = 0
         self.in_flight = 0
+        self.replaced_connections = 0
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Counts an answered request."""
@@ -113,6 +114,9 @@ def _families(
         latency.add_metric([route], histogram.buckets(), histogram.sum)
     yield latency
     yield GaugeMetricFamily("predictor_in_flight", "Requests being answered.", metrics.in_flight)
+    yield CounterMetricFamily(
+        "predictor_replaced_connections", "Idle connections closed to make room.", metrics.replaced_connections
+    )
     arms = CounterMetricFamily("predictor_decisions", "Decisions served.", labels=["policy_version", "action"])
     for version, counts in metrics.arms.items():
         for action, count in sorted(counts.items()):

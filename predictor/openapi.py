@@ -33,7 +33,7 @@ def predict_route() -> dict[str, Any]:
         PredictRequest,
         request,
         {200: (PredictResponse, {"predictions": [_PREDICTION]})},
-        (400, 401, 408, 413, 429, 503),
+        (400, 401, 403, 408, 413, 415, 429, 503),
     )
 
 
@@ -46,7 +46,7 @@ def rewards_route() -> dict[str, Any]:
         RewardsRequest,
         {"one": {"value": {"rewards": rewards}}},
         {202: (RewardsResponse, {"accepted": 1})},
-        (400, 401, 408, 413, 429),
+        (400, 401, 403, 408, 413, 415, 429),
     )
 
 
@@ -123,8 +123,10 @@ def _route(
 _REFUSALS = {
     400: "The body is wrong. Nothing of it was taken.",
     401: "The key in x-api-key is missing or wrong.",
+    403: "A browser sent it from a page of another site.",
     408: "The body did not arrive in time.",
     413: "The body, or what it would write to the event log, is too large. Send it in parts.",
+    415: "The content type is not JSON, or the content encoding is neither gzip nor zstd.",
     429: "Too many requests are in hand, or the event log is full. Nothing was taken. Send it again later.",
     503: "No policy is loaded yet.",
 }

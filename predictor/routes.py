@@ -30,6 +30,7 @@ from predictor.metrics import Metrics
 from predictor.settings import Settings
 
 REWARDS_ROUTE, METRICS_ROUTE = "/rewards", "/metrics"
+DOCS_ROUTES = ("/docs", "/docs/oauth2-redirect", "/openapi.json")
 
 # BigQuery's daily partitions accept rows of about ten years back and one ahead; a time further off is a mistake anyway.
 _OLDEST, _NEWEST = timedelta(days=-5 * 365), timedelta(days=1)
@@ -64,6 +65,8 @@ class Routes:
         app.post(REWARDS_ROUTE, **openapi.rewards_route())(self.rewards)
         app.get(settings.health_route, **openapi.health_route())(self.health)
         app.get(METRICS_ROUTE, **openapi.metrics_route())(self.prometheus)
+        for route, answer in ((settings.health_route, self.health), (METRICS_ROUTE, self.prometheus)):
+            app.head(route, include_in_schema=False)(answer)
         app.exception_handler(HTTPException)(refuse)
         app.exception_handler(Exception)(crash)
 
@@ -108,12 +111,19 @@ class Routes:
         self._state.metrics.rewards += len(sent)
         return bodies.answer(RewardsResponse(len(sent)), 202)
 
-    async def health(self) -> Response:
-        """What serves, and what became of the events; 503 until a policy serves."""
+    async def health(self, request: Request) -> Response:
+        """What serves, and what became of the events; 503 until a policy serves.
+
+        If operations have keys, a request without one learns the status alone.
+        """
         follower, logs, line_up = self._state.follower, self._state.logs, self._state.follower.line_up
+        status = "loading" if line_up is None else "degraded" if follower.load_error else "ok"
+        keys = self._state.settings.operations_keys
+        if keys is not None and not keys.admit(request.headers.get("x-api-key", "").encode()):
+            return bodies.answer({"status": status}, 200 if line_up else 503)
         return bodies.answer(
             {
-                "status": "loading" if line_up is None else "degraded" if follower.load_error else "ok",
+                "status": status,
                 "policy_version": line_up.serving.card.version if line_up else None,
                 "candidate": line_up.candidate.card.version if line_up and line_up.candidate else None,
                 "candidate_share": line_up.candidate_share if line_up else 0.0,

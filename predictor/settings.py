@@ -11,10 +11,11 @@ from msgspec import Meta
 
 from contracts.command_line import FlagParser, add_flags, from_flags
 from contracts.errors import InputError
+from predictor.keys import Keys
 from predictor.publisher import DrainSeconds
 
 _ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]*")
-_TAKEN = ("/rewards", "/metrics", "/docs", "/redoc", "/openapi.json")
+_TAKEN = ("/rewards", "/metrics", "/docs", "/openapi.json")
 
 
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +68,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     health_route: str
     predict_route: str
-    api_key: str | None
+    operations_port: int | None
+    predict_keys: Keys | None
+    rewards_keys: Keys | None
+    operations_keys: Keys | None
     limits: ServerLimits
 
 
@@ -80,16 +84,32 @@ def parse(
         if not getattr(given, name):
             raise InputError(f"--{name}: is missing")
     _check_routes(given.health_route, given.predict_route)
+    port, operations_port = _port("--port", given.port), None
+    if given.operations_port is not None:
+        operations_port = _port("--operations-port", given.operations_port)
+        if operations_port == port != 0:
+            raise InputError(f"--operations-port: must differ from the port, got {port}")
+    predict_keys, rewards_keys, operations_keys = (
+        Keys(flag, path) if path is not None else None
+        for flag, path in (
+            ("--api-key-file", given.api_key_file),
+            ("--rewards-key-file", given.rewards_key_file),
+            ("--operations-key-file", given.operations_key_file),
+        )
+    )
     settings = Settings(
         policy=given.policy,
         events=given.events,
         baseline=given.baseline,
         topic=given.topic,
-        port=_port(given.port),
+        port=port,
         host=given.host,
         health_route=given.health_route,
         predict_route=given.predict_route,
-        api_key=_read_key(given.api_key_file) if given.api_key_file else None,
+        operations_port=operations_port,
+        predict_keys=predict_keys,
+        rewards_keys=rewards_keys or predict_keys,
+        operations_keys=operations_keys,
         limits=from_flags(given, ServerLimits),
     )
     in_container = LoggingSettings(log_format="json" if environment.get("AIP_HTTP_PORT") else "text")
@@ -115,19 +135,34 @@ def _parser(environment: Mapping[str, str], documentation: str | None) -> argpar
     add("--port", default=port or "8080", help="port to listen on; 0 takes a free one (default: %(default)s)")
     add("--health-route", default=health, help="(default: %(default)s)")
     add("--predict-route", default=predict, help="(default: %(default)s)")
-    add("--api-key-file", type=Path, help="require the key in this file, in the header x-api-key")
+    add(
+        "--operations-port",
+        help="answer /metrics and /docs on this port alone, and health on both; connections there are not counted among"
+        " the others; 0 takes a free one (default: all on --port)",
+    )
+    add(
+        "--api-key-file",
+        type=Path,
+        help="predictions and rewards require a key in x-api-key: a line of this file, which may change at any time",
+    )
+    add("--rewards-key-file", type=Path, help="rewards require a key of this file instead")
+    add(
+        "--operations-key-file",
+        type=Path,
+        help="/metrics and /docs require a key of this file; without one, health answers its status alone",
+    )
     add_flags(parser, ServerLimits)
     add_flags(parser, LoggingSettings)
     return parser
 
 
-def _port(text: str) -> int:
+def _port(flag: str, text: str) -> int:
     try:
         port = int(text)
     except ValueError:
-        raise InputError(f"--port: must be a number, got {text!r}") from None
+        raise InputError(f"{flag}: must be a number, got {text!r}") from None
     if not 0 <= port <= 65535:
-        raise InputError(f"--port: must be 0 to 65535, got {port}")
+        raise InputError(f"{flag}: must be 0 to 65535, got {port}")
     return port
 
 
@@ -140,13 +175,3 @@ def _check_routes(health: str, predict: str) -> None:
             raise InputError(f"--{name}-route: must not be one of {', '.join(_TAKEN)}, got {route!r}")
     if health == predict:
         raise InputError(f"--predict-route: must differ from the health route, got {predict!r}")
-
-
-def _read_key(path: Path) -> str:
-    try:
-        key = path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"--api-key-file: cannot read {path}") from None
-    if not key:
-        raise InputError(f"--api-key-file: {path} is empty")
-    return key

@@ -22,10 +22,15 @@ class Reply(NamedTuple):
 class Server:
     """A running predictor; `url` is where it listens."""
 
-    def __init__(self, process: subprocess.Popen, stderr: Path) -> None:
+    def __init__(self, process: subprocess.Popen, stderr: Path, url: str | None = None) -> None:
         self.process = process
         self._stderr = stderr
-        self.url = self._announced()
+        self.url = url or self._announced()
+
+    def operations(self) -> "Server":
+        """The same server at its port for operations."""
+        port = re.search(r"operations on port (\d+)$", self.stderr(), re.MULTILINE)[1]
+        return Server(self.process, self._stderr, f"http://127.0.0.1:{port}")
 
     def stderr(self) -> str:
         return self._stderr.read_text()
@@ -48,7 +53,7 @@ class Server:
     def post(self, path: str, body: Any) -> Reply:
         """Sends `body`: bytes unchanged, anything else as JSON."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self._send(urllib.request.Request(self.url + path, data))
+        return self._send(urllib.request.Request(self.url + path, data, {"content-type": "application/json"}))
 
     def stop(self) -> int:
         """Sends SIGTERM and returns the exit code."""
@@ -58,7 +63,7 @@ class Server:
     def _announced(self) -> str:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if match := re.search(r"^serving \S+ on (http://\S+)$", self.stderr(), re.MULTILINE):
+            if match := re.search(r"^serving \S+ on (http://[^\s,]+)", self.stderr(), re.MULTILINE):
                 return match[1]
             if self.process.poll() is not None:
                 break

@@ -269,7 +269,9 @@ class LocalVertex:
             ids, weights = zip(*endpoint.traffic_split.items(), strict=True)
             (chosen,) = self._random.choices(ids, weights)
             url = self.predictors[chosen].url
-        request = urllib.request.Request(f"{url}/predict", json.dumps(body).encode())
+        request = urllib.request.Request(
+            f"{url}/predict", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 answer = json.load(response)

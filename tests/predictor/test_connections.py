@@ -189,17 +189,49 @@ def test_a_body_that_was_answered_before_its_end_is_not_waited_for(policy, tmp_p
         assert refusal(everything(connection)) == (401, "x-api-key: is missing or wrong")
 
 
-def test_more_connections_than_may_be_are_refused(policy, tmp_path):
-    with predictor(policy, tmp_path / "events", "--max-connections", "3") as server:
-        kept = [connect(server) for _ in range(3)]
-        for connection in kept:
+def test_a_new_connection_takes_the_place_of_the_longest_idle_one(policy, tmp_path):
+    with predictor(policy, tmp_path / "events", "--max-connections", "3") as server, contextlib.ExitStack() as stack:
+        first, second, third = (stack.enter_context(connect(server)) for _ in range(3))
+        for connection in (first, second, third, first):  # now the second has been idle longest
             ask(connection)
+        ask(stack.enter_context(connect(server)))
+        assert everything(second) == b""
+        ask(first)
+        ask(third)
+        metrics = server.read("/metrics")  # on a connection of its own, in the place of another
+        assert re.search(rb"predictor_replaced_connections_total [2-9]", metrics)
+
+
+def test_connections_in_use_are_not_replaced(policy, tmp_path):
+    begin = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{"
+    with predictor(policy, tmp_path / "events", "--max-connections", "3") as server, contextlib.ExitStack() as stack:
+        used = [stack.enter_context(connect(server)) for _ in range(3)]
+        for connection in used:
+            connection.sendall(begin)
         with connect(server) as another:
-            assert refusal(everything(another)) == (503, "3 connections are open already")
-        kept[0].close()
-        server.wait_for(lambda health: health["events"]["delivered"] == 3)
-        for connection in kept:
-            connection.close()
+            assert refusal(everything(another)) == (503, "3 connections are in use already")
+
+
+def test_idle_connections_keep_no_probe_out(policy, tmp_path):
+    """Twice as many connections as there may be ask once and stay."""
+    with predictor(policy, tmp_path / "events", "--max-connections", "50") as server, contextlib.ExitStack() as stack:
+        for _ in range(100):
+            ask(stack.enter_context(connect(server)))
+        assert server.get("/health").status == 200
+
+
+def test_operations_have_a_port_and_connections_of_their_own(policy, tmp_path):
+    flags = ("--operations-port", "0", "--max-connections", "1")
+    with predictor(policy, tmp_path / "events", *flags) as server, connect(server) as only:
+        begin = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{"
+        only.sendall(begin)
+        operations = server.operations()
+        assert operations.get("/health").body["status"] == "ok"
+        assert b"predictor_in_flight" in operations.read("/metrics")
+        assert operations.post("/predict", BODY).status == 404
+    with predictor(policy, tmp_path / "more", "--operations-port", "0") as server:
+        assert server.get("/metrics").status == server.get("/openapi.json").status == server.get("/docs").status == 404
+        assert server.get("/health").status == server.post("/predict", BODY).status == 200
 
 
 def test_files_are_left_for_what_is_no_connection():

@@ -1,4 +1,7 @@
 import concurrent.futures
+import re
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -55,3 +58,36 @@ def test_vertex_writes_integers_as_doubles(policy, tmp_path):
     first = event_decoder.decode(b"".join(lines).splitlines()[0])
     assert first.candidates == [7, 3, 5]
     assert b'"candidates":[7,3,5]' in b"".join(lines)  # integers in the log, whatever the client wrote
+
+
+def test_pages_of_the_server_load_nothing_from_elsewhere(policy, tmp_path):
+    with predictor(policy, tmp_path / "events") as server:
+        page = server.read("/docs").decode()
+        assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page)
+        scripts = re.findall(r"(?:src|href)=\"(/[^\"]+)\"", page)
+        assert len(scripts) >= 2
+        for script in scripts:
+            assert len(server.read(script)) > 1000
+
+
+def test_head_has_the_status_and_no_body(policy, tmp_path):
+    with predictor(policy, tmp_path / "events") as server:
+        for path in ("/health", "/metrics"):
+            request = urllib.request.Request(server.url + path, method="HEAD")
+            with urllib.request.urlopen(request, timeout=30) as response:
+                assert (response.status, response.read()) == (200, b"")
+
+
+def test_a_page_of_another_site_cannot_send(policy, tmp_path):
+    body = b'{"instances":[{"observation":[1,2,3]}]}'
+    with predictor(policy, tmp_path / "events") as server:
+        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+            headers = {"content-type": "application/json", "sec-fetch-site": site}
+            request = urllib.request.Request(server.url + "/predict", body, headers)
+            try:
+                with urllib.request.urlopen(request, timeout=30) as response:
+                    given = response.status
+            except urllib.error.HTTPError as error:
+                given = error.code
+                error.close()
+            assert given == status, site

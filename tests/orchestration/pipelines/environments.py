@@ -91,7 +91,9 @@ class Environment:
                     ]
                     url = next(iter(self.fake.predictors.values())).url
                     body = json.dumps({"rewards": rewards}).encode()
-                    urllib.request.urlopen(urllib.request.Request(f"{url}/rewards", body), timeout=60).close()
+                    urllib.request.urlopen(
+                        urllib.request.Request(f"{url}/rewards", body, {"content-type": "application/json"}), timeout=60
+                    ).close()
 
         thread = threading.Thread(target=watch)
         thread.start()
