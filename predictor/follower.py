@@ -66,7 +66,11 @@ class PolicyFollower:
         except (InputError, OperationError) as error:
             if not self._followed:
                 raise
-            self._fall_back(error)
+            if self.line_up is None:
+                self._fall_back(error)
+            else:  # of a version on probation and its anchor, one loads
+                self.load_error = str(error)
+                _log.error("%s serves alone: %s", self.line_up.serving.card.version, error)
 
     def refresh(self) -> None:
         """Loads what the pointer names and swaps to it, unless it serves already.
@@ -175,14 +179,7 @@ class PolicyFollower:
         return baseline
 
     def _fall_back(self, error: InputError | OperationError) -> None:
-        """Serves the version before the champion, or else the baseline. Raises `error` if neither can be loaded.
-
-        Leaves a line-up that serves already alone: that of a version on probation or its anchor, of which one loads.
-        """
-        self.load_error = str(error)
-        if self.line_up is not None:
-            _log.error("%s serves alone: %s", self.line_up.serving.card.version, error)
-            return
+        """Serves the version before the champion, or else the baseline. Raises `error` if neither can be loaded."""
         try:
             pointer = self._read_pointer()
         except (InputError, OperationError):
@@ -200,6 +197,7 @@ class PolicyFollower:
                 raise error from None
             baseline = policy_files.baseline(card)
             self._swap(LineUp(baseline, baseline))
+        self.load_error = str(error)
         assert self.line_up is not None
         _log.error("%s serves instead of the champion: %s", self.line_up.serving.card.version, error)
 
