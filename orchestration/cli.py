@@ -2,6 +2,7 @@
 
 loop       run the closed loop on this machine and write its report
 report     write the report of a run again, from its data
+compare    compare runs: settings that differ, rewards, counts, freshness
 status     show which policy serves, and which ones served before
 rollback   make the previous champion serve again; each call goes one further back
 promote    make a policy the champion
@@ -40,7 +41,7 @@ from contracts.command_line import HELD, INTERRUPTED, UNACCOUNTED, FlagParser, a
 from contracts.errors import InputError
 from orchestration import policy_store
 from orchestration.audit import commands as audit_commands
-from orchestration.loop.run_folder import RunFolder
+from orchestration.loop.run_folder import LATEST_NAME, RunFolder, latest_folder, new_folder
 from orchestration.loop.settings import LoopSettings, loop_settings
 from orchestration.pipelines import commands
 from orchestration.processes import native_messages_withheld
@@ -53,13 +54,22 @@ _LOOP = """Runs the closed loop on this machine: real ratings, a real predictor,
 
     generate -> train -> serve -> (simulate -> ingest -> export -> train -> evaluate -> roll out) for each window
 
-Each window prints one line. The folder --out holds report.html (a page), report.json (the same figures) and the data that
-they are counted from. Ctrl-C ends the run and its processes; --resume continues it.
+Each window prints one line. The run's folder holds report.html (a page), report.json (the same figures) and the data that
+they are counted from. Each run has a folder of its own in runs/, named after its time and settings, and runs/latest is a
+link to the last one; --out names another folder. Ctrl-C ends the run and its processes; --resume continues it.
 
     python -m orchestration.cli loop
     python -m orchestration.cli loop --ratings ~/ml-100k --num-actions 500 --windows 20 --out runs/500
     python -m orchestration.cli loop --algorithm lin_ts --no-reward-probability 0.3 --fault-rate 0.1 --out runs/rough
     python -m orchestration.cli loop --resume --out runs/rough --windows 30
+"""
+
+_COMPARE = """Compares runs: the settings that differ, rewards, counts, freshness, and cost in seconds.
+
+Runs with the same settings but for the seed share a column: the mean, with a 95% interval over seeds. The page holds the
+same table and the curves, window by window.
+
+    python -m orchestration.cli compare runs/20261128T093000Z-lin_ucb-100-seed0 runs/latest
 """
 
 
@@ -110,8 +120,16 @@ def build_parser() -> argparse.ArgumentParser:
     loop.add_argument("--resume", action="store_true", help="continue the interrupted run in --out with its settings")
     loop.set_defaults(command=_loop)
     report = subparsers.add_parser("report", description="write the report of a run again, from its data")
-    report.add_argument("--out", default="runs/loop", help="folder of the run (default: runs/loop)")
+    report.add_argument("--out", default="runs/latest", help="folder of the run (default: runs/latest, the last one)")
     report.set_defaults(command=_report)
+    compare = subparsers.add_parser(
+        "compare", description=_COMPARE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="folders of runs that have ended")
+    compare.add_argument(
+        "--page", type=Path, default=Path("runs/comparison.html"), help="page to write (default: %(default)s)"
+    )
+    compare.set_defaults(command=_compare)
     status = subparsers.add_parser("status", description="what a policy store serves, and what it served before")
     _add_store_or_config(status)
     status.set_defaults(command=_status)
@@ -190,7 +208,11 @@ def _print_deployed(target: "VertexTarget") -> None:
 
 def _loop(arguments: argparse.Namespace) -> int:
     settings = loop_settings(arguments)
-    folder = RunFolder(Path(settings.out))
+    latest = Path(settings.out).name == LATEST_NAME
+    path = latest_folder(settings.out) if arguments.resume else new_folder(settings, datetime.now(UTC))
+    arguments.out = str(path)  # where the link points to, or will, also in a message about an interruption
+    settings = msgspec.structs.replace(settings, out=arguments.out)
+    folder = RunFolder(path)
     folder.check_usable()
     if arguments.resume:
         settings = loop_settings(arguments, msgspec.structs.replace(folder.settings(), out=settings.out))
@@ -200,7 +222,7 @@ def _loop(arguments: argparse.Namespace) -> int:
     from orchestration.loop import local_loop
 
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)  # it logs the exceptions that it raises
-    page = local_loop.run(settings, resume=arguments.resume)
+    page = local_loop.run(settings, resume=arguments.resume, latest=latest)
     seconds = time.monotonic() - begin
     # Linux counts in kilobytes, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
@@ -242,6 +264,16 @@ def _report(arguments: argparse.Namespace) -> int:
 
     report_page.write(folder, audience.load_movielens(settings))
     print(f"Report: {folder.report_html}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from orchestration.loop import comparison, comparison_page, runs
+
+    compared = [runs.load(folder) for folder in arguments.runs]
+    print(*comparison.in_columns(*comparison.table(compared)), sep="\n")
+    comparison_page.write(arguments.page, compared)
+    print(f"Page: {arguments.page}")
     return 0
 
 

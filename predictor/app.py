@@ -1,6 +1,6 @@
 """The server of the Vertex AI prediction contract.
 
-    python -m predictor.app --policy runs/loop/policies --events runs/loop/events --port 8080
+    python -m predictor.app --policy runs/latest/policies --events runs/latest/events --port 8080
 
 `POST /predict` takes `{"instances": [{"observation": [...], "user_id": "...", "candidates": [...]}]}` and answers
 `{"predictions": [{"decision_id", "action", "propensity", "policy_version", "movie_id", "title"}]}`; each prediction is

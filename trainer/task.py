@@ -1,7 +1,7 @@
 """Trains the next policy from the training windows that are ready, and adds it to the policy store.
 
-    python -m trainer.task --windows runs/loop/windows --policies runs/loop/policies \
-        --algorithm lin_ucb --num-actions 100 --catalogue runs/loop/catalogue.json --parent <version>
+    python -m trainer.task --windows runs/latest/windows --policies runs/latest/policies \
+        --algorithm lin_ucb --num-actions 100 --catalogue runs/latest/catalogue.json --parent <version>
 
 The policy continues from its parent and trains on every split of every ready window that neither the parent nor its
 ancestors have seen, each once. The holdback split of the newest window is left out: the gate compares the new policy

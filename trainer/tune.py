@@ -1,6 +1,6 @@
 """Searches hyperparameters on this machine, in the search space that the pipelines give to Vertex AI as well.
 
-    python -m trainer.tune --windows runs/loop/windows --num-actions 100 --catalogue runs/loop/catalogue.json \
+    python -m trainer.tune --windows runs/latest/windows --num-actions 100 --catalogue runs/latest/catalogue.json \
         --algorithm lin_ucb --study runs/study --trials 30 --workers 2
 
 Every trial trains on all ready windows but the newest. Its metric is the off-policy estimate of its policy on that one

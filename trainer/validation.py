@@ -1,6 +1,6 @@
 """Checks windows against their manifests and the contract, before anything is trained on them.
 
-    python -m trainer.validation --windows runs/loop/windows --num-actions 100
+    python -m trainer.validation --windows runs/latest/windows --num-actions 100
 
 TFXIO's decoder turns the records into Arrow without a schema. So this module finds a feature that is missing, unknown,
 of another type or of another length, where a parser with a schema would fail or ignore it. Then it checks ranges,

@@ -20,15 +20,15 @@ Nothing but the log is needed: decisions are replayed by the version that they n
 those before it. A check is a contradiction (the log disagrees with itself), a break (rewards stopped meaning what they
 meant) or a warning. The exit code is 0 when no window is refused, and 5 otherwise.
 
-    python -m orchestration.cli audit --root runs/loop
-    python -m orchestration.cli audit --root runs/loop --accept 20260101T000005.000000Z --reason "the price list changed"
+    python -m orchestration.cli audit --root runs/latest
+    python -m orchestration.cli audit --root runs/latest --accept 20260101T000005.000000Z --reason "the price list changed"
     python -m orchestration.cli audit --warehouse bigquery:PROJECT.bandit --policies /gcs/BUCKET/policies \\
         --start 2026-01-01T00:00:00Z --end 2026-01-02T00:00:00Z --window-seconds 3600
 """
 _GUARD = """Shows whether the loop is held, or releases it.
 
-    python -m orchestration.cli guard status --root runs/loop
-    python -m orchestration.cli guard release --root runs/loop --reason "the feed is repaired"
+    python -m orchestration.cli guard status --root runs/latest
+    python -m orchestration.cli guard release --root runs/latest --reason "the feed is repaired"
 
 After a release training goes on without the refused windows; `audit --accept` counts one of them as good after all.
 """

@@ -35,7 +35,7 @@ from orchestration.loop import report, report_page
 from orchestration.loop.audience import load_movielens, new_movies
 from orchestration.loop.backends import Backend, EmbeddedBackend, open_backend
 from orchestration.loop.progress import Progress, say
-from orchestration.loop.run_folder import JournalEntry, RunFolder
+from orchestration.loop.run_folder import JournalEntry, RunFolder, point_latest
 from orchestration.loop.settings import LoopSettings, changed
 from orchestration.loop.truth import SessionStart, TruthReader
 from orchestration.processes import Child, check_port, free_port, sleep_until, wait_until
@@ -45,11 +45,12 @@ from trainer import agents, dataset, training
 START_TIMEOUT_SECONDS = 60.0
 
 
-def run(settings: LoopSettings, resume: bool = False) -> Path:
+def run(settings: LoopSettings, resume: bool = False, latest: bool = False) -> Path:
     """Runs the loop and returns the path of its report.
 
     With `resume`, the run in `settings.out` continues: it first trains on the decisions that the interrupted run left,
-    then serves the remaining windows.
+    then serves the remaining windows. With `latest`, the link to the last run is made if there is none yet; where there
+    is one, it is moved in any case.
 
     Raises InputError for settings that cannot be used, and OperationError when a process fails or does not answer.
     """
@@ -81,6 +82,7 @@ def run(settings: LoopSettings, resume: bool = False) -> Path:
             folder.write_settings(settings)  # the number of windows may differ
         else:
             folder.create(settings, movielens.catalogue)
+        point_latest(folder.root, always=latest)
         LocalLoop(settings, folder, movielens, loading_seconds).run()
         report_page.write(folder, movielens)
     return folder.report_html

@@ -14,9 +14,13 @@ logs/           output of the child processes
 ingest.json     the progress of the streaming job, with the emulators
 report.json, report.html
 running.lock    locked while a run is active
+
+Runs are kept: each has a folder of its own, named after its time and settings, and `latest` beside them is a link to the
+last one.
 """
 
 import fcntl
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,6 +39,7 @@ from orchestration.places import Places, append_line, replace_file, whole_lines
 
 SETTINGS_NAME = "settings.json"
 LOCK_NAME = "running.lock"
+LATEST_NAME = "latest"  # a link to the last run, beside the runs
 
 
 class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,3 +160,38 @@ class RunFolder(Places):
     def append(self, entry: JournalEntry) -> None:
         """Records that a window is finished."""
         append_line(self._journal, msgspec.json.encode(entry))
+
+
+def new_folder(settings: LoopSettings, now: datetime) -> Path:
+    """The folder in which a run starts: `settings.out`, unless that is the link `latest`: then a new one beside it.
+
+    Its name is made of the time and of what distinguishes most runs: `20261128T093000Z-lin_ucb-100-seed0`.
+    """
+    path = Path(settings.out)
+    if path.name != LATEST_NAME:
+        return path
+    name = f"{now:%Y%m%dT%H%M%SZ}-{settings.algorithm}-{settings.num_actions}-seed{settings.seed}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path.with_name(one) for one in names if not path.with_name(one).exists())
+
+
+def latest_folder(out: str) -> Path:
+    """The folder that `out` names: where it points to if it is a link, as later runs move the link."""
+    path = Path(out)
+    return path.parent / path.readlink() if path.is_symlink() else path
+
+
+def point_latest(folder: Path, always: bool) -> None:
+    """Lets the link `latest` beside `folder` point to it: `always`, or only where there is such a link already.
+
+    Raises InputError when something that is not a link has this name.
+    """
+    link = folder.parent / LATEST_NAME
+    if not (always or link.is_symlink()):
+        return
+    if link.exists() and not link.is_symlink():
+        raise InputError(f"--out: {link} must be a link to the last run, got something else of this name")
+    hidden = link.with_name(f".{link.name}.{os.getpid()}")
+    hidden.unlink(missing_ok=True)
+    hidden.symlink_to(folder.name)
+    hidden.replace(link)

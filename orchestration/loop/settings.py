@@ -110,7 +110,14 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = "local"
     seed: Annotated[int, _described("the random seed of viewers, noise and faults", ge=0)] = 0
     port: Annotated[int, _described("the port on which the predictor listens; 0: a free one", ge=0, le=65535)] = 0
-    out: Annotated[str, _described("folder of the run; an earlier run there is replaced", min_length=1)] = "runs/loop"
+    out: Annotated[
+        str,
+        _described(
+            "folder of the run; an earlier run there is replaced. The link runs/latest: a new folder beside it, named after"
+            " the time and the settings, to which the link then points",
+            min_length=1,
+        ),
+    ] = "runs/latest"
 
     def window_settings(self) -> WindowSettings:
         """How decisions become the records of a training window."""

@@ -1,7 +1,7 @@
 """Viewers who watch over HTTP: observe, ask for a movie, and send the reward of that user and that movie later.
 
-    python -m orchestration.loop.simulator --endpoint http://127.0.0.1:8080 --ratings sample --events runs/loop/events \\
-        --truth runs/loop/truth/viewers.jsonl --windows 10
+    python -m orchestration.loop.simulator --endpoint http://127.0.0.1:8080 --ratings sample --events runs/latest/events \\
+        --truth runs/latest/truth/viewers.jsonl --windows 10
 
 Decisions are asked for in concurrent batches, spread evenly over each window; a slow answer does not slow the next
 request. Some viewers never answer. Some events are faulty, at `--fault-rate`, and what was done to them is written down:

@@ -10,7 +10,9 @@ from contracts import policies
 from orchestration import cli, policy_store
 from orchestration.audit.guard import GuardState
 from orchestration.loop.run_folder import RunFolder
+from orchestration.loop.settings import LoopSettings
 from tests.linear_policies import write_policy
+from tests.orchestration.loop.reports import kept, window
 
 
 @pytest.fixture
@@ -142,3 +144,16 @@ def test_a_run_that_is_held_says_so_in_its_last_lines(tmp_path, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("HELD by the guard since ") and first.endswith("replayed action: 3 of 9 differ")
     assert f"audit --root {tmp_path}" in second
+
+
+def test_compare_prints_a_table_and_writes_a_page(tmp_path, capsys):
+    first = kept(tmp_path / "first", [window(1), window(2)], LoopSettings())
+    second = kept(tmp_path / "second", [window(1)], LoopSettings(alpha=0.9))
+    page = tmp_path / "comparison.html"
+    assert cli.main(["compare", str(first), str(second), "--page", str(page)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["runs", "first", "second"]
+    assert any(line.split() == ["alpha", "0.2", "0.9"] for line in printed)
+    assert "alpha=0.9" in page.read_text()
+    assert cli.main(["compare", str(tmp_path / "none")]) == 2
+    assert "a run with its report.json expected" in capsys.readouterr().err
