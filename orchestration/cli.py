@@ -270,7 +270,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from orchestration.loop import comparison, comparison_page, runs
 
-    compared = [runs.load(folder) for folder in arguments.runs]
+    compared = runs.load_all(arguments.runs)
     print(*comparison.in_columns(*comparison.table(compared)), sep="\n")
     comparison_page.write(arguments.page, compared)
     print(f"Page: {arguments.page}")

@@ -8,6 +8,7 @@
 `orchestration.loop.comparison` compares several of them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +65,16 @@ def load(folder: str | Path) -> Run:
         again = f"python -m orchestration.cli report --out {folder}"
         raise InputError(f"{path}: {error}; write the report again: {again}") from None
     return Run(root.name, report)
+
+
+def load_all(folders: Sequence[str | Path]) -> list[Run]:
+    """The runs in `folders`. Raises InputError as `load` does, and for a run that is named twice."""
+    named: dict[Path, str | Path] = {}
+    for folder in folders:
+        before = named.setdefault(Path(folder).resolve(), folder)
+        if before is not folder:
+            raise InputError(f"different runs expected, got one twice: {before} and {folder}")
+    return [load(folder) for folder in folders]
 
 
 def share_of_oracle(windows: list[WindowReport]) -> float:

@@ -38,3 +38,11 @@ def test_a_folder_without_a_report_and_an_older_report_are_named(tmp_path):
     (folder / "report.json").write_bytes(b'{"settings": {}}')
     with pytest.raises(InputError, match=r"orchestration.cli report --out .*old"):
         runs.load(folder)
+
+
+def test_a_run_that_is_named_twice_is_refused(tmp_path):
+    folder = kept(tmp_path / "run", [window(1)], LoopSettings())
+    point_latest(folder, always=True)
+    assert [run.name for run in runs.load_all([folder])] == ["run"]
+    with pytest.raises(InputError, match="got one twice"):
+        runs.load_all([folder, tmp_path / "latest"])
