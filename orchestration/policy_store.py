@@ -1,7 +1,8 @@
 """The policy store: a folder of policies, the pointer to the champion, and the history of champions.
 
-`champion.json` names the policy that serves. `history.jsonl` holds one line for every champion; if the process died
-while it wrote the last line, that line is ignored, and the next write removes it.
+`champion.json` names the policy that serves, and what takes a share of the decisions beside it. `history.jsonl` holds one
+line for every champion, `pointers.jsonl` one for every change of `champion.json`; if the process died while it wrote the
+last line, that line is ignored, and the next write removes it.
 """
 
 from datetime import datetime
@@ -12,10 +13,19 @@ import msgspec
 from contracts import policies
 from contracts.errors import InputError
 from contracts.policies import Champion
+from contracts.records import Timestamp
 from orchestration.places import append_line, replace_file, whole_lines
 from predictor import policy as serving
 
 HISTORY_NAME = "history.jsonl"
+POINTERS_NAME = "pointers.jsonl"
+
+
+class PointerChange(msgspec.Struct, frozen=True):
+    """A line of `pointers.jsonl`: what the pointer became, and when."""
+
+    at: Timestamp
+    pointer: Champion
 
 
 def champion(store: Path) -> Champion | None:
@@ -72,6 +82,24 @@ def history(store: Path) -> list[Champion]:
     return past
 
 
+def set_pointer(store: Path, pointer: Champion, now: datetime) -> None:
+    """Replaces `champion.json`, and records the change."""
+    replace_file(store / policies.CHAMPION_NAME, policies.encode_json(pointer))
+    append_line(store / POINTERS_NAME, msgspec.json.encode(PointerChange(now, pointer)))
+
+
+def pointers(store: Path) -> list[PointerChange]:
+    """What the pointer became and when, oldest first. Raises InputError that names a line which is not such a change."""
+    path = store / POINTERS_NAME
+    changes = []
+    for number, line in enumerate(whole_lines(path), start=1):
+        try:
+            changes.append(msgspec.json.decode(line, type=PointerChange))
+        except msgspec.DecodeError as error:
+            raise InputError(f"{path}, line {number}: not a change of the pointer: {error}") from None
+    return changes
+
+
 def versions(store: Path) -> list[str]:
     """The versions in the store, by name."""
     return sorted(path.parent.name for path in store.glob(f"*/{policies.CARD_NAME}"))
@@ -87,7 +115,7 @@ def _point(store: Path, version: str, after: Champion) -> Champion:
         _remember(store, before)  # the process may have died before it could
         if before.version == version:
             return before
-    replace_file(store / policies.CHAMPION_NAME, policies.encode_json(after))
+    set_pointer(store, after, after.promoted_at)
     _remember(store, after)
     return after
 

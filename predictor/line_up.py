@@ -53,7 +53,7 @@ class LineUp:
         if self.beside is None:
             return np.zeros(len(decision_ids), bool)
         role, _, share = self.beside
-        return exploration.uniforms(f"\0{role}", decision_ids) < share
+        return takes(role, share, decision_ids)
 
     def shares(self, decision_ids: Sequence[str]) -> list[tuple[Policy, list[int]]]:
         """Each policy that makes decisions, and the rows of `decision_ids` that it makes. No row appears twice."""
@@ -62,6 +62,11 @@ class LineUp:
         taken = self.takes(decision_ids)
         rows = (np.flatnonzero(taken == beside).tolist() for beside in (False, True))
         return [share for share in zip((self.serving, self.beside[1]), rows, strict=True) if share[1]]
+
+
+def takes(role: str, share: float, decision_ids: Sequence[str]) -> np.ndarray:
+    """Whether the policy in `role` ("candidate" or "anchor"), with that share, makes each decision: [B] bool."""
+    return exploration.uniforms(f"\0{role}", decision_ids) < share
 
 
 def check_alike(policy: Policy, serving: Policy) -> None:

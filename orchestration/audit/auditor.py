@@ -7,7 +7,7 @@ read twice.
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -15,19 +15,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import stats
 
-from beam_jobs.reward_join import in_holdback, join_rewards
+from beam_jobs.export_trajectories import choose_dim
+from beam_jobs.reward_join import in_holdback
 from beam_jobs.tables import arrow_schema
 from beam_jobs.warehouses import Warehouse
 from beam_jobs.window_rows import row_ranges
-from contracts import documents, policies, policy_arrays
+from contracts import documents
 from contracts.errors import InputError
 from contracts.windows import TrainingWindow, WindowSettings
-from orchestration import policy_store
 from orchestration.audit import checks
-from orchestration.audit.evidence import Decider, Evidence, gather
+from orchestration.audit.deciders import load_decider
+from orchestration.audit.evidence import Evidence
 from orchestration.audit.findings import Finding
+from orchestration.audit.shares import periods
+from orchestration.audit.window_evidence import Gathered, Question, gather_window
 from orchestration.places import replace_file
-from predictor import policy as serving
 from trainer.linear import SufficientStatistics, disjoint
 
 SCHEMA_VERSION = 1
@@ -63,20 +65,12 @@ class WindowAudit(msgspec.Struct, frozen=True, kw_only=True):
         return max((finding.began for finding in self.alarms), default=0)
 
 
-class _Joined(NamedTuple):
-    """The decisions of a window with their rewards, and what was found on the way."""
-
-    interactions: pa.RecordBatch
-    duplicate_decisions: int
-    late_rewards: int
-    early_rewards: int
-
-
 class Auditor:
     """Audits windows of one warehouse against one policy store; keeps the audits in `folder`."""
 
     def __init__(self, source: Warehouse, store: Path, folder: Path, settings: WindowSettings) -> None:
         self._source = source
+        self._store = store
         self._folder = folder
         self._settings = settings
         self._load = lru_cache(maxsize=16)(lambda version: load_decider(store, version))
@@ -92,11 +86,8 @@ class Auditor:
         """
         if (kept := read(self._folder, window)) is not None:
             return kept
-        joined = self._join(window)
+        evidence, interactions = self._gather(window)
         silence_counts = self._settings.missing_reward == "default"
-        evidence = gather(joined.interactions, self._settings.reward_window_seconds, self._load, silence_counts)
-        evidence.duplicates, evidence.late_rewards = joined.duplicate_decisions, joined.late_rewards
-        evidence.early_rewards = joined.early_rewards
         before = [one.evidence for one in read_all(self._folder) if one.accepted and one.window < window]
         before = [one for one in before if any(version.replayed for version in one.versions.values())]
         findings = checks.run(evidence, before, interrupted, silence_counts)
@@ -104,54 +95,21 @@ class Auditor:
         if audit.alarms:
             examination: Examination | None = None
             if not any(finding.kind == "contradiction" for finding in audit.alarms):
-                examination = examine(joined.interactions, self._settings.holdback_share, silence_counts)
+                examination = examine(interactions, self._settings.holdback_share, silence_counts)
             audit = msgspec.structs.replace(
                 audit, accepted=False, reason=describe(audit.alarms, examination), examination=examination
             )
         write(self._folder, audit)
         return audit
 
-    def _join(self, window: TrainingWindow) -> _Joined:
-        """The joined decisions of the most frequent observation length, with silence as the default reward."""
+    def _gather(self, window: TrainingWindow) -> Gathered:
         tables = {}
         for rows in row_ranges(window, self._settings):
             schema = arrow_schema(rows.table, rows.columns)
             parts = self._source.parts(rows.table, rows.start, rows.end, rows.columns)
             tables[rows.name] = pa.Table.from_batches([batch for part in parts for batch in part.read()], schema)
-        settings = msgspec.structs.replace(self._settings, missing_reward="default")
-        joined, counts = join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], window, settings)
-        lengths = pc.list_value_length(joined.column("observation"))
-        if joined.num_rows:
-            sizes, often = np.unique(lengths.to_numpy(), return_counts=True)
-            joined = joined.filter(pc.equal(lengths, int(sizes[often.argmax()])))
-        early = _early_rewards(tables["decisions"], tables["rewards"])
-        return _Joined(joined, counts.duplicate_decisions, counts.late_rewards, early)
-
-
-def _early_rewards(decisions: pa.Table, rewards: pa.Table) -> int:
-    """How many rewards occurred before their decision."""
-    both = rewards.select(["decision_id", "occurred_at"]).join(
-        decisions.select(["decision_id", "decided_at"]), "decision_id", join_type="inner"
-    )
-    return int(pc.sum(pc.less(both["occurred_at"], both["decided_at"])).as_py() or 0)
-
-
-def load_decider(store: Path, version: str) -> Decider | None:
-    """What decided under `version`; None for a version that the store does not have. Raises InputError for a broken one.
-
-    The predictions of a version that never was the champion are not trusted: a bad candidate of a canary is no fault of
-    the log. So it counts as knowing no arm.
-    """
-    folder = store / version
-    if not (folder / policies.CARD_NAME).is_file():
-        return None
-    policy = serving.load(folder)
-    champions = {past.version for past in policy_store.history(store)}
-    if champions and version not in champions:
-        return Decider(policy, np.zeros(policy.card.num_actions))
-    if policy_arrays.exist(folder):
-        return Decider(policy, policy_arrays.read(folder, policy.card).num_samples)
-    return Decider(policy, np.full(policy.card.num_actions, np.inf))  # its SavedModel does not say
+        dim = choose_dim(self._source.observation_dims(window.start, window.end))
+        return gather_window(tables, Question(window, self._settings, dim, periods(self._store)), self._load)
 
 
 def examine(interactions: pa.RecordBatch, holdback_share: float, silence_counts: bool = False) -> Examination:

@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
+from orchestration.audit.calibration import calibration
 from orchestration.audit.evidence import Evidence
-from orchestration.audit.findings import LEVEL, MIN_REFERENCE_WINDOWS, Finding
+from orchestration.audit.findings import LEVEL, MIN_REFERENCE_WINDOWS, REFERENCE_WINDOWS, Finding
+from orchestration.audit.identities import ids_fit, times_fit
 from orchestration.audit.predictions import predictions
+from orchestration.audit.versions import rewards_by_version, sample_ratio
 
-# Windows that a window is compared with: the accepted ones before it, at most so many.
-REFERENCE_WINDOWS = 10
+# The evidence at which the e-value's bets are best, in variances of a decision.
+BET_PRIOR = 100.0
 Check = Callable[[Evidence, Sequence[Evidence]], list[Finding]]
 
 
@@ -73,15 +76,37 @@ def actions_fit_propensities(now: Evidence, _: Sequence[Evidence]) -> list[Findi
     ]
 
 
+def actions_fit_over_time(now: Evidence, before: Sequence[Evidence]) -> list[Finding]:
+    """An e-value over all accepted windows: a bet that the most probable arm is taken too often, or too rarely.
+
+    It is below 1 on average while actions are drawn as logged, however often one looks (Ville, 1939), so small
+    differences add up over windows. The bets of all sizes are mixed by a normal distribution (Robbins, 1970).
+    """
+    total, variance = (sum(getattr(one, name) for one in (*before, now)) for name in ("bet", "bet_variance"))
+    logarithm = total**2 / (2 * (BET_PRIOR + variance)) - math.log1p(variance / BET_PRIOR) / 2
+    threshold = -math.log(LEVEL)
+    return [
+        Finding(
+            check="actions against probabilities, over time",
+            kind="contradiction",
+            alarm=logarithm > threshold,
+            statistic=logarithm,
+            threshold=threshold,
+            fact=f"e-value {math.exp(min(logarithm, 700.0)):.3g}; the most probable arm was taken {total:+.0f} times more"
+            f" than its probabilities say",
+            meaning="actions are drawn a little differently from the probabilities that are logged",
+        )
+    ]
+
+
 def inverse_propensity(now: Evidence, _: Sequence[Evidence]) -> list[Finding]:
     """The mean of 1 / propensity is the mean number of arms on offer, whatever the explorer."""
-    offered = now.on_offer
-    replayed = sum(one.replayed for one in now.versions.values())
-    if not replayed or replayed < now.decisions:
+    offered, replayed = now.on_offer, sum(one.replayed for one in now.versions.values())
+    if not replayed or not offered:
         return []
-    variance = max(now.inverse_propensity_squares / now.decisions - (now.inverse_propensity / now.decisions) ** 2, 0.0)
+    variance = max(now.inverse_propensity_squares / replayed - (now.inverse_propensity / replayed) ** 2, 0.0)
     ratio = now.inverse_propensity / offered
-    z = (now.inverse_propensity - offered) / math.sqrt(now.decisions * variance) if variance else 0.0
+    z = (now.inverse_propensity - offered) / math.sqrt(replayed * variance) if variance else 0.0
     threshold = float(stats.norm.isf(LEVEL / 2))
     return [
         Finding(
@@ -181,36 +206,6 @@ def reward_delays(now: Evidence, before: Sequence[Evidence]) -> list[Finding]:
     ]
 
 
-def times_fit(now: Evidence, before: Sequence[Evidence]) -> list[Finding]:
-    """Ids carry the time they were made; rewards come after their decisions."""
-    findings = [
-        Finding(
-            check="decision times",
-            kind="contradiction",
-            alarm=now.times_differ > 0,
-            statistic=now.times_differ,
-            threshold=0,
-            fact=f"{now.times_differ} of {now.decisions} decisions carry another time than their id",
-            meaning="`decided_at` was rewritten on the way",
-        )
-    ]
-    reference = before[-REFERENCE_WINDOWS:]
-    usual = sum(one.early_rewards for one in reference) / max(sum(one.decisions for one in reference), 1)
-    allowed = int(stats.binom.isf(LEVEL, max(now.decisions, 1), min(max(2 * usual, 0.005), 1.0)))
-    findings.append(
-        Finding(
-            check="rewards before decisions",
-            kind="contradiction",
-            alarm=now.early_rewards > allowed,
-            statistic=now.early_rewards,
-            threshold=allowed,
-            fact=f"{now.early_rewards} rewards occurred before their decision",
-            meaning="the times of rewards were shifted, or they belong to other decisions",
-        )
-    )
-    return findings
-
-
 def observations_drift(now: Evidence, before: Sequence[Evidence]) -> list[Finding]:
     """How far the means of the observations moved from those of the windows before, in standard deviations."""
     reference = [one for one in before[-REFERENCE_WINDOWS:] if len(one.observation) == len(now.observation)]
@@ -253,12 +248,17 @@ def arm_shares(now: Evidence, before: Sequence[Evidence]) -> list[Finding]:
 CHECKS: tuple[Check, ...] = (
     replay_differs,
     actions_fit_propensities,
+    actions_fit_over_time,
     inverse_propensity,
     times_fit,
+    ids_fit,
+    sample_ratio,
     rewards_by_action,
     rewards_by_propensity,
+    rewards_by_version,
     reward_delays,
     predictions,
+    calibration,
     observations_drift,
     arm_shares,
 )
@@ -266,7 +266,7 @@ CHECKS: tuple[Check, ...] = (
 
 # They compare whether rewards arrive. That says nothing about the log where silence is an answer: then a policy that learns
 # gets more of them.
-OF_RATES: tuple[Check, ...] = (rewards_by_action, rewards_by_propensity)
+OF_RATES: tuple[Check, ...] = (rewards_by_action, rewards_by_propensity, rewards_by_version)
 # They compare how rewards arrive. Where a run was interrupted, rewards are missing for a known reason.
 OF_ARRIVAL: tuple[Check, ...] = (*OF_RATES, reward_delays)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from predictor import exploration
 from predictor.policy import Policy
@@ -21,7 +22,11 @@ PROPENSITY_EDGES = (0.0, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.9, 0.99, 1.0)
 # and its errors say little about the log.
 KNOWN_SAMPLES = 50
 UUID_TOLERANCE_MILLISECONDS = 1000
+ORDER_TOLERANCE_MILLISECONDS = 1  # an id that is further off may sort before an earlier one
 RELATIVE_TOLERANCE = 1e-9  # of a replayed propensity: a log in float64 keeps more digits than that
+# Predictions are counted in bins of 1/64 of a power of two, so that the bins of two windows or workers are the same.
+BINS_PER_OCTAVE = 64
+EXPONENTS = (-30, 40)
 
 
 class Decider(NamedTuple):
@@ -46,6 +51,7 @@ class VersionEvidence(Sums):
     """Of the decisions that one version made."""
 
     decisions: int = 0
+    rewarded: int = 0
     replayed: int = 0
     propensity_differs: int = 0
     action_differs: int = 0
@@ -57,6 +63,19 @@ class VersionEvidence(Sums):
     reward_squares: float = 0.0
     products: float = 0.0  # of prediction and reward
     residual_fourth_powers: float = 0.0
+    # By bin of the prediction (`prediction_bins`): decisions, and sums of predictions, rewards, squared residuals.
+    calibration: dict[str, list[float]] = {}
+
+
+class ShareEvidence(Sums):
+    """Of the decisions made while one version took a share beside another (`orchestration.audit.shares`)."""
+
+    decisions: int = 0
+    taken: int = 0  # whose ids fall to the version beside
+    expected: float = 0.0  # how many should, by the pointer
+    compared: int = 0  # that one of the two versions made
+    wrong_beside: int = 0  # that the version beside made, though the id falls to the other
+    wrong_serving: int = 0  # the other way around
 
 
 class Evidence(Sums):
@@ -64,11 +83,14 @@ class Evidence(Sums):
 
     decisions: int = 0
     duplicates: int = 0
+    conflicting: int = 0  # ids under which different decisions were logged
+    out_of_order: int = 0  # decisions whose id was made at another millisecond than `decided_at`
     rewarded: int = 0
     early_rewards: int = 0  # that occurred before their decision
     late_rewards: int = 0
     times_differ: int = 0  # decisions whose id was made at another time than `decided_at`
     versions: dict[str, VersionEvidence] = {}
+    shares: dict[str, ShareEvidence] = {}
     # By action [K]: how often it was taken, how often the replayed probabilities say, and how often it was rewarded.
     taken: list[float] = []
     taken_in_replay: list[float] = []
@@ -78,9 +100,15 @@ class Evidence(Sums):
     propensity_decisions: list[float] = []
     propensity_rewarded: list[float] = []
     delays: list[float] = []  # [DELAY_BINS], of rewards in time
+    # Over the decisions that were replayed: 1 / propensity, its square, and the arms on offer.
     inverse_propensity: float = 0.0
     inverse_propensity_squares: float = 0.0
-    on_offer: float = 0.0  # arms on offer, summed over the decisions that were replayed or offered all
+    on_offer: float = 0.0
+    # Over the same decisions: X, which is whether the most probable arm was taken, less its probability p; and
+    # (X^2 + 2 p (1 - p)) / 3, by which X is bounded (Delyon, "Exponential inequalities for sums of weakly dependent
+    # variables", 2009).
+    bet: float = 0.0
+    bet_variance: float = 0.0
     observation: list[float] = []  # [D] sums
     observation_squares: list[float] = []
 
@@ -113,9 +141,9 @@ def gather(
     found.propensity_decisions = np.bincount(bins, minlength=len(PROPENSITY_EDGES) - 1).astype(float).tolist()
     found.propensity_rewarded = np.bincount(bins, rewarded, len(PROPENSITY_EDGES) - 1).tolist()
     found.delays = _delays(interactions, rewarded, reward_window_seconds)
-    found.times_differ = _times_differ(interactions)
-    found.inverse_propensity = float((1 / propensity).sum())
-    found.inverse_propensity_squares = float((1 / propensity**2).sum())
+    off = _milliseconds_off(interactions)
+    found.times_differ = int((off > UUID_TOLERANCE_MILLISECONDS).sum())
+    found.out_of_order = int((off > ORDER_TOLERANCE_MILLISECONDS).sum())
     found.observation = observation.sum(axis=0, dtype=np.float64).tolist()
     found.observation_squares = (observation.astype(np.float64) ** 2).sum(axis=0).tolist()
     for version in np.unique(names).tolist():
@@ -131,7 +159,8 @@ def _of_version(
 ) -> Evidence:
     """What only the version that decided can tell: replayed probabilities and predictions."""
     version = interactions.column("policy_version")[0].as_py()
-    own = VersionEvidence(decisions=interactions.num_rows)
+    silent = pc.sum(interactions.column("defaulted")).as_py()
+    own = VersionEvidence(decisions=interactions.num_rows, rewarded=interactions.num_rows - int(silent))
     found = Evidence(versions={version: own})
     if decider is None or decider.policy.card.observation_dim != observation.shape[1]:
         return found
@@ -151,7 +180,9 @@ def _of_version(
     own.replayed = len(rows)
     own.propensity_differs = int((np.abs(replayed - logged) > RELATIVE_TOLERANCE * logged).sum())
     own.action_differs = int(((drawn != action) | ~possible).sum())
+    found.inverse_propensity, found.inverse_propensity_squares = float((1 / logged).sum()), float((1 / logged**2).sum())
     found.on_offer = float((probabilities > 0).sum())
+    found.bet, found.bet_variance = _bet(probabilities, action)
     found.expected = probabilities.sum(axis=0).tolist()
     found.taken_in_replay = np.bincount(action, minlength=policy.card.num_actions).astype(float).tolist()
     mean, _ = policy.scores(observation)
@@ -162,7 +193,33 @@ def _of_version(
     own.predicted, own.predicted_squares = float(m.sum()), float(m @ m)
     own.reward, own.reward_squares, own.products = float(r.sum()), float(r @ r), float(m @ r)
     own.residual_fourth_powers = float(((r - m) ** 4).sum())
+    own.calibration = calibration_sums(m, r)
     return found
+
+
+def prediction_bins(predicted: np.ndarray) -> np.ndarray:
+    """[N] -> [N] int64: the bins of predictions, in their order."""
+    mantissa, exponent = np.frexp(np.clip(np.abs(predicted), 2.0 ** EXPONENTS[0], 2.0 ** EXPONENTS[1]))
+    within = np.clip(((mantissa - 0.5) * 2 * BINS_PER_OCTAVE).astype(np.int64), 0, BINS_PER_OCTAVE - 1)
+    size = (exponent - EXPONENTS[0] + 1) * BINS_PER_OCTAVE + within
+    return np.where(predicted < 0, -size, size)
+
+
+def calibration_sums(predicted: np.ndarray, reward: np.ndarray) -> dict[str, list[float]]:
+    """By bin of the prediction: decisions, and sums of predictions, rewards and squared residuals."""
+    bins, place = np.unique(prediction_bins(predicted), return_inverse=True)
+    sums = [
+        np.bincount(place, values, len(bins))
+        for values in (np.ones_like(predicted), predicted, reward, (reward - predicted) ** 2)
+    ]
+    return dict(zip(map(str, bins.tolist()), np.stack(sums, axis=1).tolist(), strict=True))
+
+
+def _bet(probabilities: np.ndarray, action: np.ndarray) -> tuple[float, float]:
+    best = probabilities.argmax(axis=1)
+    p = probabilities[np.arange(len(best)), best]
+    x = (action == best) - p
+    return float(x.sum()), float((x @ x + 2 * (p * (1 - p)).sum()) / 3)
 
 
 def _offers(policy: Policy, candidates: list[int]) -> bool:
@@ -182,11 +239,11 @@ def _delays(interactions: pa.RecordBatch, rewarded: np.ndarray, reward_window_se
     return counts.astype(float).tolist()
 
 
-def _times_differ(interactions: pa.RecordBatch) -> int:
-    """How many ids (UUIDv7: 48 bits of milliseconds first) were made at another time than the decision."""
+def _milliseconds_off(interactions: pa.RecordBatch) -> np.ndarray:
+    """[N]: between the time in a decision's id (UUIDv7: 48 bits of milliseconds first) and `decided_at`."""
     made = np.array([int(text[:8] + text[9:13], 16) for text in interactions.column("decision_id").to_pylist()])
     decided = interactions.column("decided_at").cast(pa.int64()).to_numpy() // 1000
-    return int((np.abs(made - decided) > UUID_TOLERANCE_MILLISECONDS).sum())
+    return np.asarray(np.abs(made - decided))
 
 
 def _plus(one: object, other: object) -> object:
@@ -194,8 +251,10 @@ def _plus(one: object, other: object) -> object:
         case dict(), dict():
             merged = dict(one)
             for name, value in other.items():
-                merged[name] = merged[name].merge(value) if name in merged else value
+                merged[name] = _plus(merged[name], value) if name in merged else value
             return merged
+        case Sums(), Sums():
+            return one.merge(other)
         case list(), list():
             total = np.zeros(max(len(one), len(other)))
             total[: len(one)] += one

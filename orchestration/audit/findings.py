@@ -16,6 +16,8 @@ import msgspec
 LEVEL = 1e-5
 # A check compares a window with the accepted ones before it. With fewer than this it finds nothing.
 MIN_REFERENCE_WINDOWS = 2
+# Windows that a window is compared with: the accepted ones before it, at most so many.
+REFERENCE_WINDOWS = 10
 
 Kind = Literal["contradiction", "break", "warning"]
 

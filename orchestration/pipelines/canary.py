@@ -20,7 +20,7 @@ from contracts.policies import Champion
 from contracts.schemas import DECISIONS, REWARDS, Table
 from contracts.windows import WindowSettings
 from orchestration import ingestion, policy_store
-from orchestration.places import Places, replace_file
+from orchestration.places import Places
 
 STANDARD_ERRORS = 1.96  # a two-sided interval of 95%, tested once, at the end
 HARM_STANDARD_ERRORS = 4.0  # tested every second, so each test has a false alarm rate of only 1 in 30,000
@@ -199,5 +199,5 @@ def _rows(
 
 def _point(store: Path, pointer: Champion) -> Champion:
     if pointer != policy_store.champion(store):
-        replace_file(store / policies.CHAMPION_NAME, policies.encode_json(pointer))
+        policy_store.set_pointer(store, pointer, datetime.now(UTC))
     return pointer

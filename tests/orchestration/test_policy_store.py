@@ -148,3 +148,17 @@ def test_no_canary_beside_a_version_on_probation(store):
         canary.start(store, "v1", 0.1)
     canary.end(store)
     assert files(store) == before
+
+
+def test_every_change_of_the_pointer_is_recorded(store):
+    before = policy_store.pointers(store)
+    canary.start(store, "v1", 0.25)
+    canary.start(store, "v1", 0.25)  # it takes them already
+    canary.end(store)
+    started, ended = policy_store.pointers(store)[len(before) :]
+    assert (started.pointer.candidate, started.pointer.candidate_share, ended.pointer.candidate) == ("v1", 0.25, None)
+    assert [one.pointer.version for one in before] == ["v1", "v2", "v3"]
+    with (store / policy_store.POINTERS_NAME).open("ab") as file:
+        file.write(b"{}\n")
+    with pytest.raises(InputError, match=r"pointers\.jsonl, line 6: not a change of the pointer"):
+        policy_store.pointers(store)

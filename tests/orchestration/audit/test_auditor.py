@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -102,22 +101,6 @@ def test_too_few_rewards_are_noise(count: int) -> None:
         for number in range(count)
     ]
     assert auditor.examine(pa.RecordBatch.from_pylist(rows, record_schema(Interaction)), 0.1) == "noise"
-
-
-def test_a_policy_without_arrays_is_named(tmp_path: Path) -> None:
-    from tests.linear_policies import write_policy
-
-    write_policy(tmp_path / "v")
-    assert auditor.load_decider(tmp_path, "gone") is None
-    found = auditor.load_decider(tmp_path, "v")
-    assert found is not None and np.all(found.num_samples == 7)
-    write_policy(tmp_path / "champion")
-    policy_store.roll_out(tmp_path, "champion", "first", datetime(2026, 1, 1, tzinfo=UTC))
-    on_trial = auditor.load_decider(tmp_path, "v")
-    assert on_trial is not None and not on_trial.num_samples.any()
-    (tmp_path / "v" / "linear.npz").unlink()
-    with pytest.raises(InputError, match=r"linear\.npz"):
-        auditor.load_decider(tmp_path, "v")
 
 
 def _card(root: Path):  # type: ignore[no-untyped-def]

@@ -45,6 +45,7 @@ def changed(**fields: object) -> Evidence:
         ("replayed action", "contradiction", {"action_differs": 1}),
         ("actions against probabilities", "contradiction", {"expected": [50.0] * ARMS, "taken_in_replay": [90.0] * 10 + [10.0] * 10}),
         ("actions against probabilities", "contradiction", {"expected": [50.0] * (ARMS - 1) + [0.0], "taken_in_replay": [50.0] * ARMS}),
+        ("actions against probabilities, over time", "contradiction", {"bet": 250.0}),
         ("1 / propensity", "contradiction", {"inverse_propensity": 2.5 * ARMS * DECISIONS}),
         ("decision times", "contradiction", {"times_differ": 1}),
         ("rewards before decisions", "contradiction", {"early_rewards": 50}),

@@ -11,8 +11,8 @@ import pytest
 from beam_jobs.tables import record_schema
 from contracts.policies import Exploration
 from contracts.records import Interaction
-from orchestration.audit.auditor import load_decider
-from orchestration.audit.evidence import Decider, Evidence, gather
+from orchestration.audit.deciders import load_decider
+from orchestration.audit.evidence import Decider, Evidence, calibration_sums, gather, prediction_bins
 from predictor import deciding, exploration
 from tests.linear_policies import write_policy
 
@@ -134,8 +134,34 @@ def test_parts_add_up(decider: Decider) -> None:
     for name in Evidence.__struct_fields__:
         one, other = getattr(whole, name), getattr(parts, name)
         if name == "versions":
-            one, other = (list(msgspec.structs.asdict(versions["v"]).values()) for versions in (one, other))
+            bins = [dict(sorted(versions["v"].calibration.items())) for versions in (one, other)]
+            assert list(bins[0]) == list(bins[1])
+            np.testing.assert_allclose(list(bins[0].values()), list(bins[1].values()), rtol=1e-9)
+            one, other = (
+                [value for key, value in msgspec.structs.asdict(versions["v"]).items() if key != "calibration"]
+                for versions in (one, other)
+            )
+        elif name == "shares":
+            continue  # tests/orchestration/audit/test_shares.py
         np.testing.assert_allclose(one, other, rtol=1e-9, err_msg=name)
+
+
+def test_bins_of_predictions_keep_their_order_and_their_sums() -> None:
+    rng = np.random.default_rng(0)
+    predicted = np.sort(np.concatenate([rng.normal(0, 3, 500), [0.0, 1e-300, -1e-300, 1e300]]))
+    assert (np.diff(prediction_bins(predicted)) >= 0).all()
+    reward = predicted[1:-1]
+    sums = np.array(list(calibration_sums(reward, reward).values())).sum(axis=0)
+    np.testing.assert_allclose(sums, [len(reward), reward.sum(), reward.sum(), 0.0])
+
+
+def test_only_replayed_decisions_count_for_their_propensities(decider: Decider) -> None:
+    rows = logged(decider)
+    mixed = [msgspec.structs.replace(row, policy_version="gone") for row in rows[:100]] + rows[100:]
+    found = gather(batch(mixed), 2.0, lambda version: decider if version == "v" else None)
+    alone = of(rows[100:], decider)
+    assert (found.inverse_propensity, found.on_offer) == (alone.inverse_propensity, alone.on_offer)
+    assert abs(found.bet) < 4 * np.sqrt(found.bet_variance)
 
 
 def test_an_empty_window_has_no_evidence() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from orchestration.audit.evidence import DELAY_BINS, Evidence, VersionEvidence
+from orchestration.audit.evidence import DELAY_BINS, Evidence, VersionEvidence, calibration_sums
 
 ARMS, DECISIONS = 20, 1_000
 
@@ -19,8 +19,11 @@ def evidence(rng: np.random.Generator, *, scale: float = 1.0, permuted: bool = F
     reward = scale * (predicted + rng.normal(0, 0.5, DECISIONS))
     reward = rng.permutation(reward) if permuted else reward
     m, r = predicted[rewarded], reward[rewarded]
+    best_is_taken = (action == favourite) - (0.9 + 0.1 / ARMS)
     return Evidence(
         decisions=DECISIONS,
+        bet=float(best_is_taken.sum()),
+        bet_variance=float((best_is_taken**2).sum()),
         rewarded=int(rewarded.sum()),
         versions={
             "v": VersionEvidence(
@@ -33,6 +36,8 @@ def evidence(rng: np.random.Generator, *, scale: float = 1.0, permuted: bool = F
                 reward_squares=float(r @ r),
                 products=float(m @ r),
                 residual_fourth_powers=float(((r - m) ** 4).sum()),
+                calibration=calibration_sums(m, r),
+                rewarded=len(r),
             )
         },
         taken=np.bincount(action, minlength=ARMS).astype(float).tolist(),
