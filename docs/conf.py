@@ -49,7 +49,15 @@ MENU = {
         "templates/README",
     ],
     "Evidence": ["docs/evidence/estimates"],
-    "Reference": ["docs/commands", "docs/records", "docs/tables", "docs/requests", "docs/metrics", "docs/modules"],
+    "Reference": [
+        "docs/commands",
+        "docs/records",
+        "docs/tables",
+        "docs/requests",
+        "docs/metrics",
+        "docs/permissions",
+        "docs/modules",
+    ],
     "The project": ["ARCHITECTURE", "CONTRIBUTING", "bench/README"],
 }
 _MARKER = re.compile(r"^<!-- reference: (\w+) -->$", re.MULTILINE)

@@ -9,9 +9,11 @@ import ast
 import contextlib
 import importlib
 import inspect
+import json
 import os
 import re
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -265,8 +267,32 @@ def _depth(package: str) -> tuple[int, str]:
     return ("contracts", *PACKAGES).index(package.partition(".")[0]), package
 
 
+def permissions() -> str:
+    """The rights that Terraform grants to each account, and the calls that need them."""
+    folder = ROOT / "infra" / "rights"
+    rights = json.loads((folder / "rights.json").read_text())
+    accounts = [(name, _text(does)) for name, does in rights["accounts"].items()]
+    granted = []
+    for right in rights["rights"]:
+        inside = [*(f"{name}/" for name in right.get("folders", [])), *right.get("files", [])]
+        where = f"{right['on']}: {', '.join(inside)}" if inside else right["on"]
+        kept = f", except {', '.join(right['except'])}" if "except" in right else ""
+        granted.append((right["account"], _code(right["role"]), _text(where + kept)))
+    calls = [
+        (_text(", ".join(call["accounts"])), _text(call["code"]), _codes(call["calls"]), _codes(call["permissions"]))
+        for call in tomllib.loads((folder / "calls.toml").read_text())["calls"]
+    ]
+    return "\n\n".join(
+        (
+            "## Accounts\n\n" + _table(("account", "what it does"), accounts),
+            "## Rights\n\n" + _table(("account", "role", "on"), granted),
+            "## Calls\n\n" + _table(("account", "code", "calls", "permissions"), calls),
+        )
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
-    section.__name__: section for section in (commands, records, requests, tables, metrics, modules)
+    section.__name__: section for section in (commands, records, requests, tables, metrics, modules, permissions)
 }
 
 

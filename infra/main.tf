@@ -6,6 +6,7 @@ locals {
     for file in fileset("${path.module}/tables", "*.json") :
     trimsuffix(file, ".json") => jsondecode(file("${path.module}/tables/${file}"))
   }
+  bucket       = "${var.project}-${var.name}"
   retention_ms = var.events_retention_days > 0 ? var.events_retention_days * 86400000 : null
 }
 
@@ -72,7 +73,7 @@ resource "google_bigquery_table" "events" {
 
 # Windows, policies and templates; Dataflow's temporary files under temp/.
 resource "google_storage_bucket" "artifacts" {
-  name                        = "${var.project}-${var.name}"
+  name                        = local.bucket
   location                    = var.region
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"

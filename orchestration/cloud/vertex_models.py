@@ -75,6 +75,8 @@ class VertexModels:
                 artifact_uri=f"{self._target.policies}/{card.version}",
                 serving_container_image_uri=self._target.image,
                 serving_container_args=[
+                    # Vertex AI's own copy (AIP_STORAGE_URI) is in a bucket that the predictor's account may not read.
+                    f"--policy={self._target.policies}/{card.version}",
                     f"--events={self._target.events}",
                     *([f"--topic={self._target.topic}"] if self._target.topic else []),
                 ],

@@ -7,14 +7,13 @@ a window writes a manifest too. The image `orchestration` holds the function:
 
     gcloud run deploy retrain --image=IMAGE --region=REGION --no-allow-unauthenticated --command=functions-framework \\
         --args=--source=/app/orchestration/pipelines/triggers.py,--target=retrain_on_manifest,--signature-type=cloudevent \\
-        --service-account=bandit-pipelines@PROJECT.iam.gserviceaccount.com --memory=2Gi --timeout=600 \\
+        --service-account=bandit-trigger@PROJECT.iam.gserviceaccount.com --memory=2Gi --timeout=600 \\
         --set-env-vars=RECOMMENDER_CONFIG=prod,RECOMMENDER_PROJECT=PROJECT
     gcloud eventarc triggers create retrain --location=REGION --destination-run-service=retrain \\
         --event-filters=type=google.cloud.storage.object.v1.finalized --event-filters=bucket=PROJECT-bandit \\
-        --service-account=bandit-pipelines@PROJECT.iam.gserviceaccount.com
+        --service-account=bandit-trigger@PROJECT.iam.gserviceaccount.com
 
-That account also needs roles/eventarc.eventReceiver, and roles/run.invoker on the service; the service agent of Cloud
-Storage needs roles/pubsub.publisher. On this machine the function runs with `functions-framework --source
+That account also needs roles/run.invoker on the service; the service agent of Cloud Storage needs roles/pubsub.publisher. On this machine the function runs with `functions-framework --source
 orchestration/pipelines/triggers.py --target retrain_on_manifest --signature-type cloudevent`.
 """
 

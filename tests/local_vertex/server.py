@@ -288,12 +288,13 @@ class LocalVertex:
             port = listener.getsockname()[1]
         variables = {
             "AIP_HTTP_PORT": str(port),
-            "AIP_STORAGE_URI": self.path(model.artifact_uri),
+            # The service's own copy of the policy, which the account of the replicas may not read.
+            "AIP_STORAGE_URI": f"{self._folder}/no-access/{model.artifact_uri.rpartition('/')[2]}",
             "AIP_HEALTH_ROUTE": spec.health_route,
             "AIP_PREDICT_ROUTE": spec.predict_route,
             **{variable.name: variable.value for variable in spec.env},
         }
-        command = [sys.executable, "-m", "predictor.app", "--host", "127.0.0.1", *spec.args]
+        command = [sys.executable, "-m", "predictor.app", "--host", "127.0.0.1", *map(self.path, spec.args)]
         with (self._folder / f"predictor-{deployed_id}.log").open("wb") as log:
             process = subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log)
         self.started += 1
