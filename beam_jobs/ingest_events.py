@@ -57,6 +57,7 @@ from contracts.event_segments import (
     opened_at,
     seal_abandoned,
     sealed_segments,
+    stem,
 )
 from contracts.records import one_line
 from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
@@ -76,15 +77,14 @@ class ReadSegmentFn(beam.DoFn):
     def process(self, segment: str) -> Iterator[Any]:
         """Reads a batch of lines at a time."""
         name = segment.rpartition("/")[2]
-        stem = segment_stem(segment)
         opened = opened_at(Path(name))
         line = 1
         with FileSystems.open(segment, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             for number, payloads in enumerate(read_lines(file)):
                 sources = [f"{name}:{line + place}" for place in range(len(payloads))]
                 line += len(payloads)
-                yield PayloadBatch(f"{stem}-{number:06d}", payloads, sources, [opened] * len(payloads))
-        yield beam.pvalue.TaggedOutput("read", (stem, IngestCounts(events=line - 1)))
+                yield PayloadBatch(f"{stem(segment)}-{number:06d}", payloads, sources, [opened] * len(payloads))
+        yield beam.pvalue.TaggedOutput("read", (stem(segment), IngestCounts(events=line - 1)))
 
 
 def read_lines(file: BinaryIO) -> Iterator[list[bytes]]:
@@ -221,7 +221,7 @@ def ingest_segments(
     destination.create(expiry_days)
     with destination.locked():
         ingested = destination.ingested()
-        new = [path for path in find_segments(events) if segment_stem(path) not in ingested]
+        new = [path for path in find_segments(events) if stem(path) not in ingested]
         if not new:
             return IngestCounts()
         pipeline = beam.Pipeline(options=pipeline_options)
@@ -232,11 +232,6 @@ def ingest_segments(
                 return None
             result.wait_until_finish()
     return IngestCounts(**options.counters(result, IngestCounts.__struct_fields__))
-
-
-def segment_stem(path: str) -> str:
-    """The name of a sealed segment, without its folder and ending."""
-    return path.rpartition("/")[2].removesuffix(SEALED_SUFFIX)
 
 
 def check_events(events: str) -> None:

@@ -1,7 +1,7 @@
 """What every command line shares: the flag parser, flags derived from structs, the reading of times, and exit codes.
 
 Exit codes: 0 done, 1 a bug (with its traceback), 2 wrong input, 3 a failed operation, 4 done but the records do not add
-up, 5 held by the guard, 130 interrupted.
+up, 5 held by the guard, 6 done but a window waited for its events longer than it may, 130 interrupted.
 """
 
 import argparse
@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
+from msgspec import Meta
 
 from contracts.errors import InputError, OperationError
 
 UNACCOUNTED = 4
 HELD = 5
+OVERDUE = 6
 INTERRUPTED = 130
 _METAVARS = {"seconds": "SECONDS", "ratings": "SOURCE", "out": "FOLDER", "str": "NAME", "int": "N", "float": "X"}
 
@@ -78,6 +80,12 @@ def _about_a_full_disk(error: BaseException) -> str | None:
     return _about_a_full_disk(cause) if cause is not None else None
 
 
+def say(line: str) -> None:
+    """Prints a line at once, also into a pipe."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def report_error(program: str, error: InputError | OperationError) -> int:
     """Prints `error` as one line on stderr and returns its exit code."""
     kind = "error" if isinstance(error, InputError) else "failed"
@@ -133,6 +141,13 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[msgspec.Struct], l
             default=argparse.SUPPRESS,  # so that a flag that was given differs from one that was not
             help=description.replace("%", "%%") + ("" if required else f" (default: {default})"),
         )
+
+
+def owned(owner: type[msgspec.Struct], field: str) -> Meta:
+    """The bounds and the description of that field of `owner`, for a struct that passes its value on."""
+    kinds = {one.name: one.type for one in msgspec.structs.fields(owner)}
+    meta: Meta = get_args(kinds[field])[1]
+    return meta
 
 
 def flag_name(field: str) -> str:

@@ -38,6 +38,11 @@ def opened_at(segment: Path) -> datetime:
     return parse_compact_time(match[1])
 
 
+def stem(path: str) -> str:
+    """The name of a segment without its folder and ending, as tables and notes name it."""
+    return path.rpartition("/")[2].removesuffix(OPEN_SUFFIX).removesuffix(SEALED_SUFFIX)
+
+
 def sealed_segments(folder: Path) -> list[Path]:
     """Sealed segments, oldest first; none when the folder is not there yet."""
     return sorted(path for path in folder.glob(f"*{SEALED_SUFFIX}") if is_segment(path.name))

@@ -1,7 +1,8 @@
 """Training windows and their manifests.
 
-A training window is `[start, end)` on `decided_at`. It closes at `end + reward_window + settle`: from then on its
-decisions and their rewards are all there, so exporting it again gives the same bytes. Its folder is
+A training window is `[start, end)` on `decided_at`. It closes when the watermark (`contracts.watermarks`) has passed
+`end + reward_window + settle`: its decisions and their rewards are then all there, so exporting it again gives the same
+bytes. Its folder is
 `<windows>/window=<start>/` with `part-<split>-*.tfrecord` and `manifest.json`. The manifest is written last: a folder
 without a manifest is not a window, and no reader takes it for one.
 """
@@ -43,7 +44,7 @@ class TrainingWindow(msgspec.Struct, frozen=True, order=True):
         return f"window={compact_time(self.start)}"
 
     def closes_at(self, reward_window_seconds: float, settle_seconds: float) -> datetime:
-        """The time from which the window may be exported."""
+        """The moment that the watermark must have passed before the window may be exported."""
         return self.end + timedelta(seconds=reward_window_seconds + settle_seconds)
 
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from contracts.command_line import HELD, INTERRUPTED, UNACCOUNTED, FlagParser, add_flags, run_main
+from contracts.command_line import HELD, INTERRUPTED, OVERDUE, UNACCOUNTED, FlagParser, add_flags, run_main
 from contracts.errors import InputError
 from orchestration import policy_store
 from orchestration.audit import commands as audit_commands
@@ -230,18 +230,29 @@ def _loop(arguments: argparse.Namespace) -> int:
     print(f"Done in {seconds:.0f} s; largest process {largest * unit / 2**20:.0f} MB")
     print(f"Report: {page} and {page.with_suffix('.json')}")
     unaccounted = _unaccounted(folder)
-    return _held(folder) or unaccounted
+    overdue = _overdue(folder)
+    return _held(folder) or unaccounted or overdue
 
 
 def _unaccounted(folder: RunFolder) -> int:
     """Prints what was lost, doubled, misattributed or late, and returns the exit code."""
     from orchestration.loop import accounting, report
 
-    totals = msgspec.json.decode(folder.report_json.read_bytes(), type=report.Report).totals
-    found = accounting.problems(totals)
+    found = accounting.problems(report.read(folder).totals)
     for problem in found:
         print(f"✗ {problem}")
     return UNACCOUNTED if found else 0
+
+
+def _overdue(folder: RunFolder) -> int:
+    """Prints which windows waited for their events longer than they may, and returns the exit code."""
+    from orchestration.loop import report
+
+    found = report.read(folder)
+    overdue = [window for window in found.windows if window.overdue]
+    for window in overdue:
+        print(f"✗ {report.waited(window)}; the limit is {found.settings.watermark_limit_seconds:g} s")
+    return OVERDUE if overdue else 0
 
 
 def _held(folder: RunFolder) -> int:

@@ -1,37 +1,36 @@
-"""The embedded event log on its way into the warehouse: waiting until it is sealed, and ingesting it."""
+"""The embedded event log on its way into the warehouse: how far it has come, and ingesting it."""
 
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts.errors import OperationError
-from contracts.event_segments import open_segments, opened_at, seal_abandoned
+from contracts import watermarks
+from contracts.event_segments import seal_abandoned, sealed_segments, stem
+from contracts.watermarks import Watermark
 from orchestration import policy_store
 from orchestration.places import Places
-from orchestration.processes import sleep_until, wait_until
 from predictor import policy as serving
 
 if TYPE_CHECKING:
     from beam_jobs.payloads import IngestCounts
+    from beam_jobs.warehouses import Warehouse
 
-SEAL_TIMEOUT_SECONDS = 60.0
 
+def advance(events: Path, source: "Warehouse", moment: datetime, ingest: Callable[[], object]) -> Watermark:
+    """The watermark of the embedded tables, after what can be done for it to reach `moment` without waiting.
 
-def wait_until_sealed(events: Path, moment: datetime, check: Callable[[], None] = lambda: None) -> None:
-    """Returns at `moment` or later, when every event written to the log in `events` before it is in a sealed segment.
-
-    Segments that a killed writer left open are sealed first. `check` is called while waiting; it raises an exception
-    when waiting longer is pointless. Raises OperationError when a writer does not seal its segment in time.
+    Segments that a killed writer left open are sealed. Once every event that was written to the log in `events` before
+    `moment` is in a sealed segment, `ingest` is called, which stores the sealed segments in `source`.
     """
-    sleep_until(moment, check)
     seal_abandoned(events)
-
-    def sealed() -> bool:
-        return not any(opened_at(segment) < moment for segment in open_segments(events))
-
-    if not wait_until(sealed, SEAL_TIMEOUT_SECONDS, check):
-        raise OperationError(f"the event log in {events} was not sealed within {SEAL_TIMEOUT_SECONDS:g} s")
+    if (
+        watermarks.of_segments(events, lambda: {stem(path.name) for path in sealed_segments(events)}).complete_until
+        < moment
+    ):
+        return watermarks.of_segments(events, source.ingested)
+    ingest()
+    return watermarks.of_segments(events, source.ingested)
 
 
 def ingest(places: Places, observation_dim: int | None = None) -> "IngestCounts":

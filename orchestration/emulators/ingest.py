@@ -4,7 +4,7 @@
         --pubsub HOST:PORT --bigquery-rest http://HOST:PORT --bigquery-grpc HOST:PORT --status FILE
 
 The loop and `python -m orchestration.emulators up` start it as a process. It acknowledges a message when its rows are
-stored, and writes the number of stored messages to `--status` ten times per second. It ends on SIGTERM with exit code
+stored, and writes its watermark (`contracts.watermarks`) to `--status` ten times per second. It ends on SIGTERM with exit code
 0, and with a traceback when the job fails.
 """
 
@@ -24,6 +24,7 @@ from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import add_shape_flags, shape_from
 from beam_jobs.places import parse_dataset
 from beam_jobs.warehouses import BigQueryWarehouse
+from contracts import watermarks
 from contracts.command_line import FlagParser, run_main
 from orchestration.emulators.redirect import BigQueryEndpoint, redirect
 from orchestration.emulators.reliable_reader import ReliableReader
@@ -54,7 +55,7 @@ def _parser() -> FlagParser:
         ("pubsub", "host:port of the Pub/Sub emulator"),
         ("bigquery-rest", "URL of the BigQuery emulator"),
         ("bigquery-grpc", "host:port of the BigQuery emulator's Storage API"),
-        ("status", "file to write the number of stored messages to"),
+        ("status", "file to write the watermark to: every message taken by Pub/Sub before it is stored"),
     ):
         parser.add_argument(f"--{name}", required=True, help=text)
     add_shape_flags(parser)
@@ -78,7 +79,7 @@ def _ingest(arguments: argparse.Namespace, reader: ReliableReader) -> None:
 
 def _write_status(status: Path, reader: ReliableReader) -> None:
     while True:
-        replace_file(status, str(reader.stored).encode())
+        replace_file(status, watermarks.encode(reader.watermark()))
         time.sleep(STATUS_SECONDS)
 
 

@@ -7,12 +7,15 @@ compares that method's digest, so an update of Beam that changes it is noticed.
 
 import os
 import threading
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 import apache_beam as beam
 
 from beam_jobs.ingest_events import StreamOutputs
 from beam_jobs.payloads import IngestCounts, PayloadBatch
+from contracts.watermarks import BEGINNING, Watermark
 
 # One bundle holds at most this many messages.
 MESSAGES_PER_READ = 5_000
@@ -20,8 +23,12 @@ MESSAGES_PER_READ = 5_000
 MESSAGES_PER_CALL = 1_000
 # A pull with fewer messages than this ends the read: waiting for a trickle would delay the bundle.
 TRICKLE_MESSAGES = 100
-# How long the emulator waits for the first message of a pull.
-PULL_TIMEOUT_SECONDS = 0.2
+# A pull returns at once. This is far more than it takes, so that a process that was stopped for a while and goes on
+# still takes the answer.
+PULL_TIMEOUT_SECONDS = 120.0
+IDLE_SECONDS = 0.05  # between two pulls of an empty subscription
+# Of the subscription: a message that was delivered and not acknowledged is delivered again after it.
+ACK_DEADLINE_SECONDS = 60
 
 
 class ReliableReader:
@@ -38,6 +45,9 @@ class ReliableReader:
         self._messages_per_read = messages_per_read
         self._lock = threading.Lock()
         self._ack_ids: dict[str, str] = {}  # message id -> ack id of its latest delivery
+        self._published_at: dict[str, datetime] = {}  # of the messages in hand
+        self._drained_at = BEGINNING  # every message published before it was read
+        self._uncertain_until = 0.0  # monotonic; until then messages may be delivered to a pull without an answer
         self._messages: dict[str, list[str]] = {}  # batch -> its message ids
         self._missing: dict[str, int] = {}  # batch -> how many of its messages are not stored yet
         self._client: Any = None
@@ -76,9 +86,13 @@ class ReliableReader:
 
         if self._client is None:
             self._client, self._subscription = _subscriber(), evaluator._sub_name
-        received = self._pull()
+        received, drained_at = self._pull()
         with self._lock:
             self._ack_ids |= {one.message.message_id: one.ack_id for one in received}
+            self._published_at |= {one.message.message_id: _utc(one.message.publish_time) for one in received}
+            self._drained_at = max(self._drained_at, drained_at)
+        if not received:
+            time.sleep(IDLE_SECONDS)
         elements = []
         for one in received:
             message = PubsubMessage._from_message(one.message)
@@ -87,24 +101,44 @@ class ReliableReader:
             elements.append((moment, message))
         return elements
 
-    def _pull(self) -> list[Any]:
-        from google.api_core import exceptions
+    def watermark(self) -> Watermark:
+        """Every message that Pub/Sub took before its `complete_until` is stored."""
+        with self._lock:
+            now = datetime.now(UTC)
+            in_hand, drained_at = len(self._published_at), self._drained_at
+            oldest = min(self._published_at.values(), default=drained_at)
+        if oldest < drained_at:
+            return Watermark(
+                complete_until=oldest, at=now, held_by=f"{in_hand} messages that the job has not stored yet"
+            )
+        unread = f"messages that the job has not read since {drained_at:%H:%M:%S}"
+        return Watermark(complete_until=drained_at, at=now, held_by=unread)
+
+    def _pull(self) -> tuple[list[Any], datetime]:
+        """Messages, and the moment before which none is left: the beginning of a pull that found less than it could take.
+
+        The emulator gives a pull all that it has, up to `TRICKLE_MESSAGES`. A pull without an answer may have been given
+        messages, which come again after the acknowledgement deadline.
+        """
+        import grpc
+        from google.pubsub_v1.types import PullRequest
 
         received: list[Any] = []
+        # The client warns of `return_immediately`; the call below it does not.
+        request = PullRequest(subscription=self._subscription, max_messages=MESSAGES_PER_CALL, return_immediately=True)
         while len(received) < self._messages_per_read:
+            begin = datetime.now(UTC)
             try:
-                answer = self._client.pull(
-                    subscription=self._subscription,
-                    max_messages=MESSAGES_PER_CALL,
-                    timeout=PULL_TIMEOUT_SECONDS,
-                    retry=None,
-                )
-            except (exceptions.DeadlineExceeded, exceptions.ServiceUnavailable):
+                answer = self._client.transport.pull(request, timeout=PULL_TIMEOUT_SECONDS)
+            except grpc.RpcError as error:
+                if error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+                    raise
+                self._uncertain_until = time.monotonic() + ACK_DEADLINE_SECONDS
                 break
             received += answer.received_messages
             if len(answer.received_messages) < TRICKLE_MESSAGES:
-                break
-        return received
+                return received, BEGINNING if time.monotonic() < self._uncertain_until else begin
+        return received, BEGINNING
 
     def _remember(self, batch: PayloadBatch) -> None:
         with self._lock:
@@ -119,11 +153,18 @@ class ReliableReader:
             del self._missing[name]
             messages = self._messages.pop(name)
             ack_ids = [self._ack_ids.pop(message) for message in messages if message in self._ack_ids]
+            for message in messages:
+                self._published_at.pop(message, None)
             self.stored += len(messages)
         for begin in range(0, len(ack_ids), MESSAGES_PER_CALL):
             self._client.acknowledge(
                 subscription=self._subscription, ack_ids=ack_ids[begin : begin + MESSAGES_PER_CALL]
             )
+
+
+def _utc(moment: Any) -> datetime:
+    """Pub/Sub's time, which has nanoseconds, as an ordinary one."""
+    return datetime.fromtimestamp(moment.timestamp(), UTC)
 
 
 def _subscriber() -> Any:

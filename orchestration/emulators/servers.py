@@ -20,6 +20,7 @@ from beam_jobs.payloads import DecisionShape
 from contracts.errors import InputError, OperationError
 from orchestration.cloud.configuration import EMULATED_WAREHOUSE
 from orchestration.emulators.redirect import BigQueryEndpoint, redirect
+from orchestration.emulators.reliable_reader import ACK_DEADLINE_SECONDS
 from orchestration.processes import Child, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +133,7 @@ def ingesting(logs: Path, status: Path, shape: DecisionShape) -> Iterator[tuple[
 
     Args:
       logs: folder for the output of the three processes.
-      status: file to which the job writes how many messages it has stored.
+      status: file to which the job writes its watermark: what it has stored of what Pub/Sub has taken.
       shape: shape of a valid decision; the job stores any other as a dead letter.
 
     Raises InputError when an emulator is not installed, OperationError when one does not start.
@@ -159,7 +160,7 @@ def _create_resources() -> None:
 
     with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
         publisher.create_topic(name=TOPIC)
-        subscriber.create_subscription(name=SUBSCRIPTION, topic=TOPIC, ack_deadline_seconds=60)
+        subscriber.create_subscription(name=SUBSCRIPTION, topic=TOPIC, ack_deadline_seconds=ACK_DEADLINE_SECONDS)
     dataset = parse_dataset(EMULATED_WAREHOUSE)
     client = bigquery.client(dataset.project)
     client.create_dataset(dataset.name)

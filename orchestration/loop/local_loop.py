@@ -20,8 +20,10 @@ from typing import NamedTuple
 import msgspec
 
 from beam_jobs import export_trajectories, generate_movielens
+from beam_jobs.closing import Waited, wait_until_complete
 from beam_jobs.movielens import MovieLens
 from beam_jobs.payloads import DecisionShape
+from contracts.command_line import say
 from contracts.errors import InputError, OperationError
 from contracts.event_segments import sealed_segments
 from contracts.policies import PolicyCard
@@ -34,7 +36,7 @@ from orchestration.endpoint import wait_until_served
 from orchestration.loop import report, report_page
 from orchestration.loop.audience import load_movielens, new_movies
 from orchestration.loop.backends import Backend, EmbeddedBackend, open_backend
-from orchestration.loop.progress import Progress, say
+from orchestration.loop.progress import Progress
 from orchestration.loop.run_folder import JournalEntry, RunFolder, point_latest
 from orchestration.loop.settings import LoopSettings, changed
 from orchestration.loop.truth import SessionStart, TruthReader
@@ -177,7 +179,7 @@ class LocalLoop:
         windows = [ready.manifest.window for ready in dataset.ready_windows(self._folder.windows)]
         begin, end = max(window.end for window in windows), datetime.now(UTC).replace(microsecond=0)
         left = [window for window in windows if window.start not in done]
-        self._backend.ingest_until(datetime.now(UTC), self._check_children)
+        self._wait_until_complete(datetime.now(UTC))
         if (decisions := self._progress.decisions_between(begin, end)) > 0:
             say(f"Resuming: {decisions} decisions of the interrupted run")
             left.append(TrainingWindow(begin, end))
@@ -206,10 +208,10 @@ class LocalLoop:
         length = timedelta(seconds=self._settings.window_seconds)
         windows = [(first + i, TrainingWindow(start + i * length, start + (i + 1) * length)) for i in range(count)]
         while windows:
-            sleep_until(self._closes_at(windows[0][1]), self._check_children)
-            closed = [item for item in windows if self._closes_at(item[1]) <= datetime.now(UTC)]
+            waited = self._wait_until_complete(self._closes_at(windows[0][1]))
+            closed = [item for item in windows if self._closes_at(item[1]) <= waited.mark.complete_until]
             windows = windows[len(closed) :]
-            self._update(closed, interrupted=False, endpoint=endpoint)
+            self._update(closed, interrupted=False, endpoint=endpoint, waited=waited)
         while viewers.exit_code() is None:  # the viewers send the last late rewards
             sleep_until(datetime.now(UTC) + timedelta(seconds=0.2), self._check_children)
         viewers.check()
@@ -228,17 +230,31 @@ class LocalLoop:
             raise OperationError(f"no viewers came within {self._viewers_timeout_seconds:.0f} s")
         return datetime.fromtimestamp(starts[0], UTC)
 
-    def _update(self, closed: list[tuple[int, TrainingWindow]], interrupted: bool, endpoint: str | None) -> None:
-        """Processes windows that have closed: ingest, export, audit, train, evaluate, and roll out if promoted."""
-        with _timed() as ingest_seconds:
-            self._backend.ingest_until(self._closes_at(closed[-1][1]), self._check_children)
+    def _wait_until_complete(self, moment: datetime) -> Waited:
+        """Returns once every event logged before `moment` is in the tables; until then it says why it waits."""
+        return wait_until_complete(
+            lambda: self._backend.advance(moment), moment, self._settings.wait_settings(), say, self._check_children
+        )
+
+    def _update(
+        self,
+        closed: list[tuple[int, TrainingWindow]],
+        interrupted: bool,
+        endpoint: str | None,
+        waited: Waited | None = None,
+    ) -> None:
+        """Processes windows: export, audit, train, evaluate, and roll out if promoted.
+
+        The loop has `waited` for the windows to close; without it, it waits here.
+        """
+        waited = waited or self._wait_until_complete(self._closes_at(closed[-1][1]))
         with _timed() as export_seconds:
             for _, window in closed:
                 export_trajectories.export(self._backend.source, self._folder.windows, window, self._window_settings)
         with _timed() as audit_seconds:
             self._audit([window for _, window in closed], interrupted, endpoint)
         learned = self._learn(endpoint)
-        for number, window in closed:
+        for index, (number, window) in enumerate(closed):
             entry = JournalEntry(
                 number=number,
                 window=window,
@@ -246,7 +262,10 @@ class LocalLoop:
                 candidate=learned.candidate,
                 gate=learned.gate,
                 true_value=learned.true_value,
-                ingest_seconds=ingest_seconds[0],
+                ingest_seconds=waited.seconds,
+                # The others closed while the loop waited for the first, or before.
+                held_by=waited.held_by if index == 0 else "",
+                overdue=waited.overdue and index == 0,
                 export_seconds=export_seconds[0],
                 audit_seconds=audit_seconds[0],
                 train_seconds=learned.train_seconds,

@@ -1,6 +1,5 @@
 """The lines that the loop prints while it runs."""
 
-import sys
 from datetime import datetime
 
 import numpy as np
@@ -16,12 +15,6 @@ from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings
 from orchestration.loop.truth import ServedDecision, SessionStart, TruthReader, decided_milliseconds, windows_passed
 from predictor import policy as serving
-
-
-def say(line: str) -> None:
-    """Prints a line at once, also into a pipe."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 class Progress:
@@ -84,6 +77,8 @@ class Progress:
                 f"next policy {evaluation.value:.2f} [{evaluation.low:.2f}, {evaluation.high:.2f}]"
                 + (f", truth {entry.true_value:.2f}" if entry.true_value is not None else "")
             )
+        if entry.held_by:
+            parts.append(f"waited {entry.ingest_seconds:.1f} s for its events")
         outcome = "promoted" if entry.gate.promoted else f"not promoted: {entry.gate.reason}"
         after = (
             f" {(entry.serving_at - entry.window.end).total_seconds():.1f} s after the window"

@@ -83,6 +83,8 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
     promoted: bool
     reason: str
     ingest_seconds: float
+    held_by: str = ""  # what held the watermark, if the window waited longer than usual
+    overdue: bool = False
     export_seconds: float
     train_seconds: float
     gate_seconds: float
@@ -107,6 +109,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     totals: Totals
     champion: str
     freshness_seconds: Seconds
+
+
+def read(folder: RunFolder) -> Report:
+    """The report that was written of a run."""
+    return msgspec.json.decode(folder.report_json.read_bytes(), type=Report)
+
+
+def waited(window: WindowReport) -> str:
+    """That the window waited for its events, and why."""
+    return f"window {window.number} waited {window.ingest_seconds:.1f} s for its events: held by {window.held_by}"
 
 
 def noted_manifests(folder: RunFolder, journal: list[JournalEntry]) -> dict[datetime, Manifest]:
@@ -205,6 +217,8 @@ def _window_report(
         promoted=gate.promoted,
         reason=gate.reason,
         ingest_seconds=entry.ingest_seconds,
+        held_by=entry.held_by,
+        overdue=entry.overdue,
         export_seconds=entry.export_seconds,
         train_seconds=entry.train_seconds,
         gate_seconds=entry.gate_seconds,

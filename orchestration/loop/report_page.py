@@ -12,7 +12,7 @@ import numpy as np
 from beam_jobs.movielens import MovieLens
 from contracts.policies import Movie
 from orchestration.loop.accounting import Totals
-from orchestration.loop.report import Report, WindowReport, build
+from orchestration.loop.report import Report, WindowReport, build, waited
 from orchestration.loop.run_folder import RunFolder
 from orchestration.places import replace_file
 
@@ -79,6 +79,7 @@ ratings <code>{html.escape(settings.ratings)}</code>, seed {settings.seed};
 <div class="row"><div>{off_policy}</div><div>{freshness}</div></div>
 <h2>Window by window</h2>
 <div class="scroll">{_outcome_table(report)}</div>
+{_waits(report)}
 <h2>What served, and why</h2>
 <p class="note">The gate judges each new policy on held-back decisions on which neither it nor the champion was trained. The
 interval is 95%. Where the new policy chooses actions that the champion hardly ever tried, the log holds no evidence, and
@@ -276,11 +277,17 @@ def _outcome_table(report: Report) -> str:
         ("reward", lambda window: f"{window.mean_expected_reward:.3f}"),
         ("of oracle", lambda window: f"{_share(window):.1%}" if window.decisions else ""),
         ("regret", lambda window: f"{window.regret:,.0f}"),
+        ("waited for events", lambda window: f"{window.ingest_seconds:.1f} s{' ✗' if window.overdue else ''}"),
         ("trained in", lambda window: f"{window.train_seconds:.2f} s"),
         ("fresh after (median)", lambda window: _seconds(window.freshness_seconds.p50)),
     ]
     rows = [[value(window) for _, value in columns] for window in (report.bootstrap, *report.windows)]
     return _table([name for name, _ in columns], rows)
+
+
+def _waits(report: Report) -> str:
+    """Which windows waited for events on their way, and what held them; nothing when none did."""
+    return "".join(f'<p class="note">{html.escape(waited(one))}</p>' for one in report.windows if one.held_by)
 
 
 def _gate_table(windows: Sequence[WindowReport]) -> str:

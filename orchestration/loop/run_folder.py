@@ -51,7 +51,9 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     candidate: str
     gate: GateResult
     true_value: float | None  # of the candidate, on the decisions on which the gate judged it
-    ingest_seconds: float
+    ingest_seconds: float  # waiting for the watermark, and ingesting
+    held_by: str = ""  # what held the watermark, if the window waited longer than usual
+    overdue: bool = False  # it waited longer than the limit
     export_seconds: float
     audit_seconds: float = 0.0
     train_seconds: float

@@ -6,13 +6,14 @@ owns have the bounds of that part's struct.
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from contracts.command_line import build, flag_name, from_flags
+from contracts.command_line import build, flag_name, from_flags, owned
 from contracts.policies import STRATEGIES, Exploration
+from contracts.watermarks import WaitSettings
 from contracts.windows import WindowSettings
 from orchestration.audit.settings import GuardSettings
 
@@ -26,13 +27,6 @@ _HYPERPARAMETERS = ("tikhonov", "arm_features", "half_life")
 
 def _described(text: str, **limits: Any) -> Meta:
     return Meta(description=text, **limits)
-
-
-def _owned(owner: type[msgspec.Struct], field: str) -> Meta:
-    """The bounds and the description of that field of `owner`."""
-    kinds = {one.name: one.type for one in msgspec.structs.fields(owner)}
-    meta: Meta = get_args(kinds[field])[1]
-    return meta
 
 
 class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,8 +44,9 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reward_noise: Annotated[float, _described("standard deviation of a reward around its expectation", ge=0)] = 0.5
     windows: Annotated[int, _described("training windows to serve", ge=1, le=1_000_000)] = 10
     window_seconds: Annotated[float, _described("length of a training window", ge=0.1, le=DAY_SECONDS)] = 5.0
-    reward_window_seconds: Annotated[float, _owned(WindowSettings, "reward_window_seconds")] = 2.0
-    settle_seconds: Annotated[float, _owned(WindowSettings, "settle_seconds")] = 1.0
+    reward_window_seconds: Annotated[float, owned(WindowSettings, "reward_window_seconds")] = 2.0
+    settle_seconds: Annotated[float, owned(WindowSettings, "settle_seconds")] = 1.0
+    watermark_limit_seconds: Annotated[float, owned(WaitSettings, "watermark_limit_seconds")] = 60.0
     decisions_per_window: Annotated[
         int, _described("decisions that viewers ask for in a window", ge=1, le=1_000_000)
     ] = 2000
@@ -60,8 +55,8 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 2000
     no_reward_probability: Annotated[float, _described("share of viewers who never answer", ge=0, lt=1)] = 0.05
     # Here silence says nothing about taste, so decisions without a reward are dropped.
-    missing_reward: Annotated[Literal["drop", "default"], _owned(WindowSettings, "missing_reward")] = "drop"
-    default_reward: Annotated[float, _owned(WindowSettings, "default_reward")] = 0.0
+    missing_reward: Annotated[Literal["drop", "default"], owned(WindowSettings, "missing_reward")] = "drop"
+    default_reward: Annotated[float, owned(WindowSettings, "default_reward")] = 0.0
     drift: Annotated[float, _described("how far tastes turn in a training window, in radians", ge=0)] = 0.0
     new_movies: Annotated[
         int, _described("how many of the movies come out only when serving begins, unknown to the first policy", ge=0)
@@ -81,9 +76,9 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "what is trained: lin_ucb, lin_ts or greedy; neural_epsilon_greedy, neural_boltzmann or neural_linucb"
         ),
     ] = "lin_ucb"
-    alpha: Annotated[float, _owned(Exploration, "alpha")] = 0.2
-    temperature: Annotated[float, _owned(Exploration, "temperature")] = 0.1
-    gamma: Annotated[float, _owned(Exploration, "gamma")] = 100.0
+    alpha: Annotated[float, owned(Exploration, "alpha")] = 0.2
+    temperature: Annotated[float, owned(Exploration, "temperature")] = 0.1
+    gamma: Annotated[float, owned(Exploration, "gamma")] = 100.0
     tikhonov: Annotated[float, _described("ridge penalty of the linear models", gt=0)] = 0.3
     arm_features: Annotated[
         Literal["none", "shared", "hybrid"],
@@ -101,9 +96,9 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             extra={"default": "the algorithm's, such as ucb for lin_ucb"},
         ),
     ] = ""
-    epsilon: Annotated[float, _owned(Exploration, "epsilon")] = 0.02
-    holdback_share: Annotated[float, _owned(WindowSettings, "holdback_share")] = 0.1
-    accept_consistent_after: Annotated[int, _owned(GuardSettings, "accept_consistent_after")] = 0
+    epsilon: Annotated[float, owned(Exploration, "epsilon")] = 0.02
+    holdback_share: Annotated[float, owned(WindowSettings, "holdback_share")] = 0.1
+    accept_consistent_after: Annotated[int, owned(GuardSettings, "accept_consistent_after")] = 0
     backend: Annotated[
         Literal["local", "emulators"],
         _described("local: events and tables in files; emulators: in the emulators of Pub/Sub and BigQuery"),
@@ -129,6 +124,10 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             holdback_share=self.holdback_share,
             late_horizon_seconds=self.reward_window_seconds + LATEST_ANSWER_SECONDS,
         )
+
+    def wait_settings(self) -> WaitSettings:
+        """How long a window may wait for its events."""
+        return WaitSettings(watermark_limit_seconds=self.watermark_limit_seconds)
 
     def guard_settings(self) -> GuardSettings:
         """What ends a hold without a person."""

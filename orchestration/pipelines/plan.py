@@ -14,8 +14,10 @@ import msgspec
 from msgspec import Meta
 
 from contracts import policies
+from contracts.command_line import owned
 from contracts.errors import InputError
 from contracts.event_segments import opened_at, sealed_segments
+from contracts.watermarks import WaitSettings
 from contracts.windows import MANIFEST_NAME, TrainingWindow, WindowSettings, decode_manifest, window_of
 from orchestration.places import Places
 from orchestration.policy_store import champion
@@ -28,11 +30,17 @@ class WindowGrid(WindowSettings, frozen=True, kw_only=True, forbid_unknown_field
     """The windows that a run makes of the log: their length, and how decisions become their records."""
 
     window_seconds: Annotated[float, Meta(gt=0, description="length of a training window")] = 5.0
+    watermark_limit_seconds: Annotated[float, owned(WaitSettings, "watermark_limit_seconds")] = 60.0
 
     @property
     def record_settings(self) -> WindowSettings:
         """How the decisions of each window become its records, as the export takes it."""
         return WindowSettings(**{name: getattr(self, name) for name in WindowSettings.__struct_fields__})
+
+    @property
+    def wait_settings(self) -> WaitSettings:
+        """How long a window may wait for its events."""
+        return WaitSettings(watermark_limit_seconds=self.watermark_limit_seconds)
 
 
 class GeneratedLog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

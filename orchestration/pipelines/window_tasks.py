@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
-from contracts.command_line import build, parse_time
+from contracts.command_line import build, parse_time, say
 from contracts.errors import InputError, OperationError
 from contracts.windows import MANIFEST_NAME, TrainingWindow, WindowSettings, decode_manifest
 from orchestration import ingestion, policy_store
@@ -106,21 +106,33 @@ def generate(plan: str) -> str:
 def export_windows(plan: str) -> str:
     """Ingests the new segments of the event log and exports the plan's windows.
 
-    Returns "exported" or "nothing new". Raises OperationError if a writer does not seal its segment in time.
+    Returns "exported" or "nothing new". Raises OperationError if the watermark does not pass the windows in time.
     """
     made = decode_plan(plan)
     with runs.step(made.root, made.run_id, "export_windows") as record:
         if not made.windows:
             record.said, record.outcome = made.reason, "nothing new"
             return "nothing new"
-        from beam_jobs import export_trajectories
+        from beam_jobs import closing, export_trajectories
+        from beam_jobs.payloads import IngestCounts
         from beam_jobs.warehouses import EmbeddedWarehouse
 
         places, settings = made.places, made.settings.record_settings
         source = EmbeddedWarehouse(places.warehouse)
         closes_at = made.windows[-1].closes_at(settings.reward_window_seconds, settings.settle_seconds)
-        ingestion.wait_until_sealed(places.events, closes_at)
-        read = ingestion.ingest(places, made.generated.rank if made.generated else None)
+        read = IngestCounts()
+
+        def ingest() -> None:
+            nonlocal read
+            read += ingestion.ingest(places, made.generated.rank if made.generated else None)
+
+        closing.wait_until_complete(
+            lambda: ingestion.advance(places.events, source, closes_at, ingest),
+            closes_at,
+            made.settings.wait_settings,
+            say,
+            give_up=True,
+        )
         aside = f", {read.dead_letters} dead letters" if read.dead_letters else ""
         known = set(plans.exported_windows(places.windows))
         decisions = 0

@@ -8,7 +8,18 @@ import msgspec
 import pytest
 from msgspec import Meta
 
-from contracts.command_line import FlagParser, add_flags, build, flag_name, from_flags, parse_time, run_main, time_flag
+from contracts.command_line import (
+    FlagParser,
+    add_flags,
+    build,
+    flag_name,
+    from_flags,
+    owned,
+    parse_time,
+    run_main,
+    say,
+    time_flag,
+)
 from contracts.errors import InputError, OperationError
 
 
@@ -113,3 +124,16 @@ def test_a_field_that_is_left_out_takes_the_flag_of_the_program() -> None:
     assert given == Settings(wait_seconds=2.0, kind="b")
     with pytest.raises(InputError, match="unrecognized arguments: --kind b"):
         parser.parse_args(["--wait-seconds", "2", "--kind", "b"])
+
+
+def test_a_line_is_printed_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    say("a line")
+    assert capfd.readouterr().out == "a line\n"
+
+
+def test_a_struct_that_passes_a_value_on_has_the_owners_bounds() -> None:
+    class Outer(msgspec.Struct, frozen=True, kw_only=True):
+        wait_seconds: Annotated[float, owned(Settings, "wait_seconds")] = 1.0
+
+    with pytest.raises(InputError, match=r"^--wait-seconds: Expected `float` > 0.0, got '0'$"):
+        build(Outer, {"wait_seconds": "0"}, flag_name)

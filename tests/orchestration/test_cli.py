@@ -9,9 +9,11 @@ import pytest
 from contracts import policies
 from orchestration import cli, policy_store
 from orchestration.audit.guard import GuardState
+from orchestration.loop import report_page
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings
 from tests.linear_policies import write_policy
+from tests.orchestration.loop import runs
 from tests.orchestration.loop.reports import kept, window
 
 
@@ -157,3 +159,19 @@ def test_compare_prints_a_table_and_writes_a_page(tmp_path, capsys):
     assert "alpha=0.9" in page.read_text()
     assert cli.main(["compare", str(tmp_path / "none")]) == 2
     assert "a run with its report.json expected" in capsys.readouterr().err
+
+
+def test_a_window_that_waited_too_long_is_named_in_the_last_lines(tmp_path, capsys):
+    viewers = runs.viewers()
+    folder, _ = runs.make(tmp_path / "run", viewers)
+    [bootstrap] = folder.journal()
+    report_page.write(folder, viewers)
+    assert cli._overdue(folder) == 0
+    late = {"number": 1, "ingest_seconds": 75.04, "held_by": "segment x, still open", "overdue": True}
+    folder.append(msgspec.structs.replace(bootstrap, **late))
+    page = report_page.write(folder, viewers)
+    assert cli._overdue(folder) == 6
+    line = "window 1 waited 75.0 s for its events: held by segment x, still open"
+    assert capsys.readouterr().out == f"✗ {line}; the limit is 60 s\n"
+    assert [window.overdue for window in page.windows] == [True]
+    assert line in folder.report_html.read_text()

@@ -1,16 +1,24 @@
 import fcntl
-import threading
-import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import msgspec
-import pytest
 
+from beam_jobs import warehouse
 from beam_jobs.payloads import IngestCounts
-from contracts.errors import OperationError
-from contracts.event_segments import OPEN_SUFFIX, SEALED_SUFFIX, open_segments, seal, sealed_segments, segment_name
+from beam_jobs.warehouses import EmbeddedWarehouse
+from contracts.event_segments import (
+    OPEN_SUFFIX,
+    SEALED_SUFFIX,
+    open_segments,
+    seal,
+    sealed_segments,
+    segment_name,
+    stem,
+)
 from contracts.policies import Movie
 from contracts.records import Decision, encoder
+from contracts.watermarks import Watermark
 from orchestration import ingestion, policy_store
 from orchestration.places import Places
 from tests.linear_policies import write_policy
@@ -19,39 +27,39 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 D, K = 4, 5
 
 
+def advance(folder: Path, moment: datetime) -> tuple[Watermark, list[int]]:
+    """The watermark, and how many segments were sealed at each call of the ingestion."""
+    calls: list[int] = []
+    warehouse.create(folder / "warehouse")
+    source = EmbeddedWarehouse(folder / "warehouse")
+
+    def ingest() -> None:
+        calls.append(len(sealed_segments(folder)))
+        for segment in sealed_segments(folder):
+            source.note_ingested(stem(segment.name), IngestCounts())
+
+    return ingestion.advance(folder, source, moment, ingest), calls
+
+
 def test_it_waits_for_the_writer_of_an_older_segment_and_not_of_a_younger_one(tmp_path):
     old, young = (tmp_path / (segment_name(START + timedelta(days=day), "predictor") + OPEN_SUFFIX) for day in (0, 2))
+    moment = START + timedelta(days=1)
     with old.open("wb") as first, young.open("wb") as second:
         fcntl.flock(first, fcntl.LOCK_EX)
         fcntl.flock(second, fcntl.LOCK_EX)
-        writer = threading.Timer(0.2, seal, [old])
-        begin = time.monotonic()
-        writer.start()
-        ingestion.wait_until_sealed(tmp_path, START + timedelta(days=1))
-        assert time.monotonic() - begin >= 0.15
-        writer.join()
-        assert (len(sealed_segments(tmp_path)), open_segments(tmp_path)) == (1, [young])
+        mark, calls = advance(tmp_path, moment)
+        assert (mark.complete_until, calls) == (START, [])
+        seal(old)
+        mark, calls = advance(tmp_path, moment)
+        assert (mark.complete_until, calls) == (START + timedelta(days=2), [1])
+        assert open_segments(tmp_path) == [young]
 
 
-def test_a_segment_whose_writer_was_killed_is_sealed_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(ingestion, "SEAL_TIMEOUT_SECONDS", 0.0)
+def test_a_segment_whose_writer_was_killed_is_sealed_at_once(tmp_path):
     (tmp_path / (segment_name(START, "predictor") + OPEN_SUFFIX)).write_bytes(b"{}\n")
-    ingestion.wait_until_sealed(tmp_path, START + timedelta(days=1))
-    assert len(sealed_segments(tmp_path)) == 1
-
-
-def test_a_writer_that_does_not_seal_is_a_failed_operation(tmp_path, monkeypatch):
-    monkeypatch.setattr(ingestion, "SEAL_TIMEOUT_SECONDS", 0.1)
-    with (tmp_path / (segment_name(START, "predictor") + OPEN_SUFFIX)).open("wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(OperationError, match=r"^the event log in .* was not sealed within 0.1 s$"):
-            ingestion.wait_until_sealed(tmp_path, START + timedelta(days=1))
-
-
-def test_it_does_not_return_before_the_moment(tmp_path):
-    moment = datetime.now(UTC) + timedelta(seconds=0.2)
-    ingestion.wait_until_sealed(tmp_path, moment)
-    assert datetime.now(UTC) >= moment
+    mark, calls = advance(tmp_path, START + timedelta(days=1))
+    assert calls == [1]
+    assert mark.held_by == "" and mark.complete_until > START + timedelta(days=1)
 
 
 def test_what_no_policy_could_be_trained_on_is_set_aside_before_there_is_a_champion_and_after(tmp_path):

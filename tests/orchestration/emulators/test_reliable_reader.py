@@ -15,6 +15,7 @@ from beam_jobs import ingest_events, warehouse
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.schemas import DEAD_LETTERS, TABLES
+from contracts.watermarks import Watermark
 from orchestration.emulators.reliable_reader import ReliableReader
 from tests.simulated import events
 from tests.streaming_jobs import Queue, publish, run_until
@@ -54,6 +55,29 @@ def test_nothing_is_acknowledged_before_it_is_stored(queue: Queue, tmp_path: Pat
     end = START + timedelta(days=1)
     found = {table.name: warehouse.read(tmp_path, table, START, end).rows.num_rows for table in TABLES}
     assert found == {"decisions": 300, "rewards": len(payloads) - 300, "dead_letters": 0}
+
+
+def test_the_watermark_passes_a_message_when_it_is_stored_and_an_idle_subscription(
+    queue: Queue, tmp_path: Path
+) -> None:
+    warehouse.create(tmp_path)
+    begin = datetime.now(UTC)
+    seen: list[Watermark] = []
+
+    def stored(reader: ReliableReader) -> bool:
+        seen.append(reader.watermark())
+        if reader.stored == 0 and not published and seen[-1].complete_until > begin:
+            published.append(datetime.now(UTC))  # the subscription was seen to be empty
+            publish(queue.topic, events(300))
+        return bool(reader.stored) and seen[-1].complete_until > published[0] + timedelta(seconds=1)
+
+    published: list[datetime] = []
+    run_until(queue, EmbeddedWarehouse(tmp_path), stored)
+    assert seen[0].complete_until <= begin
+    assert "the job has not read" in seen[0].held_by
+    decisions = warehouse.read(tmp_path, TABLES[0], START, START + timedelta(days=1)).rows
+    assert decisions.num_rows == 300  # all of them, once it has passed their publication
+    assert [mark.complete_until for mark in seen] == sorted(mark.complete_until for mark in seen)
 
 
 def test_large_messages_side_by_side(queue: Queue, tmp_path: Path) -> None:

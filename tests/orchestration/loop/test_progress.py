@@ -1,13 +1,12 @@
 """The line of each window."""
 
 from datetime import timedelta
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from contracts.policies import Evaluation
-from orchestration.loop.progress import Progress, say
+from orchestration.loop.progress import Progress
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.truth import ServedDecision, TruthLog
 from tests.orchestration.loop import runs
@@ -51,8 +50,3 @@ def test_what_the_warehouse_holds_is_counted(folder: RunFolder) -> None:
     progress = Progress(folder, runs.viewers(), SETTINGS)
     assert progress.decisions_between(START, START + timedelta(seconds=5)) == DECISIONS
     assert progress.decisions_between(START - timedelta(days=1), START) == 0
-
-
-def test_a_line_is_printed_at_once(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    say("a line")
-    assert capfd.readouterr().out == "a line\n"
