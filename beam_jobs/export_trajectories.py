@@ -7,9 +7,9 @@
 
 With `--follow` the job exports one window after the other, each as soon as it has closed.
 
-The job joins each decision with its first reward in time, splits the records by a hash of `decision_id`, and writes
-files of bounded size. It writes the manifest last. The files depend only on the window's rows and the settings:
-exporting the window again elsewhere writes the same bytes.
+The job joins each decision with its first reward in time, splits the records by a hash of `decision_id` (a slate by its
+`slate_id`), and writes files of bounded size. It writes the manifest last. The files depend only on the window's rows
+and the settings: exporting the window again elsewhere writes the same bytes.
 
 All records of a window have observations of one length: `--observation-dim`, or the most frequent length (of equally
 frequent ones the largest). Decisions with another length are set aside: the manifest counts them, and the log names the

@@ -194,7 +194,12 @@ def split_into_buckets(rows: pa.Table, num_buckets: int) -> Iterator[tuple[int, 
             yield int(bucket), batch
 
 
-def in_holdback(ids: pa.Array, share: float) -> np.ndarray:
+def holdback_ids(rows: pa.RecordBatch | pa.Table) -> pa.Array | pa.ChunkedArray:
+    """[N] the ids that decide what is held back: of the slate, so that it stays whole, or else of the decision."""
+    return pc.coalesce(rows["slate_id"], rows["decision_id"])
+
+
+def in_holdback(ids: pa.Array | pa.ChunkedArray, share: float) -> np.ndarray:
     """[N] ids -> [N] bool: whether each is in the share that is held back, independent of its bucket."""
     return (hash_ids(ids) >> np.uint64(32)) < np.uint64(round(share * 2**32))
 

@@ -170,7 +170,10 @@ def _source(
     connection.execute("SET VARIABLE paths = $paths", {"paths": paths})
     moment = f"epoch_us({table.partitioned_by})"
     inside = f"{moment} >= {utc_microseconds(start)} AND {moment} < {utc_microseconds(end)}"
-    return f"read_parquet(getvariable('paths')) WHERE {inside}"
+    # Files that were written before a column was added to the record have nulls in it.
+    connection.register("no_rows", arrow_schema(table).empty_table())
+    stored = "read_parquet(getvariable('paths'), union_by_name = true, hive_partitioning = false)"
+    return f"(FROM no_rows UNION ALL BY NAME FROM {stored}) WHERE {inside}"
 
 
 def files(warehouse: Path, table: Table, start: datetime, end: datetime) -> list[str]:

@@ -20,8 +20,9 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 
 from beam_jobs.files import publish
-from beam_jobs.reward_join import JoinedBucket, in_holdback, observations
+from beam_jobs.reward_join import JoinedBucket, holdback_ids, in_holdback, observations
 from contracts.errors import OperationError
+from contracts.offers import Offers
 from contracts.windows import (
     MANIFEST_NAME,
     Manifest,
@@ -114,7 +115,7 @@ class WriteBucketFn(beam.DoFn):
         for name, counter in self._counters.items():
             counter.inc(getattr(bucket.counts, name))
         rows = bucket.interactions
-        held_back = in_holdback(rows.column("decision_id"), self._holdback_share)
+        held_back = in_holdback(holdback_ids(rows), self._holdback_share)
         splits: tuple[tuple[Split, np.ndarray], ...] = (("train", ~held_back), ("holdback", held_back))
         yield WrittenBucket(
             files=[
@@ -136,14 +137,25 @@ class WriteBucketFn(beam.DoFn):
 
 def trajectories(rows: pa.RecordBatch) -> "TrajectoryBatch":
     """Interactions (columns of `Interaction`) as arrays. Raises ValueError when their observations differ in length."""
-    from contracts.trajectories import TrajectoryBatch
+    from contracts.trajectories import SLATE_ID_BYTES, TrajectoryBatch
 
+    lists, slate_ids = rows.column("candidates"), rows.column("slate_id")
+    candidates = slate_id = place = None
+    if len(values := lists.flatten()):
+        lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
+        candidates = Offers(values.to_numpy().astype(np.int32), lengths)
+    if slate_ids.null_count < len(slate_ids):
+        slate_id = np.array(pc.fill_null(slate_ids, "").to_pylist(), f"S{SLATE_ID_BYTES}")
+        place = pc.fill_null(rows.column("place"), 0).to_numpy().astype(np.int32)
     return TrajectoryBatch(
         observation=observations(rows),
         action=rows.column("action").to_numpy().astype(np.int32),
         reward=rows.column("reward").to_numpy().astype(np.float32),
         propensity=rows.column("propensity").to_numpy().astype(np.float32),
         defaulted=rows.column("defaulted").to_numpy(zero_copy_only=False),
+        candidates=candidates,
+        slate_id=slate_id,
+        place=place,
     )
 
 

@@ -22,6 +22,7 @@ from msgspec import Meta
 FLOAT32_MAX = 3.4028234663852886e38
 FLOAT32_TINY = 1.1754943508222875e-38  # the smallest normal one: a smaller propensity would become 0
 INT32_MAX = 2**31 - 1
+MAX_SLATE = 1000  # places in a slate
 
 UUID7_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 
@@ -37,16 +38,23 @@ Float32 = Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
 Observation = Annotated[list[Float32], Meta(min_length=1, max_length=65536, description="Context vector [D].")]
 Action = Annotated[int, Meta(ge=0, le=INT32_MAX, description="Arm index in [0, K).")]
 Candidates = Annotated[
-    list[Action], Meta(max_length=1_000_000, description="Arm indexes on offer; all of them when empty.")
+    list[Action],
+    Meta(
+        max_length=1_000_000,
+        description="Arm indexes on offer; when empty, all that the policy version offers. In a slate, what the earlier"
+        " places left.",
+    ),
 ]
 Propensity = Annotated[
     float, Meta(ge=FLOAT32_TINY, le=1, description="The logging policy's probability of the action it took, in (0, 1].")
 ]
+SlateId = Annotated[DecisionId, Meta(description="The slate that the decision belongs to: the id of its first place.")]
+Place = Annotated[int, Meta(ge=0, lt=MAX_SLATE, description="The place in the slate, from 0.")]
 Reward = Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX, description="Scalar reward.")]
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="decision"):
-    """One action taken by a policy. Raises ValueError for an action that was not on offer."""
+class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="decision"):
+    """One action taken by a policy. Raises ValueError for an action that was not on offer, and half a slate's fields."""
 
     decision_id: DecisionId
     decided_at: Timestamp
@@ -56,10 +64,17 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     candidates: Candidates = []
     action: Action
     propensity: Propensity
+    slate_id: SlateId | None = None
+    place: Place | None = None
 
     def __post_init__(self) -> None:
         if self.candidates and self.action not in self.candidates:
             raise ValueError(f"action must be one of candidates, got {self.action} (decision_id={self.decision_id})")
+        if (self.slate_id is None) != (self.place is None):
+            raise ValueError(
+                f"slate_id and place must be given together, got {self.slate_id} and {self.place}"
+                f" (decision_id={self.decision_id})"
+            )
 
 
 class RewardEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="reward"):
@@ -81,6 +96,8 @@ class Interaction(msgspec.Struct, frozen=True, kw_only=True):
     candidates: Candidates = []
     action: Action
     propensity: Propensity
+    slate_id: SlateId | None = None
+    place: Place | None = None
     reward: Reward
     rewarded_at: Timestamp | None
     defaulted: bool

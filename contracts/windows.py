@@ -22,8 +22,8 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 YEAR_SECONDS = 366 * 86_400.0
 
-# "holdback": a share chosen by `decision_id`, on which a candidate is compared with the champion before either has
-# trained on it; the window after next trains on it.
+# "holdback": a share chosen by `decision_id`, or by the `slate_id` of a whole slate, on which a candidate is compared
+# with the champion before either has trained on it; the window after next trains on it.
 Split = Literal["train", "holdback"]
 Count = Annotated[int, Meta(ge=0)]
 

@@ -271,13 +271,13 @@ def held_back(windows: Path, card: PolicyCard) -> "TrajectoryBatch":
 
     Raises InputError when that window is missing.
     """
-    from contracts.trajectories import TrajectoryBatch
+    from contracts.trajectories import join
 
     newest = max(trained.window.start for trained in card.trained_on)
     for window in dataset.ready_windows(windows):
         if window.start == newest:
             batches = [_no_decisions(card.observation_dim), *dataset.read(window, "holdback", card.num_actions)]
-            return TrajectoryBatch(*map(np.concatenate, zip(*batches, strict=True)))
+            return join(batches)
     raise InputError(f"{windows} has no window that starts at {newest.isoformat()}")
 
 

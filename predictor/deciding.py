@@ -15,7 +15,17 @@ import msgspec
 import numpy as np
 
 from contracts.errors import InputError
-from contracts.records import INT32_MAX, Action, Decision, DecisionId, PolicyVersion, Propensity, Timestamp, encoder
+from contracts.records import (
+    INT32_MAX,
+    MAX_SLATE,
+    Action,
+    Decision,
+    DecisionId,
+    PolicyVersion,
+    Propensity,
+    Timestamp,
+    encoder,
+)
 from predictor import exploration
 from predictor.line_up import LineUp
 from predictor.messages import Instance
@@ -25,17 +35,21 @@ _log = logging.getLogger(__name__)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER_BYTES = 25  # the longest float64 in JSON, such as -2.2250738585072014e-308, and a comma
-# The longest decision without user, observation and candidates, by the bounds of contracts.records. A control character
-# takes six bytes in JSON, which is the most per character.
+# The longest decision with one character of user, one candidate and no observation, by the bounds of contracts.records.
+# A control character takes six bytes in JSON, which is the most per character.
 _DECISION_BYTES = _NUMBER_BYTES + len(
     encoder.encode(
         Decision(
             decision_id="01a20375-ec4c-785b-98a2-17b9d72932ef",
             decided_at=_EPOCH + timedelta(microseconds=1),
             policy_version="\0" * 128,
+            user_id="u",
             observation=[],
+            candidates=[INT32_MAX],
             action=INT32_MAX,
             propensity=1.0,
+            slate_id="01a20375-ec4c-785b-98a2-17b9d72932ef",
+            place=MAX_SLATE - 1,
         )
     )
 )
@@ -100,8 +114,9 @@ def _check_offer(i: int, candidates: list[int], num_actions: int, active: np.nda
 def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) -> Decided:
     """Decides for each instance, once per place of its slate; all decisions have the same time.
 
-    Each place is a separate decision among the arms that the earlier places left. Its propensity is therefore exact for
-    every explorer, and the slate's is the product. If a policy fails, the baseline decides for its instances.
+    Each place of a slate is a separate decision among the arms that the earlier places left, which are logged as its
+    candidates, with the slate's id and the place. Its propensity is therefore exact for every explorer, and the slate's is
+    the product. If a policy fails, the baseline decides for its instances.
 
     Args:
       line_up: the policies.
@@ -117,13 +132,14 @@ def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) 
     active = line_up.serving.active
     all_on_offer = range(card.num_actions) if active is None else np.flatnonzero(active).tolist()
     shares: list[tuple[Policy, list[int]]] = []
+    slate_ids: list[str] = []
     for place in range(slate_size):
         decision_ids = new_decision_ids(now_microseconds // 1000, len(instances))
         if place:
             for i, slate in enumerate(decided.slates):
                 candidates[i] = [action for action in candidates[i] or all_on_offer if action != slate[-1].action]
         else:
-            shares = line_up.shares(decision_ids)
+            shares, slate_ids = line_up.shares(decision_ids), decision_ids
         for policy, rows in shares:
             if len(shares) == 1:
                 chosen = _choose_or_fall_back(policy, observations, candidates, decision_ids, line_up, decided)
@@ -143,6 +159,8 @@ def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) 
                     candidates=candidates[i],
                     action=action,
                     propensity=propensity,
+                    slate_id=slate_ids[i] if slate_size > 1 else None,
+                    place=place if slate_size > 1 else None,
                 )
                 decided.slates[i].append(decision)
         if line_up.shadow is not None:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from contracts.records import (
+    MAX_SLATE,
     Action,
     Candidates,
     DecisionId,
@@ -33,7 +34,9 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     slate_size: Annotated[
         int,
-        Meta(ge=1, le=1000, description="How many different arms, best place first. 3.0 is taken for the integer 3."),
+        Meta(
+            ge=1, le=MAX_SLATE, description="How many different arms, best place first. 3.0 is taken for the integer 3."
+        ),
     ] = 1
 
 

@@ -30,10 +30,12 @@ def scalars(card: PolicyCard, arrays: PolicyArrays, newest: ReadyWindow) -> dict
     counts = newest.manifest.counts
     if kept := counts.rewards + counts.defaulted:
         figures["data/defaulted_share"] = counts.defaulted / kept
+    from contracts import trajectories
+
     held_back = list(dataset.read(newest, "holdback", card.num_actions))
     if not held_back:
         return figures
-    batch = type(held_back[0])(*map(np.concatenate, zip(*held_back, strict=True)))
+    batch = trajectories.join(held_back)
     rows = np.arange(len(batch.action))
     scorer = Scorer(arrays)
     predicted = scorer.means(batch.observation)[rows, batch.action]

@@ -114,7 +114,8 @@ def read_file(
 
     Raises:
       InputError: the file is missing, differs from its checksum or count, holds a corrupt record (with its offset), a
-        record of another dimension, an action that is not in [0, num_actions), or a value that is not finite.
+        record of another dimension, an action that is not in [0, num_actions) or was not on offer, or a value that is
+        not finite.
     """
     import tensorflow as tf
 
@@ -231,6 +232,7 @@ def _check_values(batch: "TrajectoryBatch", num_actions: int, path: str, positio
         (f"action must be in [0, {num_actions})", (actions < 0) | (actions >= num_actions), actions),
         ("reward must be finite", ~np.isfinite(batch.reward), batch.reward),
         ("propensity must be in (0, 1]", ~((propensities > 0) & (propensities <= 1)), propensities),
+        ("action must be one of candidates", ~batch.offers.include(actions), actions),
         ("observation must be finite", ~np.isfinite(batch.observation).all(axis=1), batch.observation),
     )
     for fact, wrong, values in wrong_values:

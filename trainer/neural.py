@@ -276,7 +276,7 @@ def fit(
     def held_out_loss() -> float:
         scorer, squares, count = Scorer(network.arrays(np.zeros(0))), 0.0, 0
         for batch in batches():
-            part = _rows(batch, slice(HELD_OUT - 1, None, HELD_OUT))
+            part = batch.take(slice(HELD_OUT - 1, None, HELD_OUT))
             mean = scorer.means(part.observation)
             squares += float(((mean[np.arange(len(part.action)), part.action] - part.reward) ** 2).sum())
             count += len(part.action)
@@ -343,7 +343,7 @@ def _minibatches(batches: "Callable[[], Iterator[TrajectoryBatch]]", batch_size:
         rng = np.random.default_rng(next(epochs))
         for batch in batches():
             rows = np.flatnonzero(np.arange(len(batch.action)) % HELD_OUT != HELD_OUT - 1)
-            part = _rows(batch, rng.permutation(rows))
+            part = batch.take(rng.permutation(rows))
             yield part.observation, part.action, part.reward
 
     first = next(batches())
@@ -352,7 +352,3 @@ def _minibatches(batches: "Callable[[], Iterator[TrajectoryBatch]]", batch_size:
         for array in (first.observation, first.action, first.reward)
     )
     return tf.data.Dataset.from_generator(chunks, output_signature=signature).rebatch(batch_size).prefetch(2)
-
-
-def _rows(batch: "TrajectoryBatch", rows: slice | np.ndarray) -> "TrajectoryBatch":
-    return type(batch)(*(array[rows] for array in batch))

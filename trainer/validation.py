@@ -17,6 +17,8 @@ import numpy as np
 
 from contracts.command_line import FlagParser, run_main
 from contracts.errors import InputError
+from contracts.offers import Offers
+from contracts.records import INT32_MAX
 from contracts.windows import MANIFEST_NAME, Split, WindowFile
 from trainer import dataset
 from trainer.dataset import ReadyWindow
@@ -30,6 +32,12 @@ FEATURES: dict[str, tuple[str, int | None]] = {
     "propensity": ("float", 1),
     "defaulted": ("int64", 1),
 }
+# Not in every record. name: (Arrow type of a value, how many of them where there are any; None: any number)
+OPTIONAL_FEATURES: dict[str, tuple[str, int | None]] = {
+    "candidates": ("int64", None),
+    "slate_id": ("binary", 1),
+    "place": ("int64", 1),
+}
 # Standard errors by which the mean of uniform / propensity may exceed 1, its largest possible expectation.
 MAX_WEIGHT_EXCESS = 6.0
 MIN_RECORDS_FOR_PROPENSITIES = 100
@@ -41,7 +49,8 @@ class Findings(NamedTuple):
     records: int
     defaulted: int
     mean_reward: float
-    mean_uniform_weight: float  # of 1 / (K propensity): 1 if every action could be drawn, less if some could not
+    # Of 1 / (K propensity), with K the arms on offer: 1 if every one could be drawn, less if some could not.
+    mean_uniform_weight: float
 
 
 def validate(window: ReadyWindow, num_actions: int, splits: tuple[Split, ...] = dataset.SPLITS) -> Findings:
@@ -64,8 +73,9 @@ def validate(window: ReadyWindow, num_actions: int, splits: tuple[Split, ...] = 
     excess = findings.mean_uniform_weight - 1
     if total.records >= MIN_RECORDS_FOR_PROPENSITIES and excess > MAX_WEIGHT_EXCESS * total.weight_error():
         raise InputError(
-            f"{window.folder}: propensities are too small to be those of the actions taken: 1 / ({num_actions}"
-            f" propensity) is {findings.mean_uniform_weight:.3f} on average, and at most 1 is possible"
+            f"{window.folder}: propensities are too small to be those of the actions taken: 1 / (K propensity), where K"
+            f" of {num_actions} arms were on offer, is {findings.mean_uniform_weight:.3f} on average, and at most 1 is"
+            " possible"
         )
     return findings
 
@@ -106,8 +116,8 @@ class _Totals:
         self.records = self.defaulted = 0
         self._reward = self._weight = self._squared_weight = 0.0
 
-    def add(self, columns: dict[str, np.ndarray]) -> None:
-        weight = 1 / (self.num_actions * columns["propensity"].astype(np.float64))
+    def add(self, columns: dict[str, np.ndarray], offers: Offers) -> None:
+        weight = 1 / (offers.counts(self.num_actions) * columns["propensity"].astype(np.float64))
         self.records += len(weight)
         self.defaulted += int(columns["defaulted"].sum())
         self._reward += float(columns["reward"].sum(dtype=np.float64))
@@ -133,21 +143,17 @@ def _check(path: str, serialized: list[bytes], first: int, observation_dim: int,
     names = set(batch.schema.names)
     if missing := sorted(FEATURES.keys() - names):
         raise InputError(f"{where}: feature {missing[0]!r} is missing")
-    if unknown := sorted(names - FEATURES.keys()):
+    if unknown := sorted(names - FEATURES.keys() - OPTIONAL_FEATURES.keys()):
         raise InputError(f"{where}: feature {unknown[0]!r} is not known")
     columns = {}
     for name, (value_type, length) in FEATURES.items():
-        column = batch.column(name)
-        # "null": no record has a value for it.
-        found = str(column.type.value_type) if str(column.type) != "null" else "nothing"
-        if found != value_type:
-            raise InputError(f"{where}: feature {name!r} must be of type {value_type}, got {found}")
         expected = observation_dim if length is None else length
-        lengths = np.asarray(column.value_lengths().fill_null(0))
+        values, lengths = _column(batch.column(name), name, value_type, where)
         if (wrong := lengths != expected).any():
             row = int(wrong.argmax())
             raise InputError(f"{path}: record {first + row}: {name} must have {expected} values, got {lengths[row]}")
-        columns[name] = np.asarray(column.flatten()).reshape(len(serialized), expected)
+        columns[name] = values.reshape(len(serialized), expected)
+    offers = _check_optional(path, batch, first, where)
     for name, fact, holds in (
         ("observation", "be finite", np.isfinite(columns["observation"])),
         (
@@ -155,6 +161,7 @@ def _check(path: str, serialized: list[bytes], first: int, observation_dim: int,
             f"be in [0, {total.num_actions})",
             (columns["action"] >= 0) & (columns["action"] < total.num_actions),
         ),
+        ("action", "be one of candidates", offers.include(columns["action"][:, 0])[:, np.newaxis]),
         ("reward", "be finite", np.isfinite(columns["reward"])),
         ("propensity", "be in (0, 1]", (columns["propensity"] > 0) & (columns["propensity"] <= 1)),
         ("defaulted", "be 0 or 1", (columns["defaulted"] == 0) | (columns["defaulted"] == 1)),
@@ -162,7 +169,38 @@ def _check(path: str, serialized: list[bytes], first: int, observation_dim: int,
         if not holds.all():
             row, place = (int(index[0]) for index in np.nonzero(~holds))
             raise InputError(f"{path}: record {first + row}: {name} must {fact}, got {columns[name][row, place]}")
-    total.add({name: values[:, 0] for name, values in columns.items() if name != "observation"})
+    total.add({name: values[:, 0] for name, values in columns.items() if name != "observation"}, offers)
+
+
+def _column(column: Any, name: str, value_type: str, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """A feature's values one after the other, and how many each record has. Raises InputError for another type."""
+    # "null": no record has a value for it.
+    found = str(column.type.value_type) if str(column.type) != "null" else "nothing"
+    if found.removeprefix("large_") != value_type:
+        raise InputError(f"{where}: feature {name!r} must be of type {value_type}, got {found}")
+    return np.asarray(column.flatten()), np.asarray(column.value_lengths().fill_null(0))
+
+
+def _check_optional(path: str, batch: Any, first: int, where: str) -> Offers:
+    """What was on offer in each record. Raises InputError for an optional feature that is wrong."""
+    columns = {}
+    for name, (value_type, length) in OPTIONAL_FEATURES.items():
+        if name not in batch.schema.names:
+            columns[name] = np.zeros(0, np.int64), np.zeros(batch.num_rows, np.int64)
+            continue
+        values, lengths = columns[name] = _column(batch.column(name), name, value_type, where)
+        if length is not None and (wrong := lengths > length).any():
+            row = int(wrong.argmax())
+            raise InputError(f"{path}: record {first + row}: {name} must have {length} values, got {lengths[row]}")
+        if value_type == "int64" and (wrong := (values < 0) | (values > INT32_MAX)).any():
+            row = int(np.repeat(np.arange(len(lengths)), lengths)[wrong.argmax()])
+            raise InputError(
+                f"{path}: record {first + row}: {name} must be in [0, {INT32_MAX}], got {values[wrong.argmax()]}"
+            )
+    if (wrong := columns["slate_id"][1] != columns["place"][1]).any():
+        raise InputError(f"{path}: record {first + int(wrong.argmax())}: slate_id and place must be given together")
+    values, lengths = columns["candidates"]
+    return Offers(values.astype(np.int32), lengths.astype(np.int64))
 
 
 def _decoder() -> Any:

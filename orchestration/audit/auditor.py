@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from scipy import stats
 
 from beam_jobs.export_trajectories import choose_dim
-from beam_jobs.reward_join import in_holdback
+from beam_jobs.reward_join import holdback_ids, in_holdback
 from beam_jobs.tables import arrow_schema
 from beam_jobs.warehouses import Warehouse
 from beam_jobs.window_rows import row_ranges
@@ -125,7 +125,7 @@ def examine(interactions: pa.RecordBatch, holdback_share: float, silence_counts:
     observation = np.array(interactions.column("observation").to_pylist(), np.float32)
     action = interactions.column("action").to_numpy().astype(np.int64)
     reward = interactions.column("reward").to_numpy()
-    held_back = in_holdback(interactions.column("decision_id"), max(holdback_share, 0.2))
+    held_back = in_holdback(holdback_ids(interactions), max(holdback_share, 0.2))
     if held_back.all() or held_back.sum() < 20:
         return "noise"
     statistics = SufficientStatistics.zeros(int(action.max()) + 1, observation.shape[1])

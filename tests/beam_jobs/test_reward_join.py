@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import apache_beam as beam
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from beam_jobs.reward_join import (
     JoinedBucket,
     JoinRewards,
     hash_ids,
+    holdback_ids,
     in_holdback,
     join_rewards,
     observations,
@@ -294,6 +296,36 @@ def test_hash_is_the_same_everywhere_and_splits_independently_of_buckets() -> No
     for bucket in range(10):
         assert held_back[buckets == bucket].mean() == pytest.approx(0.1, abs=0.03)
     assert not in_holdback(ids, 0.0).any()
+
+
+def test_a_slate_is_held_back_as_a_whole() -> None:
+    """By the slate's id; a decision outside a slate by its own."""
+    slates = [decision_id(number - number % 3) if number % 7 else None for number in range(9_000)]
+    rows = pa.table({"decision_id": [decision_id(number) for number in range(9_000)], "slate_id": slates})
+    held_back = in_holdback(holdback_ids(rows), 0.1)
+    together = dict[str, set[bool]]()
+    for slate, held in zip(slates, held_back.tolist(), strict=True):
+        if slate is not None:
+            together.setdefault(slate, set()).add(held)
+    assert all(len(found) == 1 for found in together.values())
+    assert held_back.mean() == pytest.approx(0.1, abs=0.02)
+    alone = np.array([slate is None for slate in slates])
+    assert (held_back == in_holdback(rows["decision_id"], 0.1))[alone].all()
+
+
+def test_what_was_on_offer_travels_with_the_decision() -> None:
+    offered = [
+        msgspec.structs.replace(
+            decision(number, number), candidates=[0, 3], action=3, slate_id=decision_id(1), place=number
+        )
+        for number in (1, 2)
+    ]
+    rows, _ = join_rewards(**tables([*offered, decision(3, 3)]), window=WINDOW, settings=settings())
+    assert rows.select(["candidates", "slate_id", "place"]).to_pylist() == [
+        {"candidates": [0, 3], "slate_id": decision_id(1), "place": 1},
+        {"candidates": [0, 3], "slate_id": decision_id(1), "place": 2},
+        {"candidates": [], "slate_id": None, "place": None},
+    ]
 
 
 def test_observations_of_several_lengths_are_refused() -> None:

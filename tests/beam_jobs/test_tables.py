@@ -33,7 +33,10 @@ def test_schema_follows_the_contract(table: Table) -> None:
 
 
 def test_rows_hold_what_the_records_hold() -> None:
-    rows = record_batch(DECISIONS, [decision(), decision(user_id="u", candidates=[3, 4], observation=[1.0])])
+    rows = record_batch(
+        DECISIONS,
+        [decision(), decision(user_id="u", candidates=[3, 4], observation=[1.0], slate_id=DECISION_ID, place=0)],
+    )
     assert rows.to_pylist() == [
         {
             "decision_id": DECISION_ID,
@@ -44,6 +47,8 @@ def test_rows_hold_what_the_records_hold() -> None:
             "candidates": [],
             "action": 3,
             "propensity": 0.25,
+            "slate_id": None,
+            "place": None,
         },
         {
             "decision_id": DECISION_ID,
@@ -54,6 +59,8 @@ def test_rows_hold_what_the_records_hold() -> None:
             "candidates": [3, 4],
             "action": 3,
             "propensity": 0.25,
+            "slate_id": DECISION_ID,
+            "place": 0,
         },
     ]
 

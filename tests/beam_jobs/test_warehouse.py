@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import warehouse
@@ -75,6 +76,22 @@ def test_rows_stand_by_day_and_only_files_that_matter_are_opened(folder: Path) -
     days["day=2026-01-02"].write_bytes(b"not Parquet: reading it fails")
     assert numbers(warehouse.read(folder, DECISIONS, START, START + seconds(1)).rows) == [0]
     assert numbers(warehouse.read(folder, DECISIONS, START + seconds(10), START + seconds(90_000)).rows) == [2]
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_files_from_before_a_column_existed_are_read(folder: Path, newer: bool) -> None:
+    write(folder, "old", decision(0, START))
+    [path] = folder.rglob("*.parquet")
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["slate_id", "place"]), path)
+    if newer:
+        write(folder, "new", decision(1, START, slate_id=decision_id(1), place=0, candidates=[0, 2]))
+    expected = [{"candidates": [], "slate_id": None, "place": None}]
+    expected += [{"candidates": [0, 2], "slate_id": decision_id(1), "place": 0}] * newer
+    for read in (
+        warehouse.read(folder, DECISIONS, START, START + seconds(1)).rows,
+        warehouse.read_all(folder, DECISIONS, START, START + seconds(1)).sort_by("decision_id"),
+    ):
+        assert read.select(["candidates", "slate_id", "place"]).to_pylist() == expected
 
 
 def test_writing_again_changes_nothing(folder: Path) -> None:

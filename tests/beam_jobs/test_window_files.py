@@ -96,3 +96,16 @@ def test_a_file_that_cannot_be_written_is_an_operation_that_failed(tmp_path: Pat
     (tmp_path / "file").touch()
     with pytest.raises(OperationError, match="cannot be written"):
         write_file(str(tmp_path / "file"), "part-train-00000.tfrecord", "train", trajectories(bucket([1]).interactions))
+
+
+def test_offers_and_slates_become_arrays() -> None:
+    rows = bucket([1, 1, 1]).interactions.to_pylist()
+    slate = rows[1]["decision_id"]
+    rows[1] |= {"candidates": [2, 1], "slate_id": slate, "place": 0}
+    rows[2] |= {"candidates": [2], "slate_id": slate, "place": 1}
+    batch = trajectories(pa.RecordBatch.from_pylist(rows, record_schema(Interaction)))
+    assert batch.offers.tolist() == [[], [2, 1], [2]]
+    assert batch.slate_id is not None and batch.slate_id.tolist() == [b"", slate.encode(), slate.encode()]
+    assert batch.place is not None and batch.place.tolist() == [0, 0, 1]
+    alone = trajectories(bucket([1, 1]).interactions)
+    assert alone.candidates is None and alone.slate_id is None and alone.place is None

@@ -33,6 +33,12 @@ def test_events_survive_the_way_through_json():
         assert event_decoder.decode(encoder.encode(event)) == event
 
 
+def test_what_a_decision_does_not_have_takes_no_bytes():
+    for more in ({}, {"candidates": [3, 5], "user_id": "u1", "slate_id": ID, "place": 2}):
+        event = event_decoder.decode(msgspec.json.encode(DECISION | more))
+        assert msgspec.json.decode(encoder.encode(event)) == DECISION | more
+
+
 def test_microseconds_are_kept_and_offsets_are_understood():
     event = event_decoder.decode(msgspec.json.encode(DECISION))
     assert utc_microseconds(event.decided_at) == 1767225600_000_001
@@ -54,6 +60,10 @@ def test_microseconds_are_kept_and_offsets_are_understood():
         ({"action": -1}, r"action: Expected `int` >= 0, got -1"),
         ({"action": 2**31}, r"action: Expected `int` <= 2147483647, got 2147483648"),
         ({"action": 1, "candidates": [2, 3]}, r"action must be one of candidates, got 1"),
+        ({"slate_id": ID}, r"slate_id and place must be given together, got 018f.* and None \(decision_id=018f"),
+        ({"place": 1}, r"slate_id and place must be given together, got None and 1"),
+        ({"slate_id": ID, "place": 1000}, r"place: Expected `int` <= 999, got 1000"),
+        ({"slate_id": "s", "place": 0}, r"slate_id: Expected `str` of length >= 36, got 's'"),
         (
             {"decision_id": ID.replace("-7", "-4")},
             r"decision_id: Expected `str` matching regex .*, got '018f0000-0000-4",

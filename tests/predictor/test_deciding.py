@@ -150,6 +150,21 @@ def test_slates(tmp_path, strategy):
         assert deciding.replay(policy, slate) == ([d.action for d in slate], [d.propensity for d in slate])
 
 
+def test_places_of_a_slate_log_its_id_and_what_was_left(store):
+    policy = policy_files.load(store / "v1")
+    line_up = LineUp(policy, policy_files.baseline(policy.card))
+    asked = [Instance([1.0, 2.0, 3.0]), Instance([1.0, 2.0, 3.0], None, [4, 0, 2])]
+    for slate, offered in zip(deciding.decide(line_up, asked, 3).slates, (range(5), [4, 0, 2]), strict=True):
+        assert [decision.place for decision in slate] == [0, 1, 2]
+        assert {decision.slate_id for decision in slate} == {slate[0].decision_id}
+        taken = [decision.action for decision in slate]
+        assert slate[0].candidates == ([] if len(offered) == 5 else offered)
+        for place in (1, 2):
+            assert slate[place].candidates == [action for action in offered if action not in taken[:place]]
+    for [decision] in deciding.decide(line_up, asked).slates:
+        assert decision.slate_id is None and decision.place is None
+
+
 def test_slates_come_up_as_often_as_they_say(tmp_path):
     """The propensity of the whole slate, against 20,000 of them."""
     write_policy(tmp_path / "v", exploration=Exploration(strategy="softmax"), num_actions=4)

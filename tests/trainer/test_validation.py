@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from contracts.errors import InputError
+from contracts.offers import Offers
 from contracts.policies import Movie
 from contracts.trajectories import TrajectoryBatch
 from contracts.windows import MANIFEST_NAME, encode_manifest
@@ -85,6 +86,20 @@ WRONG = {
     "infinite observation": (
         {"observation": ("float_list", [1.0, float("inf"), 0.0])},
         "record 2: observation must be finite, got inf",
+    ),
+    "action not on offer": (
+        {"candidates": ("int64_list", [0, 3])},
+        "record 2: action must be one of candidates, got 4",
+    ),
+    "negative candidate": (
+        {"candidates": ("int64_list", [4, -3])},
+        r"record 2: candidates must be in \[0, 2147483647\], got -3",
+    ),
+    "place without slate": ({"place": ("int64_list", [1])}, "record 2: slate_id and place must be given together"),
+    "two slates": ({"slate_id": ("bytes_list", [b"a", b"b"])}, "record 2: slate_id must have 1 values, got 2"),
+    "slate of another type": (
+        {"slate_id": ("int64_list", [3])},
+        "feature 'slate_id' must be of type binary, got int64",
     ),
     "defaulted twice": ({"defaulted": ("int64_list", [2])}, "record 2: defaulted must be 0 or 1, got 2"),
 }
@@ -165,10 +180,26 @@ def test_a_corrupt_record_is_said_to_be_one_with_its_offset(tmp_path, place):
             check()
 
 
+def test_propensities_are_judged_by_what_was_on_offer(tmp_path):
+    """A uniform choice among the 2 that were on offer: its propensities are right, and half of them are not."""
+    batch = trajectories(500, propensity=0.5)
+    slate_id = np.array([b"018f0000-0000-7000-8000-000000000000"] * 500)
+    batch = batch._replace(
+        candidates=Offers.of([[action, (action + 1) % NUM_ACTIONS] for action in batch.action]),
+        slate_id=slate_id,
+        place=np.ones(500, np.int32),
+    )
+    window = write_window(tmp_path, WINDOW, batch)
+    assert validation.validate(window, NUM_ACTIONS).mean_uniform_weight == pytest.approx(1)
+    window = write_window(tmp_path, WINDOW, batch._replace(propensity=np.full(500, 0.25, np.float32)))
+    with pytest.raises(InputError, match="propensities are too small"):
+        validation.validate(window, NUM_ACTIONS)
+
+
 def test_propensities_that_cannot_be_are_refused(tmp_path):
     """A uniform choice among 5 that says it had a chance of 1 in 10."""
     window = write_window(tmp_path, WINDOW, trajectories(500, propensity=0.1))
-    with pytest.raises(InputError, match=r"propensities are too small .* 1 / \(5 propensity\) is 2.000 on average"):
+    with pytest.raises(InputError, match=r"propensities are too small .* K of 5 arms .* is 2.000 on average"):
         validation.validate(window, NUM_ACTIONS)
 
 
