@@ -24,9 +24,10 @@ from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration import gate, policy_store
 from orchestration.audit import guard
-from orchestration.audit.auditor import Auditor, WindowAudit
+from orchestration.audit.auditor import Auditor
 from orchestration.audit.guard import Guard
 from orchestration.audit.settings import GuardSettings
+from orchestration.audit.window_audits import WindowAudit
 from orchestration.places import Places
 from predictor import exploration as explorers
 from predictor import policy as serving

@@ -7,7 +7,7 @@ status     show which policy serves, and which ones served before
 rollback   make the previous champion serve again; each call goes one further back
 promote    make a policy the champion
 audit      check a log against itself and against its policies, without any other truth
-guard      show whether the loop is held, or release it
+guard      show whether the loop is held, hold it, or release it
 
 Pipelines, on this machine or on Vertex AI:
 

@@ -4,10 +4,9 @@ Each audit is a file, `<root>/audit/<window>.json`. Later windows are compared w
 read twice.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -20,49 +19,17 @@ from beam_jobs.reward_join import holdback_ids, in_holdback
 from beam_jobs.tables import arrow_schema
 from beam_jobs.warehouses import Warehouse
 from beam_jobs.window_rows import row_ranges
-from contracts import documents
-from contracts.errors import InputError
 from contracts.windows import TrainingWindow, WindowSettings
-from orchestration.audit import checks
+from orchestration.audit import checks, window_audits
 from orchestration.audit.deciders import load_decider
-from orchestration.audit.evidence import Evidence
 from orchestration.audit.findings import Finding
 from orchestration.audit.shares import periods
+from orchestration.audit.window_audits import Examination, WindowAudit
 from orchestration.audit.window_evidence import Gathered, Question, gather_window
-from orchestration.places import replace_file
 from trainer.linear import SufficientStatistics, disjoint
 
-SCHEMA_VERSION = 1
 # How unlikely the relation of fresh predictions and held-back rewards must be by chance to call it consistent.
 CONSISTENT_LEVEL = 1e-3
-Examination = Literal["consistent", "noise"]
-
-
-class WindowAudit(msgspec.Struct, frozen=True, kw_only=True):
-    """`<root>/audit/<window>.json`: the evidence of a window and what the checks found in it.
-
-    `accepted`: the window may be trained on, and later windows are compared with it. A person can accept a window that
-    the checks refused; `reason` says who or what decided.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    window: TrainingWindow
-    accepted: bool
-    reason: str
-    examination: Examination | None = None  # of a window with a break
-    released: bool = False  # a person released the loop after it was refused: it holds nothing again
-    findings: list[Finding]
-    evidence: Evidence
-
-    @property
-    def alarms(self) -> list[Finding]:
-        """The findings that hold the loop."""
-        return [finding for finding in self.findings if finding.alarm and finding.kind != "warning"]
-
-    @property
-    def began(self) -> int:
-        """How many windows before this one the earliest alarm began."""
-        return max((finding.began for finding in self.alarms), default=0)
 
 
 class Auditor:
@@ -84,11 +51,11 @@ class Auditor:
 
         Raises InputError when rows cannot be read, or a policy that decided is there but cannot be read.
         """
-        if (kept := read(self._folder, window)) is not None:
+        if (kept := window_audits.read(self._folder, window)) is not None:
             return kept
         evidence, interactions = self._gather(window)
         silence_counts = self._settings.missing_reward == "default"
-        before = [one.evidence for one in read_all(self._folder) if one.accepted and one.window < window]
+        before = [one.evidence for one in window_audits.read_all(self._folder) if one.accepted and one.window < window]
         before = [one for one in before if any(version.replayed for version in one.versions.values())]
         findings = checks.run(evidence, before, interrupted, silence_counts)
         audit = WindowAudit(window=window, accepted=True, reason="", findings=findings, evidence=evidence)
@@ -99,7 +66,7 @@ class Auditor:
             audit = msgspec.structs.replace(
                 audit, accepted=False, reason=describe(audit.alarms, examination), examination=examination
             )
-        write(self._folder, audit)
+        window_audits.write(self._folder, audit)
         return audit
 
     def _gather(self, window: TrainingWindow) -> Gathered:
@@ -152,32 +119,3 @@ def describe(alarms: Sequence[Finding], examination: Examination | None) -> str:
         case None:
             pass
     return " | ".join(parts)
-
-
-def read(folder: Path, window: TrainingWindow) -> WindowAudit | None:
-    """The kept audit of `window`. Raises InputError for a file that is not one."""
-    path = folder / f"{window.folder}.json"
-    return _decode(path) if path.is_file() else None
-
-
-def read_all(folder: Path) -> list[WindowAudit]:
-    """The kept audits, oldest window first."""
-    return sorted(_audits(folder), key=lambda audit: audit.window)
-
-
-def write(folder: Path, audit: WindowAudit) -> None:
-    """Keeps `audit`, in place of an earlier one of its window."""
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / f"{audit.window.folder}.json", documents.encode(audit))
-
-
-def _audits(folder: Path) -> Iterator[WindowAudit]:
-    for path in folder.glob("window=*.json"):
-        yield _decode(path)
-
-
-def _decode(path: Path) -> WindowAudit:
-    try:
-        return documents.decode(path.read_bytes(), WindowAudit, "window audit", str(path), SCHEMA_VERSION)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None

@@ -25,9 +25,10 @@ meant) or a warning. The exit code is 0 when no window is refused, and 5 otherwi
     python -m orchestration.cli audit --warehouse bigquery:PROJECT.bandit --policies /gcs/BUCKET/policies \\
         --start 2026-01-01T00:00:00Z --end 2026-01-02T00:00:00Z --window-seconds 3600
 """
-_GUARD = """Shows whether the loop is held, or releases it.
+_GUARD = """Shows whether the loop is held, holds it by hand, or releases it.
 
     python -m orchestration.cli guard status --root runs/latest
+    python -m orchestration.cli guard hold --root runs/latest --reason "the catalogue is being replaced"
     python -m orchestration.cli guard release --root runs/latest --reason "the feed is repaired"
 
 After a release training goes on without the refused windows; `audit --accept` counts one of them as good after all.
@@ -50,9 +51,9 @@ def add_commands(subparsers: "argparse._SubParsersAction[FlagParser]") -> None:
     audit.add_argument("--reason", help="why, for the record (with --accept)")
     audit.set_defaults(command=_audit)
     guard = subparsers.add_parser("guard", description=_GUARD, formatter_class=argparse.RawDescriptionHelpFormatter)
-    guard.add_argument("action", choices=("status", "release"))
+    guard.add_argument("action", choices=("status", "hold", "release"))
     guard.add_argument("--root", type=Path, required=True, help="the folder of a loop or of the pipelines")
-    guard.add_argument("--reason", help="why, for the record (with release)")
+    guard.add_argument("--reason", help="why, for the record (with hold and release)")
     guard.set_defaults(command=_guard)
 
 
@@ -167,10 +168,11 @@ def _guard(arguments: argparse.Namespace) -> int:
     from orchestration.audit import guard
 
     places = Places(arguments.root)
-    if arguments.action == "release":
+    if arguments.action != "status":
         if not arguments.reason:
-            raise InputError("--reason: needed to release")
-        guard.release(places, arguments.reason, datetime.now(UTC))
+            raise InputError(f"--reason: needed to {arguments.action}")
+        change = guard.hold if arguments.action == "hold" else guard.release
+        change(places, arguments.reason, datetime.now(UTC))
     found = guard.state(arguments.root)
     if found is None:
         print("never held")

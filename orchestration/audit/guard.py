@@ -10,7 +10,7 @@ The state is `<root>/guard.json`; `<root>/guard.jsonl` holds every change of it.
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -18,11 +18,14 @@ from contracts.command_line import parse_time
 from contracts.errors import InputError
 from contracts.windows import TrainingWindow
 from orchestration import policy_store
-from orchestration.audit import auditor
-from orchestration.audit.auditor import Auditor, WindowAudit
+from orchestration.audit import window_audits
 from orchestration.audit.settings import GuardSettings
+from orchestration.audit.window_audits import WindowAudit
 from orchestration.places import Places, append_line, replace_file
 from predictor import policy as serving
+
+if TYPE_CHECKING:
+    from orchestration.audit.auditor import Auditor
 
 
 class GuardState(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +43,7 @@ class GuardState(msgspec.Struct, frozen=True, kw_only=True):
 class Guard:
     """Watches the windows below one root."""
 
-    def __init__(self, places: Places, audit: Auditor, settings: GuardSettings) -> None:
+    def __init__(self, places: Places, audit: "Auditor", settings: GuardSettings) -> None:
         self._places = places
         self._auditor = audit
         self._settings = settings
@@ -64,16 +67,18 @@ class Guard:
             else:
                 self._refuse_since(audit)
                 self._hold(audit, now)
-        return auditor.read(self._places.audit, window) or audit  # a rule may have accepted it
+        return window_audits.read(self._places.audit, window) or audit  # a rule may have accepted it
 
     def _refuse_since(self, audit: WindowAudit) -> None:
-        earlier = [one for one in auditor.read_all(self._places.audit) if one.window < audit.window and one.accepted]
+        earlier = [
+            one for one in window_audits.read_all(self._places.audit) if one.window < audit.window and one.accepted
+        ]
         for one in earlier[len(earlier) - audit.began :]:
             reason = f"what was noticed in {audit.window.folder} began here"
-            auditor.write(self._places.audit, msgspec.structs.replace(one, accepted=False, reason=reason))
+            window_audits.write(self._places.audit, msgspec.structs.replace(one, accepted=False, reason=reason))
 
     def _hold(self, audit: WindowAudit, now: datetime) -> None:
-        refused = [one.window for one in auditor.read_all(self._places.audit) if not one.accepted]
+        refused = [one.window for one in window_audits.read_all(self._places.audit) if not one.accepted]
         rolled_back_to = roll_back_before(self._places.policies, refused, audit.reason, now)
         before = state(self._places.root)
         if before is not None and before.held and rolled_back_to is None:
@@ -95,7 +100,7 @@ class Guard:
     def _consistent_windows(self) -> int:
         """How many of the newest windows in a row were refused for a consistent change."""
         count = 0
-        for one in reversed(auditor.read_all(self._places.audit)):
+        for one in reversed(window_audits.read_all(self._places.audit)):
             if one.accepted or one.examination != "consistent":
                 break
             count += 1
@@ -104,7 +109,7 @@ class Guard:
     def _accept_consistent(self, now: datetime) -> None:
         """Accepts the refused windows since the last accepted one, and releases the loop."""
         reason = f"consistent for {self._consistent_windows()} window(s) (--accept-consistent-after)"
-        for one in reversed(auditor.read_all(self._places.audit)):
+        for one in reversed(window_audits.read_all(self._places.audit)):
             if one.accepted:
                 break
             accept(self._places, one.window, reason, now)
@@ -129,27 +134,34 @@ def is_held(root: Path) -> bool:
     return found is not None and found.held
 
 
+def hold(places: Places, reason: str, now: datetime) -> GuardState:
+    """Holds the loop by hand: nothing is trained or promoted until it is released. Raises InputError when it is held."""
+    if is_held(places.root):
+        raise InputError(f"{places.root}: is held already")
+    return _change(places.root, GuardState(held=True, changed_at=now, verb="hold", reason=reason))
+
+
 def release(places: Places, reason: str, now: datetime) -> GuardState:
     """Ends a hold: training goes on without the refused windows. Raises InputError when nothing is held."""
     found = state(places.root)
     if found is None or not found.held:
         raise InputError(f"{places.root}: nothing is held")
-    for one in auditor.read_all(places.audit):
+    for one in window_audits.read_all(places.audit):
         if not (one.accepted or one.released):
-            auditor.write(places.audit, msgspec.structs.replace(one, released=True))
+            window_audits.write(places.audit, msgspec.structs.replace(one, released=True))
     return _change(places.root, GuardState(held=False, changed_at=now, verb="release", reason=reason))
 
 
 def accept(places: Places, window: TrainingWindow, reason: str, now: datetime) -> WindowAudit:
     """Counts a refused window as good. The loop stays held until it is released. Raises InputError without such a window."""
-    audit = auditor.read(places.audit, window)
+    audit = window_audits.read(places.audit, window)
     if audit is None or audit.accepted:
-        known = [one.window.folder for one in auditor.read_all(places.audit) if not one.accepted]
+        known = [one.window.folder for one in window_audits.read_all(places.audit) if not one.accepted]
         raise InputError(
             f"--accept: a refused window expected, got {window.folder}; refused are: {', '.join(known) or 'none'}"
         )
     accepted = msgspec.structs.replace(audit, accepted=True, reason=reason)
-    auditor.write(places.audit, accepted)
+    window_audits.write(places.audit, accepted)
     held = is_held(places.root)
     _change(places.root, GuardState(held=held, changed_at=now, verb="accept", reason=reason, window=window))
     return accepted
@@ -157,12 +169,12 @@ def accept(places: Places, window: TrainingWindow, reason: str, now: datetime) -
 
 def refused_windows(places: Places) -> list[datetime]:
     """The starts of the windows that may not be trained on."""
-    return [one.window.start for one in auditor.read_all(places.audit) if not one.accepted]
+    return [one.window.start for one in window_audits.read_all(places.audit) if not one.accepted]
 
 
 def find_window(places: Places, text: str) -> TrainingWindow:
     """The audited window that `text` names, by its folder or its start. Raises InputError."""
-    audits = auditor.read_all(places.audit)
+    audits = window_audits.read_all(places.audit)
     for one in audits:
         if text in (one.window.folder, one.window.folder.removeprefix("window=")):
             return one.window

@@ -87,3 +87,10 @@ def test_a_store_without_the_versions_that_decided(
     assert cli.main(["audit", "--root", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "has none of the" in line and "versions that decided" in line
+
+
+def test_the_loop_is_held_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["guard", "hold", "--root", str(tmp_path)]) == 2
+    assert "--reason: needed to hold" in capsys.readouterr().err
+    assert cli.main(["guard", "hold", "--root", str(tmp_path), "--reason", "a look"]) == 5
+    assert "a look" in capsys.readouterr().out

@@ -11,12 +11,13 @@ from contracts.errors import InputError
 from contracts.policies import TrainedWindow
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration import policy_store
-from orchestration.audit import auditor, guard
-from orchestration.audit.auditor import Auditor, WindowAudit
+from orchestration.audit import guard, window_audits
+from orchestration.audit.auditor import Auditor
 from orchestration.audit.evidence import Evidence
 from orchestration.audit.findings import Finding
 from orchestration.audit.guard import Guard
 from orchestration.audit.settings import GuardSettings
+from orchestration.audit.window_audits import WindowAudit
 from orchestration.places import Places
 from tests.linear_policies import write_policy
 
@@ -29,7 +30,7 @@ def window(number: int) -> TrainingWindow:
 
 
 def audited(
-    number: int, *, alarm: bool = False, began: int = 0, examination: auditor.Examination | None = None
+    number: int, *, alarm: bool = False, began: int = 0, examination: window_audits.Examination | None = None
 ) -> WindowAudit:
     finding = Finding(
         check="c", kind="break", alarm=True, statistic=9, threshold=1, fact="moved", meaning="a fault", began=began
@@ -54,13 +55,13 @@ def places(tmp_path: Path) -> Places:
         card = msgspec.structs.replace(card, trained_on=trained)
         (places.policies / f"v{number}" / policies.CARD_NAME).write_bytes(policies.encode_json(card))
         policy_store.roll_out(places.policies, f"v{number}", "better", START + timedelta(hours=number))
-        auditor.write(places.audit, audited(number))
+        window_audits.write(places.audit, audited(number))
     return places
 
 
 def watch(places: Places, audit: WindowAudit, after: int = 0) -> WindowAudit:
     """What the guard does when the auditor finds `audit`."""
-    auditor.write(places.audit, audit)
+    window_audits.write(places.audit, audit)
     kept = Auditor(None, places.policies, places.audit, SETTINGS)  # type: ignore[arg-type]  # nothing is read again
     return Guard(places, kept, GuardSettings(accept_consistent_after=after)).check(audit.window, audit.window.end)
 
@@ -119,7 +120,7 @@ def test_release_and_accept_are_written_down(places: Places) -> None:
 def test_a_window_that_the_loop_was_released_after_does_not_hold_again(places: Places) -> None:
     watch(places, audited(3, alarm=True))
     guard.release(places, "the feed is repaired", START)
-    kept = auditor.read(places.audit, window(3))
+    kept = window_audits.read(places.audit, window(3))
     assert kept is not None and kept.released and not kept.accepted
     watch(places, kept)
     assert not guard.is_held(places.root) and guard.refused_windows(places) == [window(3).start]
@@ -150,3 +151,13 @@ def test_a_torn_state_is_named(places: Places) -> None:
     (places.root / "guard.json").write_text("{")
     with pytest.raises(InputError, match=r"guard\.json: "):
         guard.state(places.root)
+
+
+def test_a_person_holds_the_loop_once_and_releases_it(places: Places) -> None:
+    held = guard.hold(places, "the catalogue is being replaced", START)
+    assert (held.held, held.window, guard.is_held(places.root)) == (True, None, True)
+    with pytest.raises(InputError, match="is held already"):
+        guard.hold(places, "again", START)
+    assert policy_store.champion(places.policies).version == "v2"  # it serves on
+    assert not guard.release(places, "done", START).held
+    assert guard.refused_windows(places) == []
