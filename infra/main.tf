@@ -1,5 +1,4 @@
-# What the jobs, the predictor and the trainer need on Google Cloud. The jobs and endpoints themselves are made by
-# `gcloud dataflow flex-template run` and by the pipelines.
+# Events, tables, files and images of one environment. The pipelines make the endpoint and the models.
 
 locals {
   tables = {
@@ -16,8 +15,17 @@ resource "google_project_service" "needed" {
     "artifactregistry.googleapis.com",
     "bigquery.googleapis.com",
     "bigquerystorage.googleapis.com",
+    "cloudbuild.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
+    "cloudscheduler.googleapis.com",
+    "compute.googleapis.com",
     "dataflow.googleapis.com",
+    "eventarc.googleapis.com",
+    "iam.googleapis.com",
+    "logging.googleapis.com",
+    "monitoring.googleapis.com",
     "pubsub.googleapis.com",
+    "run.googleapis.com",
     "storage.googleapis.com",
   ])
   service            = each.value
@@ -47,6 +55,18 @@ resource "google_pubsub_subscription" "ingest" {
 resource "google_pubsub_topic" "dead_letters" {
   name       = "${var.name}-dead-letters"
   depends_on = [google_project_service.needed]
+}
+
+# Keeps what was published there: the table has it too, but a person who mends a sender wants the messages.
+resource "google_pubsub_subscription" "dead_letters" {
+  name                       = "${var.name}-dead-letters"
+  topic                      = google_pubsub_topic.dead_letters.id
+  ack_deadline_seconds       = 60
+  message_retention_duration = "604800s"
+
+  expiration_policy {
+    ttl = ""
+  }
 }
 
 resource "google_bigquery_dataset" "events" {
@@ -81,7 +101,7 @@ resource "google_storage_bucket" "artifacts" {
   lifecycle_rule {
     condition {
       age            = var.temp_retention_days
-      matches_prefix = ["temp/"]
+      matches_prefix = ["build/", "temp/"]
     }
     action {
       type = "Delete"

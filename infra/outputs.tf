@@ -18,6 +18,16 @@ output "warehouse" {
   value       = "bigquery:${var.project}.${google_bigquery_dataset.events.dataset_id}"
 }
 
+output "dead_letter_subscription" {
+  description = "Where a person pulls published dead letters, for seven days."
+  value       = google_pubsub_subscription.dead_letters.id
+}
+
+output "streaming_job" {
+  description = "Id of the running ingest_events."
+  value       = google_dataflow_flex_template_job.ingest_events.job_id
+}
+
 output "bucket" {
   description = "Windows, policies, templates and temporary files."
   value       = "gs://${google_storage_bucket.artifacts.name}"
@@ -25,7 +35,7 @@ output "bucket" {
 
 output "images" {
   description = "Where images are pushed to."
-  value       = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.repository_id}"
+  value       = local.images
 }
 
 output "service_accounts" {

@@ -36,3 +36,84 @@ variable "temp_retention_days" {
   type        = number
   default     = 7
 }
+
+variable "image_tag" {
+  description = "Tag of the images: the commit that they are built from. The configuration's image_tag is the same."
+  type        = string
+
+  validation {
+    condition     = !contains(["latest", "stable"], var.image_tag)
+    error_message = "image_tag must be a tag that never moves, such as the commit."
+  }
+}
+
+variable "base_images" {
+  description = "The images that ours are built on, each with its digest (name:tag@sha256:…), so that a build can be repeated."
+  type = object({
+    beam     = string # apache/beam_python3.11_sdk
+    launcher = string # gcr.io/dataflow-templates-base/python311-template-launcher-base
+    python   = string # python:3.11-slim
+  })
+
+  validation {
+    condition     = alltrue([for image in values(var.base_images) : can(regex("@sha256:[0-9a-f]{64}$", image))])
+    error_message = "base_images must each end with @sha256: and 64 hexadecimal digits."
+  }
+}
+
+variable "configuration" {
+  description = "The configuration of the pipelines: dev or prod, or a file that is in the image."
+  type        = string
+}
+
+variable "subnetwork_range" {
+  description = "Addresses of the subnetwork in which Dataflow's workers run."
+  type        = string
+  default     = "10.128.0.0/20"
+}
+
+variable "makes_project_grants" {
+  description = "Whether this environment makes the grants that belong to the project. True in one environment of a project."
+  type        = bool
+  default     = true
+}
+
+variable "ingest_machine_type" {
+  description = "Machine type of the streaming job's workers."
+  type        = string
+  default     = "n2-standard-2"
+}
+
+variable "ingest_max_workers" {
+  description = "Most workers of the streaming job."
+  type        = number
+  default     = 5
+
+  validation {
+    condition     = var.ingest_max_workers >= 1
+    error_message = "ingest_max_workers must be 1 or more."
+  }
+}
+
+variable "observation_dim" {
+  description = "Length of an observation; a decision with another becomes a dead letter. Null: any."
+  type        = number
+  default     = null
+}
+
+variable "num_actions" {
+  description = "Actions of the catalogue; a decision for another becomes a dead letter. Null: any."
+  type        = number
+  default     = null
+}
+
+variable "traffic_rate" {
+  description = "Simulated viewers per second; 0: none."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.traffic_rate >= 0
+    error_message = "traffic_rate must be 0 or more."
+  }
+}

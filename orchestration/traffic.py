@@ -4,14 +4,7 @@
     python -m orchestration.traffic --config prod --project PROJECT --rate 50 --seconds 3600 --start 2026-01-01T00:00:00Z
 
 With `--config` it asks the Vertex AI endpoint through the SDK and publishes rewards to the events topic, as an application
-does. As a Cloud Run job with a schedule (the image `orchestration` includes this program):
-
-    gcloud run jobs create traffic --image=IMAGE --region=REGION --command=python --task-timeout=3900s \\
-        --service-account=bandit-traffic@PROJECT.iam.gserviceaccount.com --memory=2Gi \\
-        --args=-m,orchestration.traffic,--config=prod,--project=PROJECT,--rate=50,--seconds=3600,--start=2026-01-01T00:00:00Z
-    gcloud scheduler jobs create http traffic --location=REGION --schedule="0 * * * *" --http-method=POST \\
-        --uri=https://run.googleapis.com/v2/projects/PROJECT/locations/REGION/jobs/traffic:run \\
-        --oauth-service-account-email=ACCOUNT
+does. `infra/services.tf` runs it as a Cloud Run job every hour, if the variable `traffic_rate` is above 0.
 
 The viewers, their arrival times and their tastes depend only on the seed and on the time since `--start`. A job that runs
 every hour therefore continues where the last one ended. The policies decide which movies the viewers see.

@@ -87,6 +87,11 @@ class Cloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return f"projects/{self.project}/topics/{self.name}-events"
 
     @property
+    def subnetwork(self) -> str:
+        """Where Dataflow's workers run, without public addresses."""
+        return f"regions/{self.location}/subnetworks/{self.name}"
+
+    @property
     def template_folder(self) -> str:
         """Where the flex templates' container specs are."""
         return f"{self.root_uri}/templates"

@@ -156,6 +156,8 @@ class Environment:
             service_account_email=self.cloud.account("dataflow"),
             sdk_container_image=self.cloud.image(template),  # launcher and worker share one image
             temp_location=f"{self.cloud.root_uri}/temp",
+            subnetwork=self.cloud.subnetwork,
+            ip_configuration="WORKER_IP_PRIVATE",
         )
         if after is not None:
             launched.after(after)

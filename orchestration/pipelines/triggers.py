@@ -1,19 +1,11 @@
 """What starts a retraining on Google Cloud: a schedule, a new training window, or a person. Each window starts one.
 
-The function below takes Eventarc's event of a new object in the bucket. If the object is the manifest of a window, the
+`infra/services.tf` deploys the function below. It takes Eventarc's event of a new object in the bucket. If the object is the manifest of a window, the
 function submits a retraining under a job id made from the window, so a repeated event starts nothing. While a pipeline is
 under way it submits nothing: a retraining takes every window that the champion has not seen, and a pipeline that exports
-a window writes a manifest too. The image `orchestration` holds the function:
+a window writes a manifest too. The image `orchestration` holds the function, and the account `trigger` runs it.
 
-    gcloud run deploy retrain --image=IMAGE --region=REGION --no-allow-unauthenticated --command=functions-framework \\
-        --args=--source=/app/orchestration/pipelines/triggers.py,--target=retrain_on_manifest,--signature-type=cloudevent \\
-        --service-account=bandit-trigger@PROJECT.iam.gserviceaccount.com --memory=2Gi --timeout=600 \\
-        --set-env-vars=RECOMMENDER_CONFIG=prod,RECOMMENDER_PROJECT=PROJECT
-    gcloud eventarc triggers create retrain --location=REGION --destination-run-service=retrain \\
-        --event-filters=type=google.cloud.storage.object.v1.finalized --event-filters=bucket=PROJECT-bandit \\
-        --service-account=bandit-trigger@PROJECT.iam.gserviceaccount.com
-
-That account also needs roles/run.invoker on the service; the service agent of Cloud Storage needs roles/pubsub.publisher. On this machine the function runs with `functions-framework --source
+On this machine the function runs with `functions-framework --source
 orchestration/pipelines/triggers.py --target retrain_on_manifest --signature-type cloudevent`.
 """
 

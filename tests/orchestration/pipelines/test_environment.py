@@ -60,6 +60,9 @@ def test_the_services_take_what_the_launchers_are_given(pipeline):
     assert [one.container_spec_gcs_path for one in launched] == [
         f"gs://films-bandit/templates/{job}.json" for job in jobs
     ]
+    assert {(one.environment.subnetwork, one.environment.ip_configuration.name) for one in launched} <= {
+        ("regions/europe-west1/subnetworks/bandit", "WORKER_IP_PRIVATE")
+    }
     assert [one.environment.sdk_container_image for one in launched] == [f"{images}/{job}:stable" for job in jobs]
     assert {one.environment.service_account_email for one in launched} == {
         "bandit-dataflow@films.iam.gserviceaccount.com"
