@@ -159,6 +159,22 @@ class Champion(msgspec.Struct, frozen=True, kw_only=True):
 Verdict = Literal["better", "worse", "undecided"]
 
 
+def live_version(base: str, sequence: int) -> str:
+    """The name of the live version with this sequence number over the policy `base`: `<base>+<sequence>`."""
+    return f"{base}+{sequence}"
+
+
+def split_version(version: str) -> tuple[str, int | None]:
+    """The base and the sequence number of a live version; the version itself and None for any other."""
+    base, plus, sequence = version.rpartition("+")
+    return (base, int(sequence)) if plus and base and sequence.isdecimal() else (version, None)
+
+
+def base_of(version: str) -> str:
+    """The version by which decisions are counted: a live version's base, any other version itself."""
+    return split_version(version)[0]
+
+
 def decode_card(data: bytes, where: str) -> PolicyCard:
     """The card in `data`. Raises InputError that names `where` and the fact."""
     return documents.decode(data, PolicyCard, "policy", where, SCHEMA_VERSION)

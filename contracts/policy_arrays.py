@@ -9,6 +9,7 @@ Without layers and bias these are LinUCB's (Li et al. 2010, "A contextual-bandit
 recommendation", algorithm 1).
 """
 
+import copy
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,16 @@ from contracts.errors import InputError
 from contracts.policies import LINEAR_NAME, NETWORK_NAME, PolicyCard
 
 _BLOCK_ROWS = 8
+
+
+class ArmChanges(NamedTuple):
+    """New coefficients of some arms over the same layers. An arm may be in `arms`, in `covariance_arms`, or in both."""
+
+    arms: np.ndarray  # [n] int32, ascending
+    theta: np.ndarray  # [n, E] float32
+    num_samples: np.ndarray  # [n] float32
+    covariance_arms: np.ndarray  # [m] int32, ascending
+    covariance: np.ndarray  # [m, E (E + 1) / 2] float32: the upper triangles, row by row
 
 
 class PolicyArrays(NamedTuple):
@@ -41,6 +52,16 @@ class PolicyArrays(NamedTuple):
     def with_posterior(self, theta: np.ndarray, covariance: np.ndarray) -> "PolicyArrays":
         """The same layers under a linear model of their output: theta [K, E], covariance [K, E, E]."""
         return self._replace(theta=_float32(theta), covariance=_float32(covariance))
+
+    def changed(self, changes: ArmChanges) -> "PolicyArrays":
+        """A copy with the changes; the policy must estimate its uncertainty."""
+        assert self.covariance is not None
+        theta, num_samples, covariance = self.theta.copy(), self.num_samples.copy(), self.covariance.copy()
+        theta[changes.arms], num_samples[changes.arms] = changes.theta, changes.num_samples
+        left, right = np.triu_indices(theta.shape[1])
+        covariance[changes.covariance_arms[:, None], left, right] = changes.covariance
+        covariance[changes.covariance_arms[:, None], right, left] = changes.covariance
+        return self._replace(theta=theta, num_samples=num_samples, covariance=covariance)
 
 
 class Scorer:
@@ -65,6 +86,27 @@ class Scorer:
             weights[:, left == right] /= 2
             self._variances = np.ascontiguousarray(weights.T)
 
+    def changed(self, changes: ArmChanges) -> "Scorer":
+        """The scorer of the changed arrays, bit for bit. It copies what scoring reads, so this one stays as it is."""
+        assert self._variances is not None
+        scorer = copy.copy(self)
+        scorer._means, scorer._variances = self._means.copy(), self._variances.copy()
+        scorer._means[:, changes.arms] = changes.theta.T
+        weights = changes.covariance.astype(np.float64) * np.where(self._left == self._right, 1.0, 2.0)
+        scorer._variances[:, changes.covariance_arms] = weights.T
+        return scorer
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """K and E."""
+        width, num_actions = self._means.shape
+        return num_actions, width
+
+    @property
+    def estimates_uncertainty(self) -> bool:
+        """Whether `scores` returns standard deviations that are not 0."""
+        return self._variances is not None
+
     def scores(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[B, D] -> mean and std, [B, K] float64 each; std is 0 where the policy does not estimate its uncertainty."""
         encoded = self._encoded(observations)
@@ -75,6 +117,10 @@ class Scorer:
         variance = np.matmul(products, self._variances)
         np.sqrt(np.maximum(variance, 0.0, out=variance), out=variance)  # rounding may give a number just below 0
         return mean, self._rows(variance, len(observations))
+
+    def __call__(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`scores`."""
+        return self.scores(observations)
 
     def means(self, observations: np.ndarray) -> np.ndarray:
         """[B, D] -> the mean alone, [B, K] float64, as in `scores`."""

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+from contracts import policies
 from contracts.errors import InputError
 from contracts.policies import (
     Champion,
@@ -77,3 +78,11 @@ def test_a_version_on_probation_has_an_anchor_and_no_other_version_has_one():
         assert old in data
         with pytest.raises(InputError, match=r"champion\.json: not a champion pointer: .*(anchor|0\.5)"):
             decode_champion(data.replace(old, new), "champion.json")
+
+
+def test_a_live_version_names_its_base():
+    name = policies.live_version("lin_ucb-20261122T130508.123456Z-abcdef12", 7)
+    assert policies.split_version(name) == ("lin_ucb-20261122T130508.123456Z-abcdef12", 7)
+    assert policies.base_of(name) == policies.base_of("lin_ucb-20261122T130508.123456Z-abcdef12")
+    for other in ("uniform", "v1+", "+3", "v1+x"):
+        assert policies.split_version(other) == (other, None)

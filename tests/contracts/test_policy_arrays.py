@@ -138,3 +138,30 @@ def test_arrays_of_another_policy_are_refused(other, message, tmp_path):
 def test_a_folder_without_arrays_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"linear.npz: is missing$"):
         policy_arrays.read(tmp_path, card())
+
+
+def test_a_changed_scorer_scores_as_the_changed_arrays_bit_for_bit():
+    random = np.random.default_rng(3)
+
+    def covariances(count):
+        half = random.normal(size=(count, 4, 4)).astype(np.float32)
+        return (half @ half.transpose(0, 2, 1) + np.eye(4, dtype=np.float32)).astype(np.float32)
+
+    base = PolicyArrays.linear(random.normal(size=(9, 4)), covariances(9), np.ones(9, np.float32))
+    changes = policy_arrays.ArmChanges(
+        np.array([1, 4], np.int32),
+        random.normal(size=(2, 4)).astype(np.float32),
+        np.array([5, 6], np.float32),
+        np.array([4, 8], np.int32),
+        covariances(2)[:, *np.triu_indices(4)],
+    )
+    observations = random.normal(size=(17, 4))
+    scorer = Scorer(base)
+    before = scorer(observations)
+    changed = base.changed(changes)
+    for found, wanted in zip(scorer.changed(changes)(observations), Scorer(changed)(observations), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    for found, wanted in zip(scorer(observations), before, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert (changed.num_samples == [1, 5, 1, 1, 6, 1, 1, 1, 1]).all()
+    assert (scorer.shape, scorer.estimates_uncertainty) == ((9, 4), True)
