@@ -17,7 +17,7 @@ PROGRAMS = [
         for name in ("cli", "emulators.__main__", "emulators.ingest", "loop.simulator", "traffic")
     ),
     *(f"predictor.{name}" for name in ("app", "publisher")),
-    *(f"trainer.{name}" for name in ("task", "tune", "validation")),
+    *(f"trainer.{name}" for name in ("live", "task", "tune", "validation")),
     *(f"bench.{name}" for name in ("__main__", "ingest", "learning", "reference_predictor")),
 ]
 

@@ -123,8 +123,8 @@ def shared(statistics: SufficientStatistics, tikhonov: float, arm_features: np.n
       tikhonov: ridge on m.
       arm_features: [K, F].
     """
-    mean, covariance = _shared_coefficients(statistics.a, statistics.b, tikhonov, arm_features)
-    return Posterior(arm_features @ mean.T, _of_each_arm(covariance, arm_features, statistics.observation_dim))
+    mean, covariance = shared_coefficients(crossed(statistics.a, arm_features), statistics.b.T @ arm_features, tikhonov)
+    return Posterior(arm_features @ mean.T, of_each_arm(covariance, arm_features, statistics.observation_dim))
 
 
 def hybrid(
@@ -134,7 +134,7 @@ def hybrid(
 
     An action without evidence is predicted from its features; with evidence its own term takes over. Li et al. 2010,
     algorithm 2, solved in blocks: with G_k = (A_k + arm_tikhonov I)^-1, integrating beta_k out leaves for M a
-    regression with arm_tikhonov G_k A_k and arm_tikhonov G_k b_k in the places of A_k and b_k; then
+    regression with arm_tikhonov G_k A_k and arm_tikhonov G_k b_k in the places of A_k and b_k (`own_terms`); then
 
         theta_k = G_k b_k + arm_tikhonov G_k M f_k
         covariance_k = G_k + arm_tikhonov^2 G_k Cov(M f_k) G_k
@@ -145,35 +145,53 @@ def hybrid(
       arm_tikhonov: ridge on every beta_k; infinity would be `shared`.
       arm_features: [K, F].
     """
-    dim = statistics.observation_dim
-    own = np.linalg.inv(statistics.a + arm_tikhonov * np.eye(dim))
-    own_theta = np.einsum("kde,ke->kd", own, statistics.b)
-    mean, covariance = _shared_coefficients(
-        _symmetric(arm_tikhonov * (own @ statistics.a)), arm_tikhonov * own_theta, tikhonov, arm_features
-    )
-    prior = _of_each_arm(covariance, arm_features, dim)
-    return Posterior(
-        own_theta + arm_tikhonov * np.einsum("kde,ke->kd", own, arm_features @ mean.T),
-        _symmetric(own + arm_tikhonov**2 * (own @ prior @ own)),
-    )
+    own = own_terms(statistics.a, statistics.b, arm_tikhonov)
+    mean, covariance = shared_coefficients(crossed(own.a, arm_features), own.b.T @ arm_features, tikhonov)
+    prior = of_each_arm(covariance, arm_features, statistics.observation_dim)
+    return Posterior(own.theta(arm_features @ mean.T), own.covariance(prior))
 
 
-def _shared_coefficients(
-    a: np.ndarray, b: np.ndarray, tikhonov: float, arm_features: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """M [D, F], and the covariance of M flattened [D F, D F]."""
-    num_actions, dim = b.shape
+@dataclass(frozen=True)
+class OwnTerms:
+    """The arms' own terms of `hybrid`, and what their evidence leaves for the shared coefficients."""
+
+    arm_tikhonov: float
+    inverse: np.ndarray  # [K, D, D]: G_k
+    own: np.ndarray  # [K, D]: G_k b_k
+    a: np.ndarray  # [K, D, D]: arm_tikhonov G_k A_k
+    b: np.ndarray  # [K, D]: arm_tikhonov G_k b_k
+
+    def theta(self, prior: np.ndarray) -> np.ndarray:
+        """[K, D], from the shared M f_k [K, D]."""
+        return self.own + self.arm_tikhonov * np.einsum("kde,ke->kd", self.inverse, prior)
+
+    def covariance(self, prior: np.ndarray) -> np.ndarray:
+        """[K, D, D], from the covariance of the shared M f_k [K, D, D]."""
+        return _symmetric(self.inverse + self.arm_tikhonov**2 * (self.inverse @ prior @ self.inverse))
+
+
+def own_terms(a: np.ndarray, b: np.ndarray, arm_tikhonov: float) -> OwnTerms:
+    """The own terms of arms with statistics a [K, D, D] and b [K, D]; each arm's depend on its statistics alone."""
+    inverse = np.linalg.inv(a + arm_tikhonov * np.eye(b.shape[1]))
+    own = np.einsum("kde,ke->kd", inverse, b)
+    return OwnTerms(arm_tikhonov, inverse, own, _symmetric(arm_tikhonov * (inverse @ a)), arm_tikhonov * own)
+
+
+def crossed(a: np.ndarray, arm_features: np.ndarray) -> np.ndarray:
+    """sum_k A_k (x) f_k f_k^T [D F, D F], from a [K, D, D] and arm features [K, F]: one matrix product for any K."""
+    num_actions, dim = a.shape[:2]
     size = arm_features.shape[1]
-    products = _products(arm_features)
-    # [D^2, F^2] -> [D, F, D, F]: one matrix product whatever the number of actions.
-    crossed = (a.reshape(num_actions, -1).T @ products).reshape(dim, dim, size, size).transpose(0, 2, 1, 3)
-    precision = crossed.reshape(dim * size, dim * size) + tikhonov * np.eye(dim * size)
-    covariance = np.linalg.inv(precision)
-    mean = covariance @ (b.T @ arm_features).ravel()
-    return mean.reshape(dim, size), covariance
+    products = (a.reshape(num_actions, -1).T @ _products(arm_features)).reshape(dim, dim, size, size)
+    return products.transpose(0, 2, 1, 3).reshape(dim * size, dim * size)
 
 
-def _of_each_arm(covariance: np.ndarray, arm_features: np.ndarray, dim: int) -> np.ndarray:
+def shared_coefficients(products: np.ndarray, moment: np.ndarray, tikhonov: float) -> tuple[np.ndarray, np.ndarray]:
+    """M [D, F], and the covariance of M flattened [D F, D F]; `products` as `crossed` gives them, moment [D, F]."""
+    covariance = np.linalg.inv(products + tikhonov * np.eye(len(products)))
+    return (covariance @ moment.ravel()).reshape(moment.shape), covariance
+
+
+def of_each_arm(covariance: np.ndarray, arm_features: np.ndarray, dim: int) -> np.ndarray:
     """[K, D, D]: the covariance of M f_k, from that of M."""
     size = arm_features.shape[1]
     blocks = covariance.reshape(dim, size, dim, size).transpose(0, 2, 1, 3).reshape(dim * dim, size * size)
