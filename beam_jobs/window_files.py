@@ -23,6 +23,7 @@ from beam_jobs.files import publish
 from beam_jobs.reward_join import JoinedBucket, holdback_ids, in_holdback, observations
 from contracts.errors import OperationError
 from contracts.offers import Offers
+from contracts.policies import base_of
 from contracts.windows import (
     MANIFEST_NAME,
     Manifest,
@@ -126,7 +127,7 @@ class WriteBucketFn(beam.DoFn):
                 for suffix, part in self._parts(rows.filter(pa.array(chosen)))
             ],
             counts=bucket.counts,
-            policy_versions=dict(Counter(rows.column("policy_version").to_pylist())),
+            policy_versions=dict(Counter(map(base_of, rows.column("policy_version").to_pylist()))),
         )
 
     def _parts(self, rows: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:

@@ -141,7 +141,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     observation_dim: Annotated[int, Meta(ge=0)]  # 0 only when there are no records
     files: list[WindowFile]
     counts: WindowCounts
-    policy_versions: dict[str, Count]
+    policy_versions: dict[str, Count]  # decisions by version; a live version counts as its base
 
     @property
     def settings(self) -> WindowSettings:

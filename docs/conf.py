@@ -43,6 +43,7 @@ MENU = {
         "docs/other-data",
         "docs/serving",
         "docs/guard",
+        "docs/live",
         "docs/emulators",
         "docs/pipelines",
         "infra/README",

@@ -1,6 +1,6 @@
 """Where the embedded backend keeps its files: all below one folder, the root.
 
-events/, warehouse/, windows/, policies/, catalogue.json, audit/ (what the audit of each window found), and runs/ (what
+events/, warehouse/, windows/, policies/, live/ (provisional sums and live versions), catalogue.json, audit/ (what the audit of each window found), and runs/ (what
 each run of a pipeline did)
 
 Files are replaced whole, or grow by whole lines, so that a process that is killed leaves nothing half-written.
@@ -19,6 +19,7 @@ class Places:
         self.warehouse = root / "warehouse"
         self.windows = root / "windows"
         self.policies = root / "policies"
+        self.live = root / "live"
         self.runs = root / "runs"
         self.catalogue = root / "catalogue.json"
         self.audit = root / "audit"

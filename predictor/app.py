@@ -7,6 +7,8 @@
 a logged decision. `"parameters": {"slate_size": 3}` asks for a slate. `POST /rewards` takes the rewards of decisions.
 `GET /health` answers 503 until a policy serves. Prometheus reads `/metrics`; `/docs` documents the requests.
 
+With `--live` the live versions of the policy, which learn from windows that are still open, decide in its place.
+
 With `--topic` a separate process publishes the events to Pub/Sub. During an outage of Pub/Sub they wait on the disk.
 
 On Vertex AI the port, the routes and the policy come from `AIP_HTTP_PORT`, `AIP_HEALTH_ROUTE`, `AIP_PREDICT_ROUTE` and
@@ -33,10 +35,11 @@ from fastapi_offline import FastAPIOffline
 
 from contracts.command_line import run_main
 from contracts.errors import InputError
-from predictor import connections, openapi
+from predictor import connections, openapi, storage
 from predictor.batcher import Batcher
 from predictor.follower import PolicyFollower
 from predictor.guard import Guard, JsonFormatter, Rules
+from predictor.live import LiveVersions
 from predictor.logs import Logs
 from predictor.metrics import Metrics
 from predictor.routes import DOCS_ROUTES, METRICS_ROUTE, REWARDS_ROUTE, Routes, State
@@ -147,7 +150,8 @@ def serve(settings: Settings) -> None:
       InputError: the policy does not load, the port is taken, or the events folder cannot be written to.
       OperationError: the policy store cannot be reached, or the disk fails.
     """
-    follower = PolicyFollower(settings.policy, settings.baseline)
+    live = LiveVersions(storage.place(settings.live), settings.live_serving) if settings.live else None
+    follower = PolicyFollower(settings.policy, settings.baseline, live)
     listeners = [listen(settings.host, settings.port)]
     settings = msgspec.structs.replace(settings, port=listeners[0].getsockname()[1])
     if settings.operations_port is not None:

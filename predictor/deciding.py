@@ -191,12 +191,14 @@ def _choose_or_fall_back(
     line_up: LineUp,
     decided: Decided,
 ) -> tuple[str, list[int], list[float]]:
-    """The version that chose, its actions, and their propensities."""
-    try:
-        return policy.card.version, *choose(policy, observations, candidates, decision_ids)
-    except Exception as error:  # noqa: BLE001 - the baseline answers, whatever fails
-        _log.exception("policy %s failed; the baseline decides instead", policy.card.version)
-        decided.failures.append(f"{policy.card.version}: {error}")
+    """The version that chose, its actions, and their propensities. A live version falls back to its base first."""
+    attempts = ((policy, "base"), (line_up.serving, "baseline")) if policy is line_up.live else ((policy, "baseline"),)
+    for attempt, instead in attempts:
+        try:
+            return attempt.card.version, *choose(attempt, observations, candidates, decision_ids)
+        except Exception as error:  # noqa: BLE001 - the base or the baseline answers, whatever fails
+            _log.exception("policy %s failed; the %s decides instead", attempt.card.version, instead)
+            decided.failures.append(f"{attempt.card.version}: {error}")
     baseline = line_up.baseline
     return baseline.card.version, *choose(baseline, observations, candidates, decision_ids)
 

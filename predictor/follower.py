@@ -4,6 +4,7 @@ A swap replaces `PolicyFollower.line_up` as a whole. A request reads it once, so
 """
 
 import asyncio
+import dataclasses
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from predictor import policy as policy_files
 from predictor import storage
 from predictor.deciding import choose
 from predictor.line_up import LineUp, check_alike
+from predictor.live import LiveVersions
 from predictor.policy import Policy
 
 _log = logging.getLogger(__name__)
@@ -32,14 +34,17 @@ class PolicyFollower:
     followed. If a store's champion does not load at the start, the version before it serves, or else the baseline. If a
     later one does not load, the current line-up goes on serving. If only one of a version on probation and its anchor
     loads, that one takes all decisions. `load_error` holds the reason until a load succeeds.
+
+    With `live`, the newest live version of the policy that serves decides in its place, see `predictor.live`.
     """
 
-    def __init__(self, source: Path | str, baseline: Path | None = None) -> None:
+    def __init__(self, source: Path | str, baseline: Path | None = None, live: LiveVersions | None = None) -> None:
         """Looks at `source`; loads nothing yet.
 
         Args:
           source: a folder, or `gs://bucket/folder`.
           baseline: the folder of the declared safe policy; None for uniform over the arms on offer.
+          live: the live versions to follow, if any.
 
         Raises:
           InputError: `source` is neither a policy nor a policy store.
@@ -51,6 +56,7 @@ class PolicyFollower:
         self.load_error: str | None = None
         self._place = storage.place(source)
         self._baseline_folder = baseline
+        self.live = live
         self._loaded: policies.Champion | None = None
         self._followed = not self._place.has(policies.CARD_NAME)
         if self._followed and not self._place.has(policies.CHAMPION_NAME):
@@ -76,8 +82,22 @@ class PolicyFollower:
         """Loads what the pointer names and swaps to it, unless it serves already.
 
         Each new policy makes one trial decision first. Raises InputError or OperationError if one does not load; the
-        current line-up then goes on serving, or that of a version on probation and its anchor which loads.
+        current line-up then goes on serving, or that of a version on probation and its anchor which loads. Live versions
+        are followed in either case.
         """
+        try:
+            self._refresh_policies()
+        finally:
+            self._refresh_live()
+
+    def _refresh_live(self) -> None:
+        if self.live is not None and (line_up := self.line_up) is not None:
+            live = self.live.refresh(line_up.serving)
+            if live is not line_up.live:
+                share = self.live.base_share if live is not None else 0.0
+                self.line_up = dataclasses.replace(line_up, live=live, base_share=share)
+
+    def _refresh_policies(self) -> None:
         if not self._followed:
             if self.line_up is None:
                 champion = _load(self._place.folder())
@@ -86,7 +106,11 @@ class PolicyFollower:
         pointer = self._read_pointer()
         if pointer != self._loaded:
             line_up, missing = self._assemble(pointer)
-            if self.line_up is None or missing is None or line_up.deciding != self.line_up.deciding:
+            if (
+                self.line_up is None
+                or missing is None
+                or line_up.deciding != dataclasses.replace(self.line_up, live=None).deciding
+            ):
                 self._swap(line_up)
             if missing is not None:
                 raise missing
@@ -96,7 +120,7 @@ class PolicyFollower:
     async def follow(self, poll_seconds: float) -> None:
         """Refreshes every `poll_seconds` until cancelled. A failure is logged and shown in `load_error`, and tried again."""
         wait = poll_seconds = max(poll_seconds, self._place.poll_seconds)
-        while self._followed:
+        while self._followed or self.live is not None:
             await asyncio.sleep(wait)
             wait = poll_seconds
             try:

@@ -21,6 +21,10 @@ class LineUp:
     shadow: Policy | None = None  # scored and logged, never served
     anchor: Policy | None = None  # takes `anchor_share` of the decisions while `serving` is on probation
     anchor_share: float = 0.0
+    live: Policy | None = None  # what decides in the place of `serving`, its base
+    base_share: float = (
+        0.0  # of the decisions, which the base keeps while a live version serves and no other is beside it
+    )
 
     def __iter__(self) -> Iterator[Policy]:
         """The policies that were loaded from the store: serving, candidate, shadow and anchor, as far as there are."""
@@ -34,18 +38,21 @@ class LineUp:
             return "candidate", self.candidate, self.candidate_share
         if self.anchor is not None:
             return "anchor", self.anchor, self.anchor_share
+        if self.live is not None:
+            return "base", self.serving, self.base_share
         return None
 
     @property
     def deciding(self) -> dict[str, tuple[str, float]]:
-        """The policies that decide: role -> version and share of the decisions."""
+        """The policies that decide: role -> version and share of the decisions. A live version counts as its base."""
+        main = "serving" if self.live is None else "live"
         if self.beside is None:
-            return {"serving": (self.serving.card.version, 1.0)}
+            return {main: (self.serving.card.version, 1.0)}
         role, policy, share = self.beside
-        return {"serving": (self.serving.card.version, 1 - share), role: (policy.card.version, share)}
+        return {main: (self.serving.card.version, 1 - share), role: (policy.card.version, share)}
 
     def takes(self, decision_ids: Sequence[str]) -> np.ndarray:
-        """Whether the candidate, or the anchor, makes each decision: [B] bool.
+        """Whether the candidate, the anchor, or the base of a live version makes each decision: [B] bool.
 
         Depends only on the ids (for a slate, the id of its first place), the role and the share, so it can be computed
         again from the log.
@@ -57,11 +64,12 @@ class LineUp:
 
     def shares(self, decision_ids: Sequence[str]) -> list[tuple[Policy, list[int]]]:
         """Each policy that makes decisions, and the rows of `decision_ids` that it makes. No row appears twice."""
+        main = self.live or self.serving
         if self.beside is None:
-            return [(self.serving, list(range(len(decision_ids))))]
+            return [(main, list(range(len(decision_ids))))]
         taken = self.takes(decision_ids)
         rows = (np.flatnonzero(taken == beside).tolist() for beside in (False, True))
-        return [share for share in zip((self.serving, self.beside[1]), rows, strict=True) if share[1]]
+        return [share for share in zip((main, self.beside[1]), rows, strict=True) if share[1]]
 
 
 def takes(role: str, share: float, decision_ids: Sequence[str]) -> np.ndarray:

@@ -1,22 +1,25 @@
 """The server's counters, and their text form for Prometheus.
 
 Counting costs a few additions per request; names, labels and text are made when Prometheus asks. Counters by version
-and arm are kept for the latest versions only, so frequent retraining does not grow them.
+and arm are kept for the latest versions only, so frequent retraining does not grow them; a live version counts as its
+base.
 """
 
 from bisect import bisect_left
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from contracts.policies import base_of
 from contracts.records import Decision
 from predictor.event_log import Counters
 from predictor.line_up import LineUp
+from predictor.live import LiveStatus
 from predictor.publisher import Status
 
 LATENCY_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -62,7 +65,7 @@ class Metrics:
 
     def decided(self, decisions: Sequence[Decision]) -> None:
         """Counts served decisions."""
-        for version, of_version in groupby(decisions, attrgetter("policy_version")):
+        for version, of_version in groupby(decisions, lambda decision: base_of(decision.policy_version)):
             arms = self.arms.get(version)
             if arms is None:
                 arms = self.arms[version] = Counter()
@@ -81,6 +84,7 @@ def render(
     degraded: bool,
     published: Status | None,
     line_up: LineUp | None = None,
+    live: LiveStatus | None = None,
 ) -> bytes:
     """The metrics in Prometheus' text format.
 
@@ -91,9 +95,12 @@ def render(
       degraded: whether the policy that the pointer names failed to load.
       published: the publisher's status; None without a publisher.
       line_up: the policies that decide; None while none is loaded.
+      live: the state of live versions; None if none are followed.
     """
     registry = CollectorRegistry()
-    registry.register(_Collector(lambda: _families(metrics, events, swaps, degraded, published, line_up)))
+    registry.register(
+        _Collector(lambda: chain(_families(metrics, events, swaps, degraded, published, line_up), _live_families(live)))
+    )
     return generate_latest(registry)
 
 
@@ -151,3 +158,14 @@ def _families(
         to_topic.add_metric(["retried"], published.retried)
         yield to_topic
         yield GaugeMetricFamily("predictor_segments_waiting", "Sealed segments not yet published.", published.waiting)
+
+
+def _live_families(live: LiveStatus | None) -> Iterator[Metric]:
+    if live is None:
+        return
+    yield CounterMetricFamily("predictor_live_versions", "Live versions applied.", live.applied)
+    yield GaugeMetricFamily(
+        "predictor_live", "1 while a live version decides, 0 while its base does.", int(live.version is not None)
+    )
+    if live.age_seconds is not None:
+        yield GaugeMetricFamily("predictor_live_age_seconds", "Since the last live version came.", live.age_seconds)

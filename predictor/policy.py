@@ -136,7 +136,7 @@ def _read_scorer(folder: Path, card: PolicyCard) -> Scorer:
     saved_model = folder / policies.SAVED_MODEL_NAME
     if saved_model.is_dir() and not policy_arrays.exist(folder):
         return _read_saved_model(saved_model, card)
-    return policy_arrays.Scorer(policy_arrays.read(folder, card)).scores
+    return policy_arrays.Scorer(policy_arrays.read(folder, card))
 
 
 def _read_saved_model(path: Path, card: PolicyCard) -> Scorer:

@@ -130,6 +130,7 @@ class Routes:
                 "shadow": line_up.shadow.card.version if line_up and line_up.shadow else None,
                 "anchor": line_up.anchor.card.version if line_up and line_up.anchor else None,
                 "anchor_share": line_up.anchor_share if line_up else 0.0,
+                "live": follower.live.status() if follower.live else None,
                 "swapped_at": follower.swapped_at,
                 "swaps": follower.swaps,
                 "fallbacks": self._state.metrics.fallbacks,
@@ -147,7 +148,13 @@ class Routes:
         published = logs.publisher.status() if logs.publisher else None
         degraded = follower.load_error is not None
         text = metrics_text.render(
-            self._state.metrics, logs.events.counters(), follower.swaps, degraded, published, follower.line_up
+            self._state.metrics,
+            logs.events.counters(),
+            follower.swaps,
+            degraded,
+            published,
+            follower.line_up,
+            follower.live.status() if follower.live else None,
         )
         return Response(text, media_type="text/plain; version=0.0.4")
 

@@ -12,6 +12,7 @@ from msgspec import Meta
 from contracts.command_line import FlagParser, add_flags, from_flags
 from contracts.errors import InputError
 from predictor.keys import Keys
+from predictor.live import LiveServing
 from predictor.publisher import DrainSeconds
 
 _ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]*")
@@ -61,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What to serve, and where."""
 
     policy: str
+    live: str | None
     events: Path
     baseline: Path | None
     topic: str | None
@@ -73,6 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rewards_keys: Keys | None
     operations_keys: Keys | None
     limits: ServerLimits
+    live_serving: LiveServing
 
 
 def parse(
@@ -99,6 +102,7 @@ def parse(
     )
     settings = Settings(
         policy=given.policy,
+        live=given.live,
         events=given.events,
         baseline=given.baseline,
         topic=given.topic,
@@ -111,6 +115,7 @@ def parse(
         rewards_keys=rewards_keys or predict_keys,
         operations_keys=operations_keys,
         limits=from_flags(given, ServerLimits),
+        live_serving=from_flags(given, LiveServing),
     )
     in_container = LoggingSettings(log_format="json" if environment.get("AIP_HTTP_PORT") else "text")
     return settings, from_flags(given, LoggingSettings, in_container)
@@ -127,6 +132,10 @@ def _parser(environment: Mapping[str, str], documentation: str | None) -> argpar
         "--policy",
         default=policy,
         help="a policy folder, or a policy store whose champion.json is followed; also gs://bucket/folder",
+    )
+    add(
+        "--live",
+        help="folder of live learning, whose versions of the policy decide in its place; also gs://bucket/folder",
     )
     add("--events", type=Path, help="the folder of the event log, created if missing")
     add("--topic", help="publish the events to projects/PROJECT/topics/TOPIC and remove them from the folder")
@@ -152,6 +161,7 @@ def _parser(environment: Mapping[str, str], documentation: str | None) -> argpar
         help="/metrics and /docs require a key of this file; without one, health answers its status alone",
     )
     add_flags(parser, ServerLimits)
+    add_flags(parser, LiveServing)
     add_flags(parser, LoggingSettings)
     return parser
 

@@ -48,6 +48,16 @@ class Disk:
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in the sub-folder `folder`; none if there is no such folder. Raises InputError."""
+        path = self.path / folder
+        try:
+            return [entry.name for entry in path.iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
     def folder(self, name: str = "") -> Path:
         """The policy in the sub-folder `name`, or in this folder itself; it may turn out not to be one."""
         return self.path / name
@@ -91,6 +101,13 @@ class Bucket:
         with self._readable(f"/{name}"):
             blob = self._client.bucket(self._bucket).blob(self._prefix + name)
             return bytes(blob.download_as_bytes(timeout=_RETRY_SECONDS, retry=self._retry))
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the objects in the sub-folder `folder`. Raises InputError or OperationError as `read` does."""
+        prefix = f"{self._prefix}{folder}/"
+        with self._readable(f"/{folder}"):
+            blobs = self._client.list_blobs(self._bucket, prefix=prefix, delimiter="/", retry=self._retry)
+            return [blob.name.removeprefix(prefix) for blob in blobs]
 
     def folder(self, name: str = "") -> Path:
         """A copy on the disk of the policy in the sub-folder `name`, or in this folder itself, without its checkpoint.

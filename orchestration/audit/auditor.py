@@ -33,14 +33,19 @@ CONSISTENT_LEVEL = 1e-3
 
 
 class Auditor:
-    """Audits windows of one warehouse against one policy store; keeps the audits in `folder`."""
+    """Audits windows of one warehouse against one policy store; keeps the audits in `folder`.
 
-    def __init__(self, source: Warehouse, store: Path, folder: Path, settings: WindowSettings) -> None:
+    Decisions of live versions are replayed from the files in the folder `live`, as far as they are kept.
+    """
+
+    def __init__(
+        self, source: Warehouse, store: Path, folder: Path, settings: WindowSettings, live: Path | None = None
+    ) -> None:
         self._source = source
         self._store = store
         self._folder = folder
         self._settings = settings
-        self._load = lru_cache(maxsize=16)(lambda version: load_decider(store, version))
+        self._load = lru_cache(maxsize=16)(lambda version: load_decider(store, version, live))
 
     def audit(self, window: TrainingWindow, interrupted: bool = False) -> WindowAudit:
         """The audit of `window`, which is made and kept unless it is there already.

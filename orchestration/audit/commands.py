@@ -93,7 +93,7 @@ def _of_root(arguments: argparse.Namespace) -> "Iterator[Any]":
     _check_versions(manifests, places.policies)
     for manifest in manifests:
         source = EmbeddedWarehouse(places.warehouse)
-        yield Auditor(source, places.policies, places.audit, manifest.settings).audit(manifest.window)
+        yield Auditor(source, places.policies, places.audit, manifest.settings, places.live).audit(manifest.window)
 
 
 def _of_warehouse(arguments: argparse.Namespace) -> "Iterator[Any]":

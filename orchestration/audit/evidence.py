@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from contracts.policies import base_of
 from predictor import exploration
 from predictor.policy import Policy
 
@@ -161,7 +162,7 @@ def _of_version(
     version = interactions.column("policy_version")[0].as_py()
     silent = pc.sum(interactions.column("defaulted")).as_py()
     own = VersionEvidence(decisions=interactions.num_rows, rewarded=interactions.num_rows - int(silent))
-    found = Evidence(versions={version: own})
+    found = Evidence(versions={base_of(version): own})
     if decider is None or decider.policy.card.observation_dim != observation.shape[1]:
         return found
     policy = decider.policy

@@ -11,7 +11,7 @@ from typing import NamedTuple, assert_never
 import numpy as np
 import pyarrow as pa
 
-from contracts.policies import Champion
+from contracts.policies import Champion, base_of
 from contracts.records import utc_microseconds
 from orchestration import policy_store
 from orchestration.audit.evidence import Evidence, ShareEvidence
@@ -65,7 +65,7 @@ def count(interactions: pa.RecordBatch, known: Sequence[Period]) -> Evidence:
     decided = interactions.column("decided_at").cast(pa.int64()).to_numpy()
     if not len(decided):
         return found
-    versions = np.array(interactions.column("policy_version").to_pylist())
+    versions = np.array([base_of(version) for version in interactions.column("policy_version").to_pylist()])
     ids = _deciding_ids(interactions)
     after, before = SLACK_MICROSECONDS
     near = [one for one in known if one.start <= decided.max() + before and one.end > decided.min() - after]

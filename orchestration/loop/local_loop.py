@@ -277,7 +277,8 @@ class LocalLoop:
 
     def _audit(self, windows: list[TrainingWindow], interrupted: bool, endpoint: str | None) -> None:
         """Audits windows before training; prints those that are refused, and waits until a roll-back serves."""
-        auditor = Auditor(self._backend.source, self._folder.policies, self._folder.audit, self._window_settings)
+        folder = self._folder
+        auditor = Auditor(self._backend.source, folder.policies, folder.audit, self._window_settings, folder.live)
         watch = guard.Guard(self._folder, auditor, self._settings.guard_settings())
         before = policy_store.champion(self._folder.policies)
         for window in windows:

@@ -250,7 +250,7 @@ def audit(plan: str, exported: str, warehouse: str) -> str:
 
         places, now = made.places, datetime.now(UTC)
         source = open_warehouse(warehouse, PipelineOptions([])) if warehouse else EmbeddedWarehouse(places.warehouse)
-        auditor = Auditor(source, places.policies, places.audit, made.settings.record_settings)
+        auditor = Auditor(source, places.policies, places.audit, made.settings.record_settings, places.live)
         watch = guard.Guard(places, auditor, GuardSettings())
         known = set(plans.exported_windows(places.windows))
         audits = [watch.check(window, now) for window in made.windows if window in known]

@@ -229,3 +229,13 @@ def test_logged_bytes_is_an_upper_bound_of_what_is_logged(tmp_path, slate_size, 
         bound = deciding.logged_bytes(asked, slate_size, policy.card.num_actions)
         assert written <= bound
         assert bound < 6 * written
+
+
+def test_a_live_version_that_fails_leaves_the_decision_to_its_base(store, caplog):
+    base = policy_files.load(store / "v1")
+    card = msgspec.structs.replace(base.card, version="v1+3")
+    live = policy_files.Policy(card, lambda observations: (np.full((len(observations), 5), np.nan),) * 2)
+    decided = deciding.decide(LineUp(base, policy_files.baseline(base.card), live=live), instances(3))
+    assert {decision.policy_version for (decision,) in decided.slates} == {"v1"}
+    assert decided.failures == ["v1+3: scores must be finite"]
+    assert "the base decides" in caplog.text
