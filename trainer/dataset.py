@@ -192,8 +192,12 @@ def _records(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
         (length,) = _LENGTH.unpack_from(data)
         size = length + _FRAME_BYTES
         count = len(data) // size
-        if count and (np.ndarray(count, "<u8", data, strides=(size,)) == length).all():
-            return np.arange(count) * size + _FRAME_BYTES - 4, np.full(count, length), count * size
+        end = count * size
+        # A shorter record may stand whole behind them.
+        rest = len(data) - end
+        short = rest >= _FRAME_BYTES and _LENGTH.unpack_from(data, end)[0] + _FRAME_BYTES <= rest
+        if count and not short and (np.ndarray(count, "<u8", data, strides=(size,)) == length).all():
+            return np.arange(count) * size + _FRAME_BYTES - 4, np.full(count, length), end
     begin = 0
     while begin + _FRAME_BYTES <= len(data):
         (length,) = _LENGTH.unpack_from(data, begin)

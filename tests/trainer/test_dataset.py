@@ -201,3 +201,9 @@ def test_the_record_named_is_the_one_among_records_of_several_lengths(tmp_path):
     assert len({len(record) for record in encode(batch)}) == 2
     with pytest.raises(InputError, match=r"reward must be finite, got inf \(record 29\)"):
         list(dataset.read(window, "train", 1000))
+
+
+def test_a_last_record_that_is_shorter_than_all_before_is_read(tmp_path):
+    batch = trajectories(3)._replace(action=np.array([300, 300, 1], np.int32))
+    window = write_window(tmp_path, FIRST, batch)
+    assert sorted(read_all(window, "train", num_actions=301).action.tolist()) == [1, 300, 300]
