@@ -1,21 +1,21 @@
 """The gate: whether a candidate may serve, judged on held-back decisions that neither policy was trained on."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import Literal, assert_never
 
 import msgspec
 import numpy as np
 
 from contracts.errors import InputError
 from contracts.policies import Evaluation, PolicyCard, Verdict
+from orchestration import held_back
+from orchestration.held_back import HeldBack, Judged
 from predictor import policy as serving
-from trainer import dataset, off_policy
+from trainer import off_policy
 from trainer.intervals import Interval
 from trainer.reliability import Weights
 from trainer.support import difference_support, observed_support
-
-if TYPE_CHECKING:
-    from contracts.trajectories import TrajectoryBatch  # TensorFlow: only judging needs it, rolling out does not
 
 # With fewer observations than this, choosing the same arm for all of them may be right.
 MIN_OBSERVATIONS_FOR_CONSTANT_ACTION = 50
@@ -62,23 +62,27 @@ def evaluate(store: Path, windows: Path, candidate: str, champion: str | None) -
     except InputError as error:
         return GateResult(verdict="worse", promoted=False, reason=f"sanity check failed: {error}", evaluation=None)
     old = serving.load(store / champion) if champion is not None else None
-    decisions = held_back(windows, new.card)
-    if (fault := _insane(new, decisions.observation)) is not None:
+    decisions = held_back.read(store, windows, new.card, old.card if old is not None else None)
+    if (fault := _insane(new, decisions.decisions.observation)) is not None:
         return GateResult(verdict="worse", promoted=False, reason=f"sanity check failed: {fault}", evaluation=None)
-    if not len(decisions.action):
+    if not len(decisions.decisions.action):
         return _result("undecided", "no decisions were held back", new.card, old)
     return _judge_first(new, decisions) if old is None else _compare(new, old, decisions)
 
 
-def _judge_first(policy: serving.Policy, decisions: "TrajectoryBatch") -> GateResult:
+def _judge_first(policy: serving.Policy, everything: HeldBack) -> GateResult:
     """The estimated value of the first policy, which has no champion to be compared with.
 
     The only reward model is the policy's, which overrates the actions that it chooses. The doubly robust estimate
     corrects this where the log holds enough decisions like the policy's. Where it does not, the estimate is the
     model's, and the interval is widened by the model's uncertainty.
     """
+    judged = everything.judged_by([policy], policy.card.num_actions)
+    decisions = judged.decisions
+    if not len(decisions.action):
+        return _result("undecided", "it offers none of the arms that were on offer", policy.card, None)
     rows = np.arange(len(decisions.action))
-    probabilities = policy.probabilities(decisions.observation)
+    probabilities = policy.probabilities(decisions.observation, judged.offered)
     mean, std = policy.scores(decisions.observation)
     chosen = probabilities[rows, decisions.action]
     estimates = off_policy.estimate(
@@ -88,28 +92,29 @@ def _judge_first(policy: serving.Policy, decisions: "TrajectoryBatch") -> GateRe
         q_logged=mean[rows, decisions.action],
         q_target=(probabilities * mean).sum(axis=1),
         support=observed_support(chosen / decisions.propensity),
+        clusters=judged.clusters,
     )
-    reason = "there was no champion yet"
+    reason = "there was no champion yet" + _left_out(judged)
     if (doubt := _doubt("policy", estimates.weights)) is None:
         return _result("undecided", reason, policy.card, None, _evaluation("dr", estimates))
     unknown = STANDARD_ERRORS * float((probabilities * std).sum(axis=1).mean())
     return _result("undecided", f"{reason}, {doubt}", policy.card, None, _evaluation("switch_dr", estimates, unknown))
 
 
-def _compare(new: serving.Policy, old: serving.Policy, decisions: "TrajectoryBatch") -> GateResult:
+def _compare(new: serving.Policy, old: serving.Policy, everything: HeldBack) -> GateResult:
     """Candidate and champion on the same decisions, by the champion's reward model, which does not favour the candidate.
 
-    When one of them knows more arms, both are restricted to the arms that both know: the champion's model has no value
-    for the others.
+    Both choose among the arms that were on offer in each decision. When one of them knows more arms, both are restricted
+    to the arms that both know: the champion's model has no value for the others.
     """
     arms = min(new.card.num_actions, old.card.num_actions)
-    scope = _scope(new.card.num_actions, old.card.num_actions)
-    for policy in (new, old):
-        if policy.active is not None and not policy.active[:arms].any():
-            reason = f"undecided: {policy.card.version} offers none of the {arms} arms that both policies know"
-            return _result("undecided", reason, new.card, old)
+    judged = everything.judged_by([new, old], arms)
+    scope = _scope(new.card.num_actions, old.card.num_actions) + _left_out(judged)
+    decisions = judged.decisions
+    if not len(decisions.action):
+        return _result("undecided", _nothing_in_common([new, old], everything, arms), new.card, old)
     new_probabilities, old_probabilities = (
-        _probabilities(policy, decisions.observation, arms) for policy in (new, old)
+        _probabilities(policy, decisions.observation, judged.offered) for policy in (new, old)
     )
     mean, std = (scores[:, :arms] for scores in old.scores(decisions.observation))
     rows, known = np.arange(len(decisions.action)), decisions.action < arms
@@ -128,6 +133,7 @@ def _compare(new: serving.Policy, old: serving.Policy, decisions: "TrajectoryBat
         q_logged=q_logged,
         q_target=q_candidate,
         support=observed_support(chosen / decisions.propensity),
+        clusters=judged.clusters,
     )
     gain = off_policy.gain(
         decisions.reward,
@@ -138,6 +144,7 @@ def _compare(new: serving.Policy, old: serving.Policy, decisions: "TrajectoryBat
         support=difference_support(
             new_probabilities, old_probabilities, (chosen - chosen_before) / decisions.propensity
         ),
+        clusters=judged.clusters,
     )
     untried = new_probabilities * (old_probabilities < 1 / len(rows))  # expected less than once in such a log
     unknown = STANDARD_ERRORS * float((untried * std).sum(axis=1).mean())
@@ -153,11 +160,25 @@ def _compare(new: serving.Policy, old: serving.Policy, decisions: "TrajectoryBat
     return _result(verdict, reason + scope, new.card, old, _evaluation("switch_dr", estimates, unknown), interval)
 
 
-def _probabilities(policy: serving.Policy, observations: np.ndarray, arms: int) -> np.ndarray:
-    """[N, arms]: the policy's probabilities when only its first `arms` arms are on offer."""
-    everything = policy.card.num_actions == arms
-    candidates = None if everything else [range(arms)] * len(observations)
-    return policy.probabilities(observations, candidates)[:, :arms]
+def _nothing_in_common(policies: Sequence[serving.Policy], everything: HeldBack, arms: int) -> str:
+    """Why no decision offered something to each of the policies."""
+    for policy in policies:
+        if not len(everything.judged_by([policy], arms).decisions.action):
+            return f"undecided: {policy.card.version} offers none of the {arms} arms that both policies know"
+    return "undecided: no decision offered an arm of each policy"
+
+
+def _probabilities(policy: serving.Policy, observations: np.ndarray, offered: np.ndarray) -> np.ndarray:
+    """[N, arms]: the policy's probabilities when of its arms only those `offered` [N, arms] are on offer."""
+    arms = offered.shape[1]
+    mask = np.zeros((len(offered), policy.card.num_actions), bool)
+    mask[:, :arms] = offered
+    return policy.probabilities(observations, mask)[:, :arms]
+
+
+def _left_out(judged: Judged) -> str:
+    """The part of the reason about decisions that do not judge, if there are any."""
+    return f", {judged.left_out} decisions left out that offered no arm of a policy" if judged.left_out else ""
 
 
 def _scope(candidate_arms: int, champion_arms: int) -> str:
@@ -263,31 +284,4 @@ def _evaluation(
         decisions=estimates.decisions,
         reliable=interval.reliable,
         reason=interval.reason,
-    )
-
-
-def held_back(windows: Path, card: PolicyCard) -> "TrajectoryBatch":
-    """The decisions on which the policy is judged: the holdback of the newest window that it was trained on.
-
-    Raises InputError when that window is missing.
-    """
-    from contracts.trajectories import join
-
-    newest = max(trained.window.start for trained in card.trained_on)
-    for window in dataset.ready_windows(windows):
-        if window.start == newest:
-            batches = [_no_decisions(card.observation_dim), *dataset.read(window, "holdback", card.num_actions)]
-            return join(batches)
-    raise InputError(f"{windows} has no window that starts at {newest.isoformat()}")
-
-
-def _no_decisions(observation_dim: int) -> "TrajectoryBatch":
-    from contracts.trajectories import TrajectoryBatch
-
-    return TrajectoryBatch(
-        observation=np.zeros((0, observation_dim), np.float32),
-        action=np.zeros(0, np.int32),
-        reward=np.zeros(0, np.float32),
-        propensity=np.zeros(0, np.float32),
-        defaulted=np.zeros(0, bool),
     )

@@ -33,8 +33,7 @@ class Policy:
     @cached_property
     def active(self) -> np.ndarray | None:
         """[K] bool, false for arms that are not on offer, because their movie is masked or retired; None if all are."""
-        statuses = np.array([movie.status == "active" for movie in self.card.catalogue], bool)
-        return None if statuses.all() else statuses
+        return active_arms(self.card)
 
     def scores(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The expected reward of each arm, and its standard deviation.
@@ -55,15 +54,15 @@ class Policy:
     def probabilities(
         self,
         observations: np.ndarray,
-        candidates: Sequence[Sequence[int]] | None = None,
+        candidates: Sequence[Sequence[int]] | np.ndarray | None = None,
         exploration: Exploration | None = None,
     ) -> np.ndarray:
         """The probability of each arm.
 
         Args:
           observations: [B, D] float32.
-          candidates: the arms on offer per row, an empty row meaning all arms; None for all arms in every row. Arms of
-            masked and retired movies are never on offer.
+          candidates: the arms on offer: a list per row, an empty one meaning all arms, or [B, K] bool; None for all arms
+            in every row. Arms of masked and retired movies are never on offer.
           exploration: replaces the card's exploration.
 
         Returns:
@@ -73,7 +72,10 @@ class Policy:
           ValueError: D is not the policy's observation_dim, a row has no arm on offer, or a score is not finite.
         """
         settings = exploration or self.card.exploration
-        mask = mask_of(candidates, self.card.num_actions) if candidates is not None else None
+        if candidates is None or isinstance(candidates, np.ndarray):
+            mask = candidates
+        else:
+            mask = mask_of(candidates, self.card.num_actions)
         if self.active is not None:
             mask = np.tile(self.active, (len(observations), 1)) if mask is None else mask & self.active
         blocks = []
@@ -82,6 +84,12 @@ class Policy:
             mean, std = self.scores(observations[rows])
             blocks.append(explorers.probabilities(settings, mean, std, mask[rows] if mask is not None else None))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def active_arms(card: PolicyCard) -> np.ndarray | None:
+    """[K] bool, false for arms of masked and retired movies; None if all are active."""
+    statuses = np.array([movie.status == "active" for movie in card.catalogue], bool)
+    return None if statuses.all() else statuses
 
 
 def mask_of(candidates: Sequence[Sequence[int]], num_actions: int) -> np.ndarray | None:

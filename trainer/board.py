@@ -39,7 +39,7 @@ def scalars(card: PolicyCard, arrays: PolicyArrays, newest: ReadyWindow) -> dict
     rows = np.arange(len(batch.action))
     scorer = Scorer(arrays)
     predicted = scorer.means(batch.observation)[rows, batch.action]
-    estimates = evaluation.estimate(scorer, scorer, [batch])
+    estimates = evaluation.estimate(scorer, scorer, [batch], card.catalogue)
     figures |= {
         "data/reward": float(batch.reward.mean()),
         "model/loss": float(np.mean((predicted - batch.reward) ** 2)),

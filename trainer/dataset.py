@@ -138,6 +138,23 @@ def read_file(
         raise InputError(f"{path}: manifest says {file.records} records, found {records}")
 
 
+def clusters(batch: "TrajectoryBatch", first: int = 0) -> np.ndarray:
+    """[N] int64: the same number for decisions of one slate, which depend on each other, and no other.
+
+    `first`: how many decisions came before this batch; a decision outside a slate has its position as its number.
+    """
+    numbers = first + np.arange(len(batch.action))
+    if batch.slate_id is None:
+        return numbers
+    # The last eight digits of a UUIDv7 are random. The finalizer of splitmix64 spreads them over all bits.
+    text = np.ascontiguousarray(batch.slate_id).view(np.uint8).reshape(len(numbers), -1)
+    bits = np.ascontiguousarray(text[:, -8:]).view("<u8")[:, 0]
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = ((bits ^ (bits >> np.uint64(31))) >> np.uint64(2)).astype(np.int64)
+    return np.where(batch.slate_id == b"", numbers, mixed)
+
+
 def read_serialized(path: str, file: WindowFile, batch_bytes: int = BATCH_BYTES) -> Iterator[list[bytes]]:
     """The serialized records of one file, in batches. Raises InputError for a missing file or another checksum."""
     for data, starts, lengths in _chunks(path, file, batch_bytes, _open_local):

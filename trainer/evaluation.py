@@ -5,7 +5,7 @@ exploration that the predictor adds when it serves. Models are compared with eac
 policies as they serve, exploration included.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from contracts import policy_arrays
 from contracts.errors import InputError
-from contracts.policies import PolicyCard
+from contracts.policies import Movie, PolicyCard
 from contracts.policy_arrays import Scorer
 from trainer import dataset, off_policy, training
 
@@ -49,19 +49,29 @@ def measure(settings: training.Settings) -> Measured:
     plain = training.train(msgspec.structs.replace(others, algorithm="lin_ucb", hyperparameters={}, parent=None))
     policy, reward_model = (Scorer(policy_arrays.read(settings.policies / one.version, one)) for one in (card, plain))
     batches = (batch for split in dataset.SPLITS for batch in dataset.read(held_out, split, settings.num_actions))
-    return Measured(card, estimate(policy, reward_model, batches))
+    return Measured(card, estimate(policy, reward_model, batches, settings.catalogue))
 
 
-def estimate(policy: Scorer, reward_model: Scorer, batches: "Iterable[TrajectoryBatch]") -> off_policy.Estimates:
-    """The reward per decision of always taking the action with the policy's highest mean."""
+def estimate(
+    policy: Scorer, reward_model: Scorer, batches: "Iterable[TrajectoryBatch]", catalogue: Sequence[Movie]
+) -> off_policy.Estimates:
+    """The reward per decision of always taking the action with the policy's highest mean among those on offer.
+
+    Masked and retired movies of the catalogue are not on offer. A decision for which nothing else was is left out. Raises
+    InputError if that leaves none.
+    """
     sums = off_policy.Sums.zeros()
+    active = np.array([movie.status == "active" for movie in catalogue], bool)
     first = 0
-    for batch in batches:
+    for logged in batches:
+        offered = logged.offers.mask(len(active)) & active
+        some = offered.any(axis=1)
+        batch, offered = (logged, offered) if some.all() else (logged.take(some), offered[some])
         rows = np.arange(len(batch.action))
-        best = policy.means(batch.observation).argmax(axis=1)
+        best = np.where(offered, policy.means(batch.observation), -np.inf).argmax(axis=1)
         value = reward_model.means(batch.observation)
         sums.add(
-            (first + rows) % off_policy.GROUPS,
+            dataset.clusters(batch, first) % off_policy.GROUPS,
             batch.reward.astype(np.float64),
             batch.propensity.astype(np.float64),
             (best == batch.action).astype(np.float64),
@@ -69,6 +79,8 @@ def estimate(policy: Scorer, reward_model: Scorer, batches: "Iterable[Trajectory
             value[rows, best],
         )
         first += len(rows)
+    if not sums.decisions:
+        raise InputError("catalogue: a movie that was on offer must be active, got none in any decision")
     return sums.estimates(with_model=True)
 
 

@@ -9,7 +9,7 @@ from beam_jobs.movielens import MovieLens
 from contracts import schemas
 from contracts.policies import PolicyCard
 from contracts.records import utc_microseconds
-from orchestration import gate
+from orchestration import held_back
 from orchestration.loop.audience import share_answered_in_time
 from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings
@@ -43,12 +43,15 @@ class Progress:
         None when the gate has no decisions to judge by.
         """
         self._read()
-        held_back = gate.held_back(self._folder.windows, card).observation
-        users = np.array([self._users.get(row.tobytes(), -1) for row in held_back], np.int64)
-        observations, users = held_back[users >= 0], users[users >= 0]
-        if not len(observations):
+        policy = serving.load(self._folder.policies / card.version)
+        judged = held_back.read(self._folder.policies, self._folder.windows, card).judged_by([policy], card.num_actions)
+        observations = judged.decisions.observation
+        users = np.array([self._users.get(row.tobytes(), -1) for row in observations], np.int64)
+        known = users >= 0
+        if not known.any():
             return None
-        probabilities = serving.load(self._folder.policies / card.version).probabilities(observations)
+        probabilities = policy.probabilities(observations[known], judged.offered[known])
+        users = users[known]
         window = max((trained.window for trained in card.trained_on), key=lambda window: window.start)
         middle = (window.start + (window.end - window.start) / 2).timestamp()
         passed = windows_passed(self._sessions, np.array([middle]), self._settings.window_seconds)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from contracts import policies
+from contracts.offers import Offers
 from contracts.policies import Exploration, Movie, PolicyCard
-from contracts.trajectories import TrajectoryBatch
+from contracts.trajectories import TrajectoryBatch, join
 from orchestration import gate, policy_store
 from predictor import policy as serving
 from tests.linear_policies import write_policy
@@ -189,6 +191,17 @@ def small_policy(folder: Path, theta: np.ndarray, trained_on: list[policies.Trai
     (folder / policies.CARD_NAME).write_bytes(policies.encode_json(card))
 
 
+def mask_all_but(folder: Path, active: Collection[int]) -> None:
+    """Retires the other movies of a policy's catalogue."""
+    path = folder / policies.CARD_NAME
+    card = policies.decode_card(path.read_bytes(), "card")
+    catalogue = [
+        msgspec.structs.replace(movie, status="active" if movie.action in active else "retired")
+        for movie in card.catalogue
+    ]
+    path.write_bytes(policies.encode_json(msgspec.structs.replace(card, catalogue=catalogue)))
+
+
 def test_after_the_catalogue_has_grown_the_arms_that_both_know_are_compared(shop):
     rng = np.random.default_rng(1)
     shop.window(0, logged(rng, 400), logged(rng, 400))
@@ -231,12 +244,63 @@ def test_without_an_arm_in_common_that_is_on_offer_it_stays_undecided(shop):
     trained_on = [policies.TrainedWindow(window=consecutive_windows(START, 5, 1)[0], split="train", records=400)]
     small_policy(shop.store / "old", THETA, trained_on)
     small_policy(shop.store / "new", np.random.default_rng(3).normal(size=(2 * K, D)), trained_on)
-    path = shop.store / "new" / policies.CARD_NAME
-    card = policies.decode_card(path.read_bytes(), "card")
-    catalogue = [
-        msgspec.structs.replace(movie, status="retired" if movie.action < K else "active") for movie in card.catalogue
-    ]
-    path.write_bytes(policies.encode_json(msgspec.structs.replace(card, catalogue=catalogue)))
+    mask_all_but(shop.store / "new", range(K, 2 * K))
     result = gate.evaluate(shop.store, shop.windows, "new", "old")
     assert (result.verdict, result.promoted, result.evaluation) == ("undecided", False, None)
     assert "new offers none of the 5 arms that both policies know" in result.reason
+
+
+def offered_to(batch: TrajectoryBatch, rng: np.random.Generator, arms: int) -> TrajectoryBatch:
+    """The decisions as if a uniform policy had chosen among `arms` random arms, which each lists."""
+    others = [rng.permutation(np.delete(np.arange(K), action))[: arms - 1] for action in batch.action]
+    lists = [[int(action), *map(int, other)] for action, other in zip(batch.action, others, strict=True)]
+    return batch._replace(candidates=Offers.of(lists), propensity=np.full(len(batch.action), 1 / arms, np.float32))
+
+
+def test_policies_are_compared_by_what_was_on_offer(shop):
+    """The estimate holds the truth of choosing among two arms, and the mean weight is near 1."""
+    rng = np.random.default_rng(1)
+    batch = offered_to(logged(rng, 2000), rng, 2)
+    shop.window(0, logged(rng, 400), batch)
+    trained_on = [policies.TrainedWindow(window=consecutive_windows(START, 5, 1)[0], split="train", records=400)]
+    small_policy(shop.store / "old", np.random.default_rng(3).normal(size=(K, D)), trained_on)
+    small_policy(shop.store / "good", THETA, trained_on)
+    result = gate.evaluate(shop.store, shop.windows, "good", "old")
+    assert (result.verdict, result.promoted) == ("better", True)
+    probabilities = serving.load(shop.store / "good").probabilities(batch.observation, batch.offers.tolist())
+    truth = float((probabilities * (batch.observation @ THETA.T)).sum(axis=1).mean())
+    assert result.evaluation is not None and result.evaluation.reliable
+    assert result.evaluation.low < truth < result.evaluation.high
+    assert result.evaluation.high - result.evaluation.low < 0.4
+
+
+def test_decisions_that_offered_a_policy_nothing_are_left_out_and_named(shop):
+    rng = np.random.default_rng(1)
+    batch = offered_to(logged(rng, 400), rng, 2)
+    shop.window(0, logged(rng, 400), batch)
+    trained_on = [policies.TrainedWindow(window=consecutive_windows(START, 5, 1)[0], split="train", records=400)]
+    small_policy(shop.store / "old", THETA, trained_on)
+    small_policy(shop.store / "new", THETA, trained_on)
+    mask_all_but(shop.store / "new", (0, 1, 2))
+    result = gate.evaluate(shop.store, shop.windows, "new", "old")
+    nothing = sum(set(offer) <= {3, 4} for offer in batch.offers.tolist())
+    assert nothing and f", {nothing} decisions left out that offered no arm of a policy" in result.reason
+    assert result.evaluation is not None and result.evaluation.decisions == 400 - nothing
+
+
+def test_places_of_one_slate_are_not_counted_as_independent(shop):
+    """A hundred slates of four places with one observation and one reward know as much as a hundred decisions."""
+    rng = np.random.default_rng(1)
+    single = logged(rng, 100)
+    slates = np.array([f"018f0000-0000-7000-8000-{number:012x}".encode() for number in rng.integers(0, 2**40, 100)])
+    four = join([single._replace(slate_id=slates, place=np.full(100, place, np.int32)) for place in range(4)])
+    widths = []
+    for number, held_back in enumerate((single, four, four._replace(slate_id=None, place=None))):
+        shop.window(number, logged(rng, 400), held_back)
+        trained_on = [policies.TrainedWindow(window=consecutive_windows(START, 5, 3)[number], split="train", records=1)]
+        small_policy(shop.store / f"v{number}", THETA, trained_on)
+        result = gate.evaluate(shop.store, shop.windows, f"v{number}", None)
+        assert result.evaluation is not None
+        widths.append(result.evaluation.high - result.evaluation.low)
+    assert widths[1] > 0.9 * widths[0]
+    assert widths[2] < 0.7 * widths[0]

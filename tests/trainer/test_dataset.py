@@ -203,6 +203,20 @@ def test_the_record_named_is_the_one_among_records_of_several_lengths(tmp_path):
         list(dataset.read(window, "train", 1000))
 
 
+def test_decisions_of_one_slate_are_one_cluster():
+    batch = trajectories(6)
+    assert dataset.clusters(batch, 10).tolist() == [10, 11, 12, 13, 14, 15]
+    slates = [b"018f0000-0000-7000-8000-0123456789ab", b"018f0000-0000-7000-8000-0123456789ac"]
+    batch = batch._replace(slate_id=np.array([slates[0], b"", slates[1], slates[0], slates[1], b""]))
+    found = dataset.clusters(batch, 10).tolist()
+    assert found[0] == found[3] != found[2] == found[4]
+    assert (found[1], found[5]) == (11, 15) and len(set(found)) == 4
+    many = np.array([f"018f0000-0000-7000-8000-{number:012x}".encode() for number in range(50_000)])
+    numbers = dataset.clusters(trajectories(50_000)._replace(slate_id=many))
+    assert len(np.unique(numbers)) == 50_000
+    assert np.bincount(numbers % 1000, minlength=1000).min() > 10
+
+
 def test_a_last_record_that_is_shorter_than_all_before_is_read(tmp_path):
     batch = trajectories(3)._replace(action=np.array([300, 300, 1], np.int32))
     window = write_window(tmp_path, FIRST, batch)

@@ -7,6 +7,7 @@ import pytest
 
 from contracts import policy_arrays
 from contracts.errors import InputError
+from contracts.offers import Offers
 from contracts.policies import Movie
 from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.trajectories import TrajectoryBatch
@@ -64,9 +65,46 @@ def test_a_worse_policy_is_measured_as_worse_whatever_it_thinks_of_itself(settin
     batches = [trajectories(4000, 50)]
     covariance = np.tile(np.eye(DIM), (NUM_ACTIONS, 1, 1))
     good, bad = (Scorer(PolicyArrays.linear(theta, covariance, np.ones(NUM_ACTIONS))) for theta in (TASTE, -10 * TASTE))
-    estimates = {name: evaluation.estimate(scorer, good, batches) for name, scorer in (("good", good), ("bad", bad))}
+    estimates = {
+        name: evaluation.estimate(scorer, good, batches, settings.catalogue)
+        for name, scorer in (("good", good), ("bad", bad))
+    }
     assert estimates["bad"].dr.high < 0 < estimates["good"].dr.low
     assert estimates["bad"].dr.value == pytest.approx(truth(bad), abs=0.1)
+
+
+def offered(batch, seed):
+    """The batch as if only two arms had been on offer in each decision, the logged one among them."""
+    rng = np.random.default_rng(seed)
+    other = (batch.action + rng.integers(1, NUM_ACTIONS, len(batch.action))) % NUM_ACTIONS
+    return batch._replace(
+        candidates=Offers.of(np.stack([batch.action, other], axis=1).tolist()),
+        propensity=np.full(len(batch.action), 0.5, np.float32),
+    )
+
+
+def test_a_policy_is_judged_by_the_best_of_what_was_on_offer(settings):
+    batch = offered(trajectories(20_000, 60), 61)
+    scorer = Scorer(PolicyArrays.linear(TASTE, np.tile(np.eye(DIM), (NUM_ACTIONS, 1, 1)), np.ones(NUM_ACTIONS)))
+    found = evaluation.estimate(scorer, scorer, [batch], settings.catalogue)
+    values = np.where(batch.offers.mask(NUM_ACTIONS), scorer.means(batch.observation), -np.inf)
+    assert found.weights.mean_weight == pytest.approx(1, abs=0.03)
+    assert found.snips.low < values.max(axis=1).mean() < found.snips.high
+    everything = evaluation.estimate(scorer, scorer, [batch._replace(candidates=None)], settings.catalogue)
+    assert everything.weights.mean_weight < 0.6  # most decisions did not offer the best of all
+
+
+def test_a_masked_movie_is_not_on_offer(settings):
+    catalogue = [
+        msgspec.structs.replace(movie, status="masked" if movie.action else "active") for movie in settings.catalogue
+    ]
+    batch = trajectories(2000, 62)
+    scorer = Scorer(PolicyArrays.linear(TASTE, np.tile(np.eye(DIM), (NUM_ACTIONS, 1, 1)), np.ones(NUM_ACTIONS)))
+    found = evaluation.estimate(scorer, scorer, [batch], catalogue)
+    assert found.dm.value == pytest.approx(scorer.means(batch.observation)[:, 0].mean())
+    listed = batch._replace(candidates=Offers.of(np.maximum(batch.action, 1)[:, np.newaxis].tolist()))
+    with pytest.raises(InputError, match="catalogue: a movie that was on offer must be active"):
+        evaluation.estimate(scorer, scorer, [listed], catalogue)
 
 
 def test_there_must_be_a_window_to_hold_out(settings):

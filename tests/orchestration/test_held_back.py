@@ -1,0 +1,95 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from contracts import policies
+from contracts.errors import InputError
+from contracts.offers import Offers
+from contracts.policies import PolicyCard, TrainedWindow
+from contracts.trajectories import TrajectoryBatch
+from contracts.windows import MANIFEST_NAME, encode_manifest
+from orchestration import held_back
+from predictor import policy as serving
+from tests.linear_policies import write_policy
+from tests.windows import consecutive_windows, write_window
+
+WINDOW, NEXT = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 5, 2)
+K, D = 5, 3
+
+
+def logged(actions: list[int], candidates: list[list[int]]) -> TrajectoryBatch:
+    count = len(actions)
+    return TrajectoryBatch(
+        observation=np.arange(count * D, dtype=np.float32).reshape(count, D),
+        action=np.array(actions, np.int32),
+        reward=np.zeros(count, np.float32),
+        propensity=np.full(count, 0.5, np.float32),
+        defaulted=np.zeros(count, bool),
+        candidates=Offers.of(candidates),
+    )
+
+
+def card_of(store: Path, version: str, masked: tuple[int, ...] = (), num_actions: int = K) -> PolicyCard:
+    """A policy in the store, trained on the window, that does not offer some of its arms."""
+    card = write_policy(store / version, num_actions=num_actions)
+    catalogue = [
+        msgspec.structs.replace(movie, status="masked" if movie.action in masked else "active")
+        for movie in card.catalogue
+    ]
+    trained_on = [TrainedWindow(window=WINDOW, split="train", records=1)]
+    card = msgspec.structs.replace(card, catalogue=catalogue, trained_on=trained_on)
+    (store / version / policies.CARD_NAME).write_bytes(policies.encode_json(card))
+    return card
+
+
+def write(windows: Path, batch: TrajectoryBatch, *versions: str) -> None:
+    window = write_window(windows, WINDOW, logged([0], [[]]), batch)
+    manifest = msgspec.structs.replace(window.manifest, policy_versions=dict.fromkeys(versions, 1))
+    (window.folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
+
+
+def test_candidates_and_the_masks_of_the_versions_that_decided_say_what_was_on_offer(tmp_path: Path) -> None:
+    card = card_of(tmp_path, "new")
+    card_of(tmp_path, "one", masked=(4,))
+    card_of(tmp_path, "other", masked=(1,), num_actions=4)
+    write(tmp_path / "windows", logged([0, 3], [[], [1, 3, 2]]), "one", "other", "deleted")
+    found = held_back.read(tmp_path, tmp_path / "windows", card)
+    assert found.always_offered(K).tolist() == [True, False, True, True, False]
+    on = found.judged_by([serving.load(tmp_path / "new")], K)
+    assert on.offered.astype(int).tolist() == [[1, 0, 1, 1, 0], [0, 0, 1, 1, 0]]
+    assert on.left_out == 0 and on.clusters is None
+    assert found.judged_by([], 3).offered.astype(int).tolist() == [[1, 0, 1], [0, 0, 1]]
+
+
+def test_the_baseline_offers_what_the_champion_offers(tmp_path: Path) -> None:
+    card, champion = card_of(tmp_path, "new"), card_of(tmp_path, "champion", masked=(2,))
+    write(tmp_path / "windows", logged([0], [[]]), serving.BASELINE_VERSION)
+    assert held_back.read(tmp_path, tmp_path / "windows", card).always_offered(3).tolist() == [True] * 3
+    found = held_back.read(tmp_path, tmp_path / "windows", card, champion)
+    assert found.always_offered(3).tolist() == [True, True, False]
+
+
+def test_decisions_in_which_a_policy_had_nothing_to_choose_from_are_left_out(tmp_path: Path) -> None:
+    card_of(tmp_path, "new", masked=(1, 3))
+    card_of(tmp_path, "old", masked=(0,))
+    new, old = (serving.load(tmp_path / version) for version in ("new", "old"))
+    slates = np.array([b"018f0000-0000-7000-8000-0123456789ab"] * 3)
+    batch = logged([1, 2, 0], [[1, 3], [1, 2], [0]])._replace(slate_id=slates, place=np.arange(3, dtype=np.int32))
+    write(tmp_path / "windows", batch)
+    found = held_back.read(tmp_path, tmp_path / "windows", new.card)
+    for judges, kept in (([new], [1, 2]), ([old], [0, 1]), ([new, old], [1])):
+        on = found.judged_by(judges, K)
+        assert on.left_out == 3 - len(kept)
+        # Records of one batch are read grouped by their length.
+        assert sorted(on.decisions.observation[:, 0].tolist()) == batch.observation[kept, 0].tolist()
+        assert on.clusters is not None and len(set(on.clusters.tolist())) == 1
+
+
+def test_the_window_must_be_there(tmp_path: Path) -> None:
+    card = card_of(tmp_path, "new")
+    write_window(tmp_path / "windows", NEXT, logged([0], [[]]))
+    with pytest.raises(InputError, match="has no window that starts at 2026-01-01T00:00:00"):
+        held_back.read(tmp_path, tmp_path / "windows", card)
