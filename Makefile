@@ -18,7 +18,7 @@ SABOTAGE_ARGS ?=
 # The environment is read afresh, as the reference is made from code that Sphinx does not watch.
 BUILD_DOCS := $(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet -c docs . site
 
-.PHONY: help install loop test check docs format lock bench bench-learning coverage sabotage clean
+.PHONY: help install loop test check docs format lock bench bench-learning coverage sabotage sabotage-processes clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ $(PEERS)/.installed: requirements/bench.txt $(INSTALLED)
 
 sabotage: $(INSTALLED) ## Make the log wrong in every way that is known, and see the guard notice (SABOTAGE_ARGS="--seeds 3 …")
 	$(BIN)/python -m bench.sabotage $(SABOTAGE_ARGS)
+
+sabotage-processes: $(INSTALLED) ## The same through the real processes (45 minutes; SABOTAGE_ARGS="--only 'rewards permuted' …")
+	$(BIN)/python -m bench.sabotage --processes $(SABOTAGE_ARGS)
 
 bench-learning: $(PEERS)/.installed ## Learn beside mabwiser and VowpalWabbit (LEARNING_ARGS="--ratings FOLDER --seeds 2 …")
 	$(BIN)/python -m bench.learning --peers-python $(PEERS)/bin/python $(LEARNING_ARGS)

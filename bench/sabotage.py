@@ -1,10 +1,15 @@
 """`make sabotage`: whether the guard notices a log that is wrong, and leaves one alone that is right.
 
     python -m bench.sabotage [--ratings SOURCE] [--seeds 20] [--num-actions 100] [--only NAME …]
+    python -m bench.sabotage --processes [--seeds 3] [--only NAME …]
 
 Each sabotage changes what the product reads, from one window on, in a closed loop in simulated time (`bench.simulated_loop`).
 Reported are the bad windows until the loop is held, and what is served in the end, as a share of what was served before.
 The clean loops must never be held. Writes `bench/sabotage.json` and the table in `docs/guard.md`.
+
+With `--processes` the loop is `cli loop` with its processes, and the sabotage is another process between the event log and
+the ingestion (`bench.segment_proxy`). Writes `bench/sabotage_processes.json` and the second table; with `--only`, the rows
+of these sabotages.
 """
 
 import argparse
@@ -24,12 +29,13 @@ from contracts.command_line import FlagParser, run_main
 PROGRAM = "bench.sabotage"
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("sabotage.json")
+PROCESS_RESULTS = Path(__file__).with_name("sabotage_processes.json")
 PAGE = ROOT / "docs" / "guard.md"
-BEGIN, END = "<!-- sabotage: begin -->", "<!-- sabotage: end -->"
+SLOW = "minus 5% per window"  # takes more windows than a loop of processes has
 CLEAN_WINDOWS = 7  # before the sabotage
 BAD_WINDOWS = 6
 WINDOWS_AFTER = 2  # of bad rows, once it is held: what is served then is measured
-ALLOWED = {"minus 5% per window": 5}  # bad windows until it must be held; 2 for all others
+ALLOWED = {SLOW: 5}  # bad windows until it must be held; 2 for all others
 CLEAN: dict[str, dict[str, Any]] = {
     "clean": {},
     "clean, tastes drift by 0.05 per window (half-life 2)": {"drift": 0.05, "half_life": 2.0},
@@ -129,11 +135,17 @@ def _run(argv: Sequence[str] | None) -> int:
     names = [*Sabotages(0, [], 1).by_name, *CLEAN]
     parser = FlagParser(prog=f"python -m {PROGRAM}", documentation=__doc__)
     parser.add_argument("--ratings", default="sample", help="as the loop takes them (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=20, help="runs of each (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, help="runs of each (default: 20, or 3 with --processes)")
     parser.add_argument("--num-actions", type=int, default=100, help="number of arms (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="only these; writes nothing")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, metavar="NAME", help="only these; writes nothing in simulated time"
+    )
+    parser.add_argument("--processes", action="store_true", help="through the real processes, one loop after the other")
     given = parser.parse_args(argv)
+    if given.processes:
+        return _run_processes(given.only or [name for name in names if name not in (*CLEAN, SLOW)], given.seeds or 3)
+    given.seeds = given.seeds or 20
     tasks = [(name, seed) for name in given.only or names for seed in range(given.seeds)]
     outcomes: list[Outcome] = []
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
@@ -148,14 +160,51 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
+def _run_processes(names: Sequence[str], seeds: int) -> int:
+    from bench.sabotaged_processes import BAD_WINDOWS_ALLOWED, process_table, run_one
+
+    known: dict[str, Any] = {}
+    if PROCESS_RESULTS.is_file():
+        known = {row["sabotage"]: row for row in msgspec.json.decode(PROCESS_RESULTS.read_bytes())["rows"]}
+    for name in names:
+        outcomes = []
+        for seed in range(seeds):
+            outcomes.append(run_one(name, seed))
+            print(outcomes[-1], flush=True)
+        known[name] = {
+            "sabotage": name,
+            "seeds": seeds,
+            "held in time": sum((one.held_after or BAD_WINDOWS_ALLOWED + 1) <= BAD_WINDOWS_ALLOWED for one in outcomes),
+            "bad windows until held": [one.held_after for one in outcomes],
+            "served in the end": [round(one.kept, 4) for one in outcomes],
+            "exit codes": [one.exit_code for one in outcomes],
+            "false alarms": sum(one.false_alarm for one in outcomes),
+            "segments rewritten": sum(one.segments for one in outcomes),
+            "segments rewritten too late": sum(one.too_late for one in outcomes),
+        }
+    from bench.simulated_loop import Sabotages
+
+    order = list(Sabotages(0, [], 1).by_name)
+    rows = sorted(known.values(), key=lambda row: order.index(row["sabotage"]))
+    PROCESS_RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode({"rows": rows}), indent=2) + b"\n")
+    _write_table("sabotage of processes", process_table(rows))
+    print(process_table(rows))
+    return 0
+
+
 def _write(rows: Sequence[dict[str, Any]], given: argparse.Namespace) -> None:
     settings = {"ratings": given.ratings, "seeds": given.seeds, "num_actions": given.num_actions}
     RESULTS.write_bytes(
         msgspec.json.format(msgspec.json.encode({"settings": settings, "rows": rows}), indent=2) + b"\n"
     )
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}")
+    _write_table("sabotage", table(rows))
+
+
+def _write_table(name: str, text: str) -> None:
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = PAGE.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 if __name__ == "__main__":
