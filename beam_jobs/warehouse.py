@@ -157,6 +157,10 @@ def _database(warehouse: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             yield connection
         except (duckdb.InvalidInputException, duckdb.IOException) as error:
             raise InputError(f"{warehouse}: a file cannot be read: {str(error).splitlines()[0]}") from None
+        except InputError:
+            raise
+        except (duckdb.BinderException, ValueError) as error:  # a column is missing, or has no value in a row
+            raise InputError(f"{warehouse}: a table is not as it must be: {str(error).splitlines()[0]}") from None
 
 
 def _source(

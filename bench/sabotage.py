@@ -8,8 +8,8 @@ Reported are the bad windows until the loop is held, and what is served in the e
 The clean loops must never be held. Writes `bench/sabotage.json` and the table in `docs/guard.md`.
 
 With `--processes` the loop is `cli loop` with its processes, and the sabotage is another process between the event log and
-the ingestion (`bench.segment_proxy`). Writes `bench/sabotage_processes.json` and the second table; with `--only`, the rows
-of these sabotages.
+the ingestion (`bench.segment_proxy`). Writes `bench/sabotage_processes.json` and the second table; with `--only`, what
+it has of these sabotages and seeds is replaced.
 """
 
 import argparse
@@ -36,11 +36,16 @@ CLEAN_WINDOWS = 7  # before the sabotage
 BAD_WINDOWS = 6
 WINDOWS_AFTER = 2  # of bad rows, once it is held: what is served then is measured
 ALLOWED = {SLOW: 5}  # bad windows until it must be held; 2 for all others
+# Loops with nothing wrong, and the fields of `bench.simulated_loop.Conditions` that they have to live with.
 CLEAN: dict[str, dict[str, Any]] = {
     "clean": {},
     "clean, tastes drift by 0.05 per window (half-life 2)": {"drift": 0.05, "half_life": 2.0},
+    "clean, 10 new movies when serving begins": {"new_movies": 10},
+    "clean, 30% of the rewards missing": {"silent_share": 0.3},
+    "clean, 5% of the events twice, late or orphans": {"fault_rate": 0.05},
+    "clean, all four": {"drift": 0.05, "half_life": 2.0, "new_movies": 10, "silent_share": 0.3, "fault_rate": 0.05},
 }
-CLEAN_LENGTH = 10
+CLEAN_LENGTH = 12
 
 
 class Outcome(NamedTuple):
@@ -57,12 +62,12 @@ def run_one(name: str, seed: int, num_actions: int, ratings: str) -> Outcome:
     """One sabotaged loop, or one clean one."""
     from beam_jobs.movielens import MovieLens
     from beam_jobs.ratings import load_ratings
-    from bench.simulated_loop import Sabotages, SimulatedLoop
+    from bench.simulated_loop import Conditions, Sabotages, SimulatedLoop
     from orchestration import policy_store
 
     viewers = MovieLens.build(load_ratings(ratings), num_actions=num_actions, rank=20, reward_noise=0.5, seed=seed)
     with tempfile.TemporaryDirectory() as scratch:
-        loop = SimulatedLoop(Path(scratch), viewers, seed=seed, **CLEAN.get(name, {}))
+        loop = SimulatedLoop(Path(scratch), viewers, seed=seed, conditions=Conditions(**CLEAN.get(name, {})))
         served = []
         clean = CLEAN_LENGTH if name in CLEAN else CLEAN_WINDOWS
         for _ in range(clean):
@@ -136,6 +141,7 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = FlagParser(prog=f"python -m {PROGRAM}", documentation=__doc__)
     parser.add_argument("--ratings", default="sample", help="as the loop takes them (default: %(default)s)")
     parser.add_argument("--seeds", type=int, help="runs of each (default: 20, or 3 with --processes)")
+    parser.add_argument("--first-seed", type=int, default=0, help="with --processes (default: %(default)s)")
     parser.add_argument("--num-actions", type=int, default=100, help="number of arms (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument(
@@ -144,7 +150,9 @@ def _run(argv: Sequence[str] | None) -> int:
     parser.add_argument("--processes", action="store_true", help="through the real processes, one loop after the other")
     given = parser.parse_args(argv)
     if given.processes:
-        return _run_processes(given.only or [name for name in names if name not in (*CLEAN, SLOW)], given.seeds or 3)
+        slow = (*CLEAN, SLOW)
+        seeds = range(given.first_seed, given.first_seed + (given.seeds or 3))
+        return _run_processes(given.only or [name for name in names if name not in slow], seeds)
     given.seeds = given.seeds or 20
     tasks = [(name, seed) for name in given.only or names for seed in range(given.seeds)]
     outcomes: list[Outcome] = []
@@ -160,34 +168,24 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _run_processes(names: Sequence[str], seeds: int) -> int:
-    from bench.sabotaged_processes import BAD_WINDOWS_ALLOWED, process_table, run_one
-
-    known: dict[str, Any] = {}
-    if PROCESS_RESULTS.is_file():
-        known = {row["sabotage"]: row for row in msgspec.json.decode(PROCESS_RESULTS.read_bytes())["rows"]}
-    for name in names:
-        outcomes = []
-        for seed in range(seeds):
-            outcomes.append(run_one(name, seed))
-            print(outcomes[-1], flush=True)
-        known[name] = {
-            "sabotage": name,
-            "seeds": seeds,
-            "held in time": sum((one.held_after or BAD_WINDOWS_ALLOWED + 1) <= BAD_WINDOWS_ALLOWED for one in outcomes),
-            "bad windows until held": [one.held_after for one in outcomes],
-            "served in the end": [round(one.kept, 4) for one in outcomes],
-            "exit codes": [one.exit_code for one in outcomes],
-            "false alarms": sum(one.false_alarm for one in outcomes),
-            "segments rewritten": sum(one.segments for one in outcomes),
-            "segments rewritten too late": sum(one.too_late for one in outcomes),
-        }
+def _run_processes(names: Sequence[str], seeds: Sequence[int]) -> int:
+    from bench.sabotaged_processes import ProcessOutcome, process_rows, process_table, run_one
     from bench.simulated_loop import Sabotages
 
+    known: list[ProcessOutcome] = []
+    if PROCESS_RESULTS.is_file():
+        known = [ProcessOutcome(**one) for one in msgspec.json.decode(PROCESS_RESULTS.read_bytes())["outcomes"]]
     order = list(Sabotages(0, [], 1).by_name)
-    rows = sorted(known.values(), key=lambda row: order.index(row["sabotage"]))
-    PROCESS_RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode({"rows": rows}), indent=2) + b"\n")
-    _write_table("sabotage of processes", process_table(rows))
+    for seed in seeds:
+        for name in names:
+            outcome = run_one(name, seed)
+            print(outcome, flush=True)
+            known = [one for one in known if (one.name, one.seed) != (name, seed)] + [outcome]
+            known.sort(key=lambda one: (order.index(one.name), one.seed))
+            rows = process_rows(known)
+            data = msgspec.json.encode({"rows": rows, "outcomes": [one._asdict() for one in known]})
+            PROCESS_RESULTS.write_bytes(msgspec.json.format(data, indent=2) + b"\n")
+            _write_table("sabotage of processes", process_table(rows))
     print(process_table(rows))
     return 0
 

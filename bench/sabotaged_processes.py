@@ -13,8 +13,8 @@ import numpy as np
 from contracts.errors import OperationError
 from orchestration.loop.run_folder import RunFolder
 
-FIRST_BAD = 6
-WINDOWS = 10
+FIRST_BAD = 5
+WINDOWS = 8
 FLAGS = {
     "--num-actions": "20",
     "--windows": str(WINDOWS),
@@ -41,7 +41,7 @@ class ProcessOutcome(NamedTuple):
 
 
 def run_one(name: str, seed: int) -> ProcessOutcome:
-    """One loop with its processes, sabotaged from its sixth window on. Raises OperationError when it fails."""
+    """One loop with its processes, sabotaged from its fifth window on. Raises OperationError when it fails."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         flags = [part for flag in {**FLAGS, "--seed": str(seed), "--out": str(out)}.items() for part in flag]
@@ -82,6 +82,27 @@ def _outcome(name: str, seed: int, folder: RunFolder, code: int) -> ProcessOutco
         segments=0,
         too_late=0,
     )
+
+
+def process_rows(outcomes: Sequence[ProcessOutcome]) -> list[dict[str, Any]]:
+    """A row per sabotage."""
+    rows = []
+    for name in dict.fromkeys(one.name for one in outcomes):
+        own = [one for one in outcomes if one.name == name]
+        rows.append(
+            {
+                "sabotage": name,
+                "seeds": len(own),
+                "held in time": sum((one.held_after or WINDOWS) <= BAD_WINDOWS_ALLOWED for one in own),
+                "bad windows until held": [one.held_after for one in own],
+                "served in the end": [round(one.kept, 4) for one in own],
+                "exit codes": [one.exit_code for one in own],
+                "false alarms": sum(one.false_alarm for one in own),
+                "segments rewritten": sum(one.segments for one in own),
+                "segments rewritten too late": sum(one.too_late for one in own),
+            }
+        )
+    return rows
 
 
 def process_table(rows: Sequence[dict[str, Any]]) -> str:

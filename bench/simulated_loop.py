@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -28,6 +29,7 @@ from orchestration.audit.auditor import Auditor
 from orchestration.audit.guard import Guard
 from orchestration.audit.settings import GuardSettings
 from orchestration.audit.window_audits import WindowAudit
+from orchestration.loop.audience import LATE_SECONDS, SHARE_LATE
 from orchestration.places import Places
 from predictor import exploration as explorers
 from predictor import policy as serving
@@ -35,7 +37,6 @@ from trainer import training
 
 WINDOW = timedelta(seconds=5)
 SETTINGS = WindowSettings(reward_window_seconds=2.0, settle_seconds=1.0, missing_reward="drop")
-SILENT_SHARE = 0.05
 ANSWER_SECONDS = (0.05, 1.0)
 
 
@@ -51,6 +52,16 @@ class Rows(NamedTuple):
     reward: np.ndarray  # [N]
     occurred_at: np.ndarray  # [N] microseconds since the epoch
     answered: np.ndarray  # [N] bool
+
+
+class Conditions(NamedTuple):
+    """What a loop has to live with, though nothing is wrong with its log."""
+
+    drift: float = 0.0  # radians by which tastes turn per window
+    half_life: float = 0.0  # of the evidence, in windows; 0: infinite
+    new_movies: int = 0  # that come out when serving begins
+    silent_share: float = 0.05  # of viewers, who never answer
+    fault_rate: float = 0.0  # of events: redelivered, late, or for a decision that was never made
 
 
 Sabotage = Callable[[Rows, int, np.random.Generator], Rows]
@@ -76,18 +87,17 @@ class SimulatedLoop:
         *,
         seed: int,
         decisions: int = 2000,
-        drift: float = 0.0,
-        half_life: float = 0.0,
+        conditions: Conditions = Conditions(),  # noqa: B008 - immutable
         exploration: Exploration = Exploration(strategy="ucb", alpha=0.2, epsilon=0.02),  # noqa: B008 - frozen
     ) -> None:
         self.places = Places(root)
         self._viewers = viewers
         self._decisions = decisions
-        self._drift = drift
-        self._half_life = half_life
+        self._conditions = conditions
         self._exploration = exploration
         self._rng = np.random.default_rng([seed, 0])
         self._sabotage_rng = np.random.default_rng([seed, 1])
+        self._fault_rng = np.random.default_rng([seed, 2])
         warehouse.create(self.places.warehouse)
         self._source: Warehouse = open_warehouse(str(self.places.warehouse), PipelineOptions([]))
         auditor = Auditor(self._source, self.places.policies, self.places.audit, SETTINGS)
@@ -123,14 +133,15 @@ class SimulatedLoop:
         champion = policy_store.champion(self.places.policies) if self.places.policies.is_dir() else None
         if champion is None:
             version = generate_movielens.POLICY_VERSION
-            action = rng.integers(0, viewers.num_actions, count)
-            propensity = np.full(count, 1 / viewers.num_actions)
+            on_offer = viewers.masking(viewers.drawn_actions(self._conditions.new_movies)).on_offer
+            action = on_offer[rng.integers(0, len(on_offer), count)]
+            propensity = np.full(count, 1 / len(on_offer))
         else:
             version = champion.version
             probabilities = serving.load(self.places.policies / version).probabilities(observation)
             action = explorers.draw(probabilities, ids.tolist(), version)
             propensity = probabilities[np.arange(count), action]
-        angle = self._drift * self._number
+        angle = self._conditions.drift * self._number
         expected = viewers.expected_of_all_actions(users, angle)
         reward = viewers.observed_rewards(users, action, rng, angle)
         delay = (rng.uniform(*ANSWER_SECONDS, count) * 1e6).astype(np.int64)
@@ -143,7 +154,7 @@ class SimulatedLoop:
             propensity=propensity,
             reward=reward,
             occurred_at=decided_at + delay,
-            answered=rng.random(count) >= SILENT_SHARE,
+            answered=rng.random(count) >= self._conditions.silent_share,
         )
         return rows, float(expected[np.arange(count), action].mean() / expected.max(axis=1).mean())
 
@@ -169,9 +180,31 @@ class SimulatedLoop:
             )
             if answered
         ]
+        if self._conditions.fault_rate:
+            decisions, rewards = self._with_faults(decisions, rewards)
         for table, records in ((DECISIONS, decisions), (REWARDS, rewards)):
             batch = tables.record_batch(table, records)
             warehouse.write(self.places.warehouse, table, f"window-{self._number:05d}", batch)
+
+    def _with_faults(
+        self, decisions: list[Decision], rewards: list[RewardEvent]
+    ) -> tuple[list[Decision], list[RewardEvent]]:
+        """The faults of `orchestration.loop.simulator`: events that come twice, late rewards, and orphans."""
+        rate, rng = self._conditions.fault_rate, self._fault_rng
+        again = [decision for decision in decisions if rng.random() < rate / 2]
+        kept = []
+        for reward in rewards:
+            lot = rng.random() / rate
+            late = timedelta(seconds=SETTINGS.reward_window_seconds + rng.uniform(*LATE_SECONDS))
+            if lot < SHARE_LATE:
+                reward = msgspec.structs.replace(reward, occurred_at=reward.occurred_at + late)
+            elif lot < SHARE_LATE + 1 / 3:
+                kept.append(reward)  # sent twice
+            elif lot < SHARE_LATE + 2 / 3:
+                stranger = f"{reward.decision_id[:24]}{rng.bytes(6).hex()}"
+                kept.append(msgspec.structs.replace(reward, decision_id=stranger))
+            kept.append(reward)
+        return decisions + again, kept
 
     def _export(self, window: TrainingWindow) -> None:
         """The export's own functions, one after the other: starting a Beam pipeline takes longer than all they do."""
@@ -205,7 +238,7 @@ class SimulatedLoop:
                 num_actions=self._viewers.num_actions,
                 catalogue=self._viewers.catalogue,
                 parent=before,
-                hyperparameters={"tikhonov": 0.3, "half_life": self._half_life},
+                hyperparameters={"tikhonov": 0.3, "half_life": self._conditions.half_life},
                 exploration=self._exploration,
                 refused=guard.refused_windows(self.places),
             )

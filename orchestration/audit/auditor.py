@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from apache_beam.options.pipeline_options import PipelineOptions
 from scipy import stats
 
 from beam_jobs.export_trajectories import choose_dim
@@ -20,13 +21,15 @@ from beam_jobs.tables import arrow_schema
 from beam_jobs.warehouses import Warehouse
 from beam_jobs.window_rows import row_ranges
 from contracts.windows import TrainingWindow, WindowSettings
-from orchestration.audit import checks, window_audits
+from orchestration import policy_store
+from orchestration.audit import checks, evidence_job, window_audits
 from orchestration.audit.deciders import load_decider
 from orchestration.audit.findings import Finding
 from orchestration.audit.shares import periods
 from orchestration.audit.window_audits import Examination, WindowAudit
 from orchestration.audit.window_evidence import Gathered, Question, gather_window
 from trainer.linear import SufficientStatistics, disjoint
+from trainer.mounts import unmounted
 
 # How unlikely the relation of fresh predictions and held-back rewards must be by chance to call it consistent.
 CONSISTENT_LEVEL = 1e-3
@@ -35,12 +38,22 @@ CONSISTENT_LEVEL = 1e-3
 class Auditor:
     """Audits windows of one warehouse against one policy store; keeps the audits in `folder`.
 
-    Decisions of live versions are replayed from the files in the folder `live`, as far as they are kept.
+    Decisions of live versions are replayed from the files in the folder `live`, as far as they are kept. With `beam`, Beam's
+    options, the evidence is summed by a Beam job (`orchestration.audit.evidence_job`), and a break is examined on a sample
+    of the window; without, by this process, which reads a window into its memory.
     """
 
     def __init__(
-        self, source: Warehouse, store: Path, folder: Path, settings: WindowSettings, live: Path | None = None
+        self,
+        source: Warehouse,
+        store: Path,
+        folder: Path,
+        settings: WindowSettings,
+        live: Path | None = None,
+        beam: PipelineOptions | None = None,
     ) -> None:
+        self._live = live
+        self._beam = beam
         self._source = source
         self._store = store
         self._folder = folder
@@ -75,13 +88,18 @@ class Auditor:
         return audit
 
     def _gather(self, window: TrainingWindow) -> Gathered:
+        dims = self._source.observation_dims(window.start, window.end)
+        question = Question(window, self._settings, choose_dim(dims), periods(self._store))
+        if self._beam is not None:
+            champions = frozenset(past.version for past in policy_store.history(self._store))
+            policies = evidence_job.Policies(unmounted(str(self._store)), champions, self._live)
+            return evidence_job.gather(self._source, policies, question, dims, self._beam)
         tables = {}
         for rows in row_ranges(window, self._settings):
             schema = arrow_schema(rows.table, rows.columns)
             parts = self._source.parts(rows.table, rows.start, rows.end, rows.columns)
             tables[rows.name] = pa.Table.from_batches([batch for part in parts for batch in part.read()], schema)
-        dim = choose_dim(self._source.observation_dims(window.start, window.end))
-        return gather_window(tables, Question(window, self._settings, dim, periods(self._store)), self._load)
+        return gather_window(tables, question, self._load)
 
 
 def examine(interactions: pa.RecordBatch, holdback_share: float, silence_counts: bool = False) -> Examination:

@@ -1,17 +1,16 @@
 """The commands `audit` and `guard` of `orchestration.cli`."""
 
 import argparse
-import tempfile
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from contracts.command_line import HELD, FlagParser, add_flags, from_flags, time_flag
+from contracts.command_line import HELD, FlagParser, add_flags, time_flag
 from contracts.errors import InputError
-from contracts.windows import MANIFEST_NAME, Manifest, TrainingWindow, WindowSettings, decode_manifest
+from contracts.windows import WindowSettings
 from orchestration.places import Places
 
 _AUDIT = """Checks a log against itself and against the policies it names, window by window.
@@ -22,8 +21,13 @@ meant) or a warning. The exit code is 0 when no window is refused, and 5 otherwi
 
     python -m orchestration.cli audit --root runs/latest
     python -m orchestration.cli audit --root runs/latest --accept 20260101T000005.000000Z --reason "the price list changed"
+    python -m orchestration.cli audit --events runs/latest/events --policies runs/latest/policies \\
+        --start 2026-01-01T00:00:00Z --end 2026-01-01T00:01:00Z --window-seconds 5
     python -m orchestration.cli audit --warehouse bigquery:PROJECT.bandit --policies /gcs/BUCKET/policies \\
-        --start 2026-01-01T00:00:00Z --end 2026-01-02T00:00:00Z --window-seconds 3600
+        --start 2026-01-01T00:00:00Z --end 2026-01-02T00:00:00Z --window-seconds 3600 \\
+        --beam="--runner=DataflowRunner --project=PROJECT --region=europe-west1 --temp_location=gs://BUCKET/tmp"
+
+Only the windows of a root are kept, with what was found. Elsewhere each call reads the range again.
 """
 _GUARD = """Shows whether the loop is held, holds it by hand, or releases it.
 
@@ -41,10 +45,14 @@ def add_commands(subparsers: "argparse._SubParsersAction[FlagParser]") -> None:
     where = audit.add_mutually_exclusive_group(required=True)
     where.add_argument("--root", type=Path, help="the folder of a loop or of the pipelines")
     where.add_argument("--warehouse", help="a folder of tables, or bigquery:PROJECT.DATASET")
-    audit.add_argument("--policies", type=Path, help="the policy store (with --warehouse)")
-    audit.add_argument("--start", type=time_flag, metavar="TIME", help="start of the first window (with --warehouse)")
-    audit.add_argument("--end", type=time_flag, metavar="TIME", help="end of the last window (with --warehouse)")
-    audit.add_argument("--window-seconds", type=float, metavar="SECONDS", help="length of a window (with --warehouse)")
+    where.add_argument("--events", type=Path, help="a folder of sealed segments")
+    audit.add_argument("--policies", type=Path, help="the policy store (without --root)")
+    audit.add_argument("--start", type=time_flag, metavar="TIME", help="start of the first window (without --root)")
+    audit.add_argument("--end", type=time_flag, metavar="TIME", help="end of the last window (without --root)")
+    audit.add_argument("--window-seconds", type=float, metavar="SECONDS", help="length of a window (without --root)")
+    audit.add_argument(
+        "--beam", metavar="OPTIONS", help="sum up each window by a Beam job with these options of Beam, for a large log"
+    )
     add_flags(audit, WindowSettings)
     audit.add_argument("--json", action="store_true", help="print the audits as JSON lines")
     audit.add_argument("--accept", metavar="WINDOW", help="count a refused window as good (its start or folder name)")
@@ -60,11 +68,13 @@ def add_commands(subparsers: "argparse._SubParsersAction[FlagParser]") -> None:
 def _audit(arguments: argparse.Namespace) -> int:
     if arguments.accept is not None:
         return _accept(arguments)
-    audits = _of_root(arguments) if arguments.root is not None else _of_warehouse(arguments)
-    refused = 0
-    for audit in audits:
+    from orchestration.audit import sources
+
+    refused, windows = 0, []
+    for audit in sources.audits(arguments):
         refused += not audit.accepted
-        print(msgspec.json.encode(audit).decode() if arguments.json else "\n".join(_lines(audit)), flush=True)
+        windows.append(audit.window.folder)
+        print(msgspec.json.encode(audit).decode() if arguments.json else "\n".join(_lines(audit, windows)), flush=True)
     if not arguments.json:
         print(f"{refused} window(s) refused" if refused else "no window refused")
     return HELD if refused else 0
@@ -81,69 +91,8 @@ def _accept(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _of_root(arguments: argparse.Namespace) -> "Iterator[Any]":
-    """Audits the exported windows below a root, each with the settings that it was exported with."""
-    from beam_jobs.warehouses import EmbeddedWarehouse
-    from orchestration.audit.auditor import Auditor
-
-    places = Places(arguments.root)
-    manifests = sorted(_manifests(places.windows), key=lambda manifest: manifest.window)
-    if not manifests:
-        raise InputError(f"--root: {arguments.root} has no exported window")
-    _check_versions(manifests, places.policies)
-    for manifest in manifests:
-        source = EmbeddedWarehouse(places.warehouse)
-        yield Auditor(source, places.policies, places.audit, manifest.settings, places.live).audit(manifest.window)
-
-
-def _of_warehouse(arguments: argparse.Namespace) -> "Iterator[Any]":
-    """Audits a range of a warehouse in windows of one length. Keeps nothing."""
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    from beam_jobs.warehouses import open_warehouse
-    from orchestration.audit.auditor import Auditor
-
-    for name in ("policies", "start", "end", "window_seconds"):
-        if getattr(arguments, name) is None:
-            raise InputError(f"--{name.replace('_', '-')}: needed with --warehouse")
-    if not arguments.window_seconds > 0 or arguments.end <= arguments.start:
-        raise InputError(
-            f"--window-seconds: above 0 expected, and --end after --start, got {arguments.window_seconds},"
-            f" {arguments.start.isoformat()} and {arguments.end.isoformat()}"
-        )
-    if not arguments.policies.is_dir():
-        raise InputError(f"--policies: {arguments.policies} is not a folder")
-    settings = from_flags(arguments, WindowSettings)
-    source = open_warehouse(arguments.warehouse, PipelineOptions([]))
-    source.check()
-    length = timedelta(seconds=arguments.window_seconds)
-    with tempfile.TemporaryDirectory() as scratch:
-        auditor = Auditor(source, arguments.policies, Path(scratch), settings)
-        start = arguments.start
-        while start < arguments.end:
-            yield auditor.audit(TrainingWindow(start, min(start + length, arguments.end)))
-            start += length
-
-
-def _manifests(windows: Path) -> Iterator[Manifest]:
-    for path in windows.glob(f"window=*/{MANIFEST_NAME}"):
-        yield decode_manifest(path.read_bytes(), str(path))
-
-
-def _check_versions(manifests: Sequence[Manifest], store: Path) -> None:
-    """Says which versions decided and are gone: their decisions cannot be replayed."""
-    from beam_jobs.generate_movielens import POLICY_VERSION
-    from orchestration import policy_store
-
-    decided = {version for manifest in manifests for version in manifest.policy_versions} - {POLICY_VERSION}
-    gone = sorted(decided - set(policy_store.versions(store)))
-    if decided and len(gone) == len(decided):
-        raise InputError(f"--root: {store} has none of the {len(gone)} versions that decided, such as {gone[0]}")
-    if gone:
-        print(f"{len(gone)} of {len(decided)} versions that decided are gone, such as {gone[0]}: not replayed")
-
-
-def _lines(audit: Any) -> Iterator[str]:
+def _lines(audit: Any, windows: list[str]) -> Iterator[str]:
+    """The audit as text; `windows`: the folders of all windows up to this one."""
     light = "✓" if audit.accepted else "✗"
     count = audit.evidence.decisions
     replayed = sum(one.replayed for one in audit.evidence.versions.values())
@@ -155,7 +104,7 @@ def _lines(audit: Any) -> Iterator[str]:
     for finding in audit.findings:
         if finding.alarm:
             mark = "!" if finding.kind == "warning" else "✗"
-            since = f", began {finding.began} window(s) before" if finding.began else ""
+            since = f", began in {windows[-1 - finding.began]}" if 0 < finding.began < len(windows) else ""
             yield f"    {mark} {finding.kind}: {finding.check}: {finding.fact}{since}"
             yield f"      statistic {finding.statistic:.3g}, threshold {finding.threshold:.3g}. Most likely: {finding.meaning}."
     if audit.accepted and audit.reason:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.reward_join import join_rewards
+from contracts.errors import InputError
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration.audit import shares
 from orchestration.audit.evidence import Evidence, LoadDecider, gather
@@ -38,17 +39,31 @@ def gather_window(tables: Mapping[str, pa.Table], question: Question, load: Load
       tables: `decisions`, `earlier` and `rewards`, as `beam_jobs.reward_join` takes them.
       question: the window, and how its decisions are looked at.
       load: what decided under a version.
+
+    Raises InputError for a propensity that is not in (0, 1].
     """
     settings = msgspec.structs.replace(question.settings, missing_reward="default")
     joined, counts = join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], question.window, settings)
     lengths = pc.list_value_length(joined.column("observation"))
     joined = joined.filter(pc.equal(lengths, question.observation_dim or 0))
+    _check_propensities(joined)
     silence_counts = question.settings.missing_reward == "default"
     evidence = gather(joined, settings.reward_window_seconds, load, silence_counts)
     evidence.duplicates, evidence.late_rewards = counts.duplicate_decisions, counts.late_rewards
     evidence.early_rewards = _early_rewards(tables["decisions"], tables["rewards"])
     evidence.conflicting = _conflicting(tables["decisions"])
     return Gathered(evidence.merge(shares.count(joined, question.pointer)), joined)
+
+
+def _check_propensities(joined: pa.RecordBatch) -> None:
+    propensity = joined.column("propensity").to_numpy()
+    wrong = np.flatnonzero(~((propensity > 0) & (propensity <= 1)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"decisions: propensity must be in (0, 1], got {propensity[row]}"
+            f" (decision_id={joined.column('decision_id')[row]})"
+        )
 
 
 def _early_rewards(decisions: pa.Table, rewards: pa.Table) -> int:

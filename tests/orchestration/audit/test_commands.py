@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from beam_jobs.movielens import MovieLens
@@ -59,34 +60,15 @@ def test_the_guard_is_shown_and_released(root: Path, capsys: pytest.CaptureFixtu
     assert cli.main(["audit", "--root", str(root)]) == 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--root", "nowhere"], "--root: nowhere has no exported window"),
-        (["--warehouse", "nowhere"], "--policies: needed with --warehouse"),
-        (["--root", "nowhere", "--accept", "soon", "--reason", "x"], "--accept: a time with its time zone"),
-        (["--root", "nowhere", "--accept", "soon"], "--accept: needs --root and --reason"),
-        (["--root", "nowhere", "--warehouse", "nowhere"], "not allowed with argument"),
-    ],
-)
-def test_wrong_input_is_one_line(
-    flags: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["audit", *flags]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert message in line
+def test_a_window_is_dated(root: Path) -> None:
+    from orchestration.audit import window_audits
+    from orchestration.audit.commands import _lines
 
-
-def test_a_store_without_the_versions_that_decided(
-    root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    for name in ("windows", "warehouse"):
-        (tmp_path / name).symlink_to(root / name)
-    (tmp_path / "policies").mkdir()
-    assert cli.main(["audit", "--root", str(tmp_path)]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "has none of the" in line and "versions that decided" in line
+    kept = window_audits.read_all(root / "audit")[-1]
+    [finding] = [one for one in kept.findings if one.check == "replayed propensity"]
+    slow = msgspec.structs.replace(kept, findings=[msgspec.structs.replace(finding, began=2)])
+    lines = list(_lines(slow, ["window=1", "window=2", "window=3"]))
+    assert lines[1].endswith(", began in window=1")
 
 
 def test_the_loop_is_held_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
