@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from contracts.errors import InputError
 from contracts.policies import Exploration
 from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.trajectories import TrajectoryBatch
-from trainer import agents, arms, linear, neural
+from trainer import agents, arms, linear, networks, neural
 from trainer.linear import SufficientStatistics
 
 HERE = Path(__file__).parent
@@ -100,7 +100,7 @@ class Linear:
 
 class Neural:
     """Ours: a TF-Agents network; online, a few steps on what was seen so far after every batch; a fit with early
-    stopping for every window.
+    stopping for every window, which replays earlier ones.
 
     neural_linucb learns its network on the first 2,000 decisions, in both modes. Then the network is the fixed encoder
     of a linear policy, which takes in each interaction once, those first ones included.
@@ -116,7 +116,7 @@ class Neural:
         num_actions, dim = world.expected.shape[1], world.observations.shape[1]
         self._hyperparameters = agents.complete(algorithm, hyperparameters)
         over_arms = features.astype(np.float32) if self._hyperparameters.get("arm_features") == "shared" else None
-        self._network = neural.build(algorithm, dim, num_actions, self._hyperparameters, Exploration(), over_arms)
+        self._network = networks.build(algorithm, dim, num_actions, self._hyperparameters, Exploration(), over_arms)
         self._statistics = SufficientStatistics.zeros(num_actions, agents.layer_sizes(self._hyperparameters)[-1])
         self._rng = np.random.default_rng([seed, 2])
         self._algorithm, self._alpha, self._temperature = algorithm, alpha, temperature
@@ -125,6 +125,7 @@ class Neural:
             np.zeros(DECISIONS, np.int32),
             np.zeros(DECISIONS, np.float32),
         ]
+        self._batches: list[TrajectoryBatch] = []
         self._count, self._online = 0, online
         self._model = Scorer(self._network.arrays(self._statistics.n))
 
@@ -147,17 +148,22 @@ class Neural:
             propensities.astype(np.float32),
             np.zeros(len(actions), bool),
         )
-        for seen, new in zip(self._seen, batch, strict=False):
+        self._batches.append(batch)
+        for seen, new in zip(self._seen, (batch.observation, batch.action, batch.reward), strict=True):
             seen[self._count : self._count + len(actions)] = new
         self._count += len(actions)
         linear_next = self._algorithm == "neural_linucb"
         trains = not linear_next or self._count <= BATCHES["windows"]
+        if self._count == len(actions):
+            self._network.standardise([observations])
         if trains and self._online:
             for _ in range(STEPS_ONLINE):
                 rows = self._rng.integers(0, self._count, int(self._hyperparameters["batch_size"]))
                 self._network.step(*(seen[rows] for seen in self._seen))
         elif trains:
-            neural.fit(self._network, lambda: iter([batch]), self._hyperparameters)
+            replayed = 1 + int(self._hyperparameters.get("replay", 0)) // len(actions)
+            parts = [partial(iter, [batch]) for batch in self._batches[-replayed:]]
+            neural.fit(self._network, parts, self._hyperparameters)
         arrays = self._network.arrays(self._statistics.n)
         if linear_next and self._count >= BATCHES["windows"]:
             new = slice(0 if trains else self._count - len(actions), self._count)

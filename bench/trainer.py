@@ -16,7 +16,7 @@ from contracts.policies import Exploration, Movie
 from contracts.trajectories import TrajectoryBatch
 from tests.linear_agents import linear_agent
 from tests.windows import consecutive_windows, write_window
-from trainer import agents, dataset, neural, training
+from trainer import agents, dataset, networks, neural, training
 from trainer.dataset import ReadyWindow
 from trainer.linear import SufficientStatistics, disjoint
 
@@ -72,8 +72,8 @@ def trainer_neural() -> Result:
     with tempfile.TemporaryDirectory() as folder:
         window = _write(Path(folder), batch)
 
-        def network() -> neural.Network:
-            return neural.build("neural_epsilon_greedy", DIM, 20, hyperparameters, Exploration())
+        def network() -> networks.Network:
+            return networks.build("neural_epsilon_greedy", DIM, 20, hyperparameters, Exploration())
 
         def reference() -> float:
             return _eager_rate(network().agent, batch, 400)
@@ -82,7 +82,7 @@ def trainer_neural() -> Result:
             mine = network()
             losses: list[float] = []
             took = seconds(
-                lambda: losses.extend(neural.fit(mine, lambda: dataset.read(window, "train", 20), hyperparameters))
+                lambda: losses.extend(neural.fit(mine, [lambda: dataset.read(window, "train", 20)], hyperparameters))
             )
             return 50_000 * (len(losses) - 1) / took
 

@@ -17,6 +17,7 @@ _NEURAL: Hyperparameters = {
     "batch_size": 256,
     "epochs": 30,
     "patience": 3,
+    "replay": 50_000,
 }
 DEFAULTS: dict[str, Hyperparameters] = {
     "lin_ucb": _LINEAR,
@@ -24,7 +25,7 @@ DEFAULTS: dict[str, Hyperparameters] = {
     "greedy": _LINEAR,
     "neural_epsilon_greedy": _NEURAL,
     "neural_boltzmann": _NEURAL,
-    "neural_linucb": {name: value for name, value in _NEURAL.items() if name != "arm_features"}
+    "neural_linucb": {name: value for name, value in _NEURAL.items() if name not in ("arm_features", "replay")}
     | {"layers": "64,20", "tikhonov": 0.1},
 }
 # The type of each on the command line, and its help.
@@ -44,6 +45,10 @@ HYPERPARAMETERS: dict[str, tuple[type, str]] = {
     "learning_rate": (float, "neural: learning rate of Adam (default: 0.003)"),
     "batch_size": (int, "neural: trajectories per step (default: 256)"),
     "epochs": (int, "neural: largest number of passes over the new data (default: 30); linear: 1"),
+    "replay": (
+        int,
+        "neural, not neural_linucb: how many earlier trajectories are trained on again beside the new ones (default: 50000)",
+    ),
     "patience": (int, "neural: epochs without a lower held-out loss after which training stops (default: 3)"),
 }
 LINEAR_ALGORITHMS = ("greedy", "lin_ts", "lin_ucb")
@@ -58,7 +63,7 @@ EXPLORATION: dict[str, Strategy] = {
 }
 # How the TF-Agents policy in the artifact chooses, as the agent of that name does.
 CHOICE: dict[str, Strategy] = EXPLORATION | {"greedy": "greedy"}
-_MAY_BE_ZERO = ("half_life",)
+_MAY_BE_ZERO = ("half_life", "replay")
 
 
 def complete(algorithm: str, given: Hyperparameters) -> Hyperparameters:
@@ -94,8 +99,9 @@ def _check(algorithm: str, name: str, value: float | int | str | bool, default: 
         if not all(size.isdecimal() and int(size) > 0 for size in sizes):
             raise InputError(f"layers must be sizes above 0 with commas between, such as 64,64, got {value!r}")
     elif isinstance(default, int):
-        if not (isinstance(value, int) and value > 0):
-            raise InputError(f"{name} must be a whole number above 0, got {value!r}")
+        least = 0 if name in _MAY_BE_ZERO else 1
+        if not (isinstance(value, int) and value >= least):
+            raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
     elif not (
         isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (value == 0 and name in _MAY_BE_ZERO))
     ):

@@ -7,25 +7,27 @@ is held out. Training ends when the loss on these has not fallen for `patience` 
 neural_linucb trains its network in its first training alone. From then on the network is the fixed encoder of a linear
 policy that learns from sufficient statistics, each interaction once, as TF-Agents' agent does after its first steps.
 
-With arm features the network has two towers, one for the observation and one for the movie, and predicts the product of
-their outputs: theta_k = tower(f_k). So a movie without interactions has a prediction too, and the size of the network
-does not depend on the number of movies.
+Each training of the others replays earlier trajectories beside the new ones, or the network would forget what only
+earlier windows show: the newest `replay` of those that the parent was trained on, as far as their windows are still
+there. So the cost of a training does not grow with the history.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from contracts.errors import InputError
-from contracts.policies import CHECKPOINT_NAME, Exploration, PolicyCard
+from contracts.policies import CHECKPOINT_NAME, PolicyCard
 from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.windows import Split
 from trainer import agents, arms, checkpoint, dataset
 from trainer.dataset import ReadyWindow
 from trainer.linear import SufficientStatistics, disjoint
+from trainer.networks import Network, build
 
 if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch
@@ -34,48 +36,17 @@ HELD_OUT = 10  # every tenth trajectory
 NETWORK_CHECKPOINT = "network"
 
 
-class Network(NamedTuple):
-    """A TF-Agents agent, and its variables that are trained and saved."""
+class Past(NamedTuple):
+    """The parent, and the splits it was trained on that are still there, by start of their windows."""
 
-    agent: Any
-    layers: list[Any]  # tf.Variables: kernel, bias, kernel, bias, …
-    output: list[Any]  # the kernel of the reward layer, and its bias where it has one; or the layers of the arm tower
-    optimizer: Any
-    arm_features: np.ndarray | None  # [K, F] float32, where there is an arm tower
-    # One compiled training step on a batch: observation [B, D], action [B], reward [B]. Traced once for all fits.
-    step: Callable[[Any, Any, Any], Any]
-
-    def arrays(self, num_samples: np.ndarray) -> PolicyArrays:
-        """The network as it serves; num_samples [K]."""
-        layers = [variable.numpy() for variable in self.layers]
-        output = [variable.numpy() for variable in self.output]
-        if self.arm_features is None:
-            theta = output[0].T
-            bias = output[1] if len(output) > 1 else np.zeros(len(theta), np.float32)
-        else:
-            *hidden, (weights, shift) = zip(output[::2], output[1::2], strict=True)
-            theta = self.arm_features
-            for layer in hidden:
-                theta = np.maximum(theta @ layer[0] + layer[1], 0)
-            theta = theta @ weights + shift
-            bias = np.zeros(len(theta), np.float32)
-        return PolicyArrays(list(zip(layers[::2], layers[1::2], strict=True)), theta, bias, None, num_samples)
-
-    def checkpoint(self) -> Any:
-        """Network and optimizer."""
-        import tensorflow as tf
-
-        return tf.train.Checkpoint(layers=self.layers, output=self.output, optimizer=self.optimizer)
-
-    def variables(self) -> list[Any]:
-        """Those of the checkpoint."""
-        return [*self.layers, *self.output, *self.optimizer.variables]
+    parent: PolicyCard
+    splits: list[tuple[ReadyWindow, Split]]
 
 
 def learn(
-    policies: Path, card: PolicyCard, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]
+    policies: Path, card: PolicyCard, past: Past | None, new: list[tuple[ReadyWindow, Split]]
 ) -> tuple[PolicyArrays, Callable[[Path], None]]:
-    """Trains on the new splits, continuing from the parent.
+    """Trains on the new splits and on replayed ones, continuing from the parent.
 
     Returns the policy's arrays, and the function that writes its checkpoint into the policy's folder.
     """
@@ -86,21 +57,21 @@ def learn(
     network = _untrained(card)
     linear = card.algorithm == "neural_linucb"
     statistics = SufficientStatistics.zeros(card.num_actions, agents.layer_sizes(card.hyperparameters)[-1])
-    if parent is not None:
-        before = policies / parent.version
-        _continue(network, parent, before, card)
+    if past is not None:
+        before = policies / past.parent.version
+        _continue(network, past.parent, before, card)
         statistics = checkpoint.read(before).grown(card.num_actions)
-
-    def batches() -> "Iterator[TrajectoryBatch]":
-        for window, split in new:
-            yield from dataset.read(window, split, card.num_actions)
-
+    fresh = [_Part(window, split, card.num_actions) for window, split in new if window.manifest.records(split)]
     # Without new records there is nothing to fit: only other settings or another catalogue have changed.
-    if any(window.manifest.records(split) for window, split in new) and (parent is None or not linear):
-        fit(network, batches, card.hyperparameters)
+    if fresh and (past is None or not linear):
+        if past is None:
+            network.standardise(batch.observation for part in fresh for batch in part())
+        replay = int(card.hyperparameters.get("replay", 0))
+        parts = _replayed(past.splits if past is not None else [], replay, card.num_actions) + fresh
+        fit(network, parts, card.hyperparameters)
     arrays = network.arrays(statistics.n)
     scorer = Scorer(arrays)
-    for batch in batches():
+    for batch in itertools.chain.from_iterable(part() for part in fresh):
         rows = len(batch.action)
         encoded = scorer.encode(batch.observation) if linear else np.zeros((rows, statistics.observation_dim))
         statistics.add(encoded, batch.action, batch.reward)
@@ -112,6 +83,36 @@ def learn(
         network.checkpoint().write(str(policy / CHECKPOINT_NAME / NETWORK_CHECKPOINT))
 
     return arrays, write_checkpoint
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The trajectories of one split, or about the first `records` of them; call it to read them."""
+
+    window: ReadyWindow
+    split: Split
+    num_actions: int
+    records: int | None = None
+
+    def __call__(self) -> "Iterator[TrajectoryBatch]":
+        count = 0
+        for batch in dataset.read(self.window, self.split, self.num_actions):
+            yield batch
+            count += len(batch.action)
+            if self.records is not None and count >= self.records:
+                break
+
+
+def _replayed(past: list[tuple[ReadyWindow, Split]], records: int, num_actions: int) -> list[_Part]:
+    """The newest parts of the past with about `records` trajectories in all, oldest first."""
+    parts = []
+    for window, split in reversed(past):
+        if records <= 0:
+            break
+        if count := window.manifest.records(split):
+            parts.append(_Part(window, split, num_actions, records if count > records else None))
+            records -= count
+    return parts[::-1]
 
 
 def _untrained(card: PolicyCard) -> Network:
@@ -164,118 +165,27 @@ def _check_features(parent: PolicyCard, card: PolicyCard) -> None:
             )
 
 
-def build(
-    algorithm: str,
-    observation_dim: int,
-    num_actions: int,
-    hyperparameters: agents.Hyperparameters,
-    exploration: Exploration,
-    arm_features: np.ndarray | None = None,
-) -> Network:
-    """TF-Agents' agent of `algorithm`, untrained; over arm features [K, F] float32 where they are given.
-
-    Raises ValueError for an algorithm that is not neural.
-    """
-    import tensorflow as tf
-    from tf_agents.bandits.agents.neural_boltzmann_agent import NeuralBoltzmannAgent
-    from tf_agents.bandits.agents.neural_epsilon_greedy_agent import NeuralEpsilonGreedyAgent
-    from tf_agents.bandits.agents.neural_linucb_agent import NeuralLinUCBAgent
-    from tf_agents.networks.encoding_network import EncodingNetwork
-
-    time_step_spec, action_spec = agents.specs(observation_dim, num_actions)
-    sizes = agents.layer_sizes(hyperparameters)
-    optimizer = tf.keras.optimizers.Adam(float(hyperparameters["learning_rate"]))
-    shape = {"time_step_spec": time_step_spec, "action_spec": action_spec, "optimizer": optimizer}
-    match algorithm:
-        case "neural_linucb":
-            encoder = EncodingNetwork(time_step_spec.observation, fc_layer_params=sizes)
-            agent = NeuralLinUCBAgent(
-                encoding_network=encoder,
-                encoding_network_num_train_steps=0,
-                encoding_dim=sizes[-1],
-                alpha=exploration.alpha,
-                **shape,
-            )
-            layers, output = list(encoder.variables), [agent._reward_layer.kernel]
-        case "neural_boltzmann":
-            rewards, layers, output = _reward_network(shape, sizes, arm_features)
-            agent = NeuralBoltzmannAgent(reward_network=rewards, temperature=exploration.temperature, **shape)
-        case "neural_epsilon_greedy":
-            rewards, layers, output = _reward_network(shape, sizes, arm_features)
-            agent = NeuralEpsilonGreedyAgent(reward_network=rewards, epsilon=exploration.epsilon, **shape)
-        case _:
-            raise ValueError(f"no neural agent of the algorithm {algorithm!r} is known")
-    optimizer.build([*layers, *output])
-    return Network(agent, layers, output, optimizer, arm_features, _train_step(agent, arm_features))
-
-
-def _reward_network(
-    shape: dict[str, Any], sizes: tuple[int, ...], arm_features: np.ndarray | None
-) -> tuple[Any, list[Any], list[Any]]:
-    """The network that predicts rewards, the variables of its layers, and those of its output.
-
-    With arm features, it changes the agent's arguments `shape` so that the agent takes them.
-    """
-    from tf_agents.networks.q_network import QNetwork
-
-    observation = shape["time_step_spec"].observation
-    if arm_features is None:
-        rewards = QNetwork(observation, shape["action_spec"], fc_layer_params=sizes)
-        rewards.create_variables()
-        return rewards, list(rewards.variables[:-2]), list(rewards.variables[-2:])
-    rewards, shape["time_step_spec"] = _two_towers(observation.shape[0], arm_features.shape, sizes)
-    shape["accepts_per_arm_features"] = True
-    variables = list(rewards.variables)  # first those of the observation's tower: a kernel and a bias per layer
-    return rewards, variables[: 2 * len(sizes)], variables[2 * len(sizes) :]
-
-
-def _two_towers(observation_dim: int, arms_shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[Any, Any]:
-    """TF-Agents' network over global and arm features, and the spec of its time steps.
-
-    The arm tower ends without a relu, unlike in TF-Agents' own factory: with one, the product could not be negative.
-    """
-    import tensorflow as tf
-    from tf_agents.bandits.networks.global_and_arm_feature_network import GlobalAndArmDotProductNetwork
-    from tf_agents.bandits.specs.utils import create_per_arm_observation_spec
-    from tf_agents.networks.encoding_network import EncodingNetwork
-    from tf_agents.networks.sequential import Sequential
-    from tf_agents.trajectories import time_step_spec
-
-    num_actions, size = arms_shape
-    observation_tower = EncodingNetwork(tf.TensorSpec([observation_dim], tf.float32), fc_layer_params=sizes)
-    # One Dense per layer, which applies to a single arm as well as to all arms.
-    arm_layers = [tf.keras.layers.Dense(width, activation="relu") for width in sizes[:-1]]
-    arm_tower = Sequential(
-        [*arm_layers, tf.keras.layers.Dense(sizes[-1])], input_spec=tf.TensorSpec([size], tf.float32)
-    )
-    spec = create_per_arm_observation_spec(observation_dim, size, num_actions)
-    network = GlobalAndArmDotProductNetwork(
-        {"global": spec["global"], "per_arm": tf.TensorSpec([size], tf.float32)}, observation_tower, arm_tower
-    )
-    network.create_variables()
-    return network, time_step_spec(spec)
-
-
 def fit(
-    network: Network, batches: "Callable[[], Iterator[TrajectoryBatch]]", hyperparameters: agents.Hyperparameters
+    network: Network,
+    parts: "Sequence[Callable[[], Iterator[TrajectoryBatch]]]",
+    hyperparameters: agents.Hyperparameters,
 ) -> list[float]:
     """Trains until the held-out loss stops falling, and leaves the network as it was at the lowest loss.
 
     Args:
       network: is changed in place.
-      batches: returns an iterator over all trajectories at each call.
+      parts: each returns an iterator over its trajectories, the same at each call; at least one trajectory in all.
       hyperparameters: batch_size, epochs, patience.
 
     Returns:
       the held-out mean squared error before the first and after each epoch.
     """
-
     batch_size = int(hyperparameters["batch_size"])
     variables = [*network.layers, *network.output]
 
     def held_out_loss() -> float:
         scorer, squares, count = Scorer(network.arrays(np.zeros(0))), 0.0, 0
-        for batch in batches():
+        for batch in itertools.chain.from_iterable(part() for part in parts):
             part = batch.take(slice(HELD_OUT - 1, None, HELD_OUT))
             mean = scorer.means(part.observation)
             squares += float(((mean[np.arange(len(part.action)), part.action] - part.reward) ** 2).sum())
@@ -284,7 +194,7 @@ def fit(
 
     losses = [held_out_loss()]
     best = [variable.numpy() for variable in variables]
-    minibatches = _minibatches(batches, batch_size)
+    minibatches = _minibatches(parts, batch_size)
     for _ in range(int(hyperparameters["epochs"])):
         for observation, action, reward in minibatches:
             network.step(observation, action, reward)
@@ -298,42 +208,11 @@ def fit(
     return losses
 
 
-def _train_step(agent: Any, arm_features: np.ndarray | None) -> Callable[[Any, Any, Any], Any]:
-    """One step of TF-Agents' training, compiled: `Network.step`."""
-    import tensorflow as tf
-    from tf_agents.trajectories import StepType, Trajectory
-
-    features = None if arm_features is None else tf.constant(arm_features)
-
-    @tf.function(reduce_retracing=True)
-    def step(observation: Any, action: Any, reward: Any) -> Any:
-        if not hasattr(agent, "compute_loss_using_reward_layer"):
-            shape = tf.stack([tf.size(action), 1])
-            taken, info = observation[:, tf.newaxis], agent.policy.info_spec  # none
-            if features is not None:
-                taken = {"global": taken}
-                info = info._replace(chosen_arm_features=tf.gather(features, action)[:, tf.newaxis])
-            return agent.train(
-                Trajectory(
-                    step_type=tf.fill(shape, StepType.FIRST),
-                    observation=taken,
-                    action=action[:, tf.newaxis],
-                    policy_info=info,
-                    next_step_type=tf.fill(shape, StepType.LAST),
-                    reward=reward[:, tf.newaxis],
-                    discount=tf.zeros(shape),
-                )
-            ).loss
-        return agent.compute_loss_using_reward_layer(observation, action, reward, training=True).loss
-
-    compiled: Callable[[Any, Any, Any], Any] = step
-    return compiled
-
-
-def _minibatches(batches: "Callable[[], Iterator[TrajectoryBatch]]", batch_size: int) -> Any:
+def _minibatches(parts: "Sequence[Callable[[], Iterator[TrajectoryBatch]]]", batch_size: int) -> Any:
     """The trajectories that are not held out, in batches of one size, prefetched.
 
-    They are shuffled within each batch that is read. Iterate over it once per epoch: each pass has another order.
+    The parts are shuffled, and the trajectories within each batch that is read. Iterate over it once per epoch: each
+    pass has another order.
     """
     import tensorflow as tf
 
@@ -341,12 +220,12 @@ def _minibatches(batches: "Callable[[], Iterator[TrajectoryBatch]]", batch_size:
 
     def chunks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         rng = np.random.default_rng(next(epochs))
-        for batch in batches():
+        for batch in itertools.chain.from_iterable(parts[index]() for index in rng.permutation(len(parts))):
             rows = np.flatnonzero(np.arange(len(batch.action)) % HELD_OUT != HELD_OUT - 1)
             part = batch.take(rng.permutation(rows))
             yield part.observation, part.action, part.reward
 
-    first = next(batches())
+    first = next(itertools.chain.from_iterable(part() for part in parts))
     signature = tuple(
         tf.TensorSpec([None, *array.shape[1:]], array.dtype)
         for array in (first.observation, first.action, first.reward)

@@ -124,7 +124,8 @@ def _learn(
     if settings.algorithm in agents.LINEAR_ALGORITHMS:
         arrays, write_checkpoint = _learn_linear(settings, card, parent, new)
     else:
-        arrays, write_checkpoint = neural.learn(settings.policies, card, parent, new)
+        past = neural.Past(parent, _past(settings, parent)) if parent is not None else None
+        arrays, write_checkpoint = neural.learn(settings.policies, card, past, new)
 
     def write_parts(folder: Path) -> None:
         policy_arrays.write(folder, arrays)
@@ -255,6 +256,19 @@ def _untrained(ready: list[ReadyWindow], parent: PolicyCard | None) -> list[tupl
         if window is not ready[-1]:
             splits.append((window, "holdback"))
     return [(window, split) for window, split in splits if (window.start, split) not in seen]
+
+
+def _past(settings: Settings, parent: PolicyCard) -> list[tuple[ReadyWindow, Split]]:
+    """What the parent was trained on and is still there, by start, without the windows that are refused now."""
+    seen = {(trained.window.start, trained.split) for trained in parent.trained_on}
+    splits: tuple[Split, ...] = ("train", "holdback")
+    return [
+        (window, split)
+        for window in dataset.ready_windows(settings.windows)
+        if window.start not in settings.refused
+        for split in splits
+        if (window.start, split) in seen
+    ]
 
 
 def _observation_dim(settings: Settings, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]) -> int:

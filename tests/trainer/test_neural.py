@@ -15,7 +15,7 @@ from contracts.trajectories import TrajectoryBatch
 from predictor import exploration as explorers
 from predictor import policy as serving
 from tests.windows import consecutive_windows, write_window
-from trainer import agents, checkpoint, neural, training
+from trainer import agents, checkpoint, networks, neural, training
 
 NUM_ACTIONS, DIM = 4, 3
 WINDOWS = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
@@ -67,9 +67,9 @@ def scorer_of(mine, card):
     return Scorer(arrays_of(mine, card))
 
 
-def agent_of(mine, card):
+def network_of(mine, card):
     """TF-Agents' own agent, with what the policy's checkpoint holds."""
-    network = neural.build(card.algorithm, DIM, NUM_ACTIONS, card.hyperparameters, card.exploration)
+    network = networks.build(card.algorithm, DIM, NUM_ACTIONS, card.hyperparameters, card.exploration)
     folder = mine.policies / card.version
     path = str(folder / CHECKPOINT_NAME / neural.NETWORK_CHECKPOINT)
     network.checkpoint().read(path).assert_existing_objects_matched()
@@ -81,7 +81,7 @@ def agent_of(mine, card):
             ridge = (card.hyperparameters["tikhonov"] - 1) * np.eye(statistics.observation_dim)
             network.agent.cov_matrix[k].assign(statistics.a[k] + ridge)
             network.agent.data_vector[k].assign(statistics.b[k])
-    return network.agent
+    return network
 
 
 def test_reloaded_it_acts_and_scores_as_the_agent_does(trained):
@@ -96,9 +96,11 @@ def test_reloaded_it_acts_and_scores_as_the_agent_does(trained):
     np.testing.assert_allclose(scores["std"], std, atol=1e-4)
     assert (std > 0).all() == (card.algorithm == "neural_linucb")
 
-    agent = agent_of(mine, card)
-    steps = restart(tf.constant(x), batch_size=1000)
-    taken, expected = saved.action(steps).action.numpy(), agent.policy.action(steps).action.numpy()
+    network = network_of(mine, card)
+    agent = network.agent
+    steps = restart((x - network.moments[0]) / network.moments[1], batch_size=1000)
+    taken = saved.action(restart(tf.constant(x), batch_size=1000)).action.numpy()
+    expected = agent.policy.action(steps).action.numpy()
     best = (mean + card.exploration.alpha * std).argmax(axis=1)
     if card.algorithm == "neural_linucb":
         np.testing.assert_array_equal(taken, expected)
@@ -166,9 +168,9 @@ def test_training_stops_when_the_held_out_loss_does_not_fall_and_keeps_the_best(
         "neural_epsilon_greedy", {"epochs": 40, "patience": 2, "learning_rate": 0.05, "layers": "8"}
     )
     tf.random.set_seed(1)
-    network = neural.build("neural_epsilon_greedy", DIM, NUM_ACTIONS, hyperparameters, Exploration())
+    network = networks.build("neural_epsilon_greedy", DIM, NUM_ACTIONS, hyperparameters, Exploration())
     noise = trajectories(400)._replace(reward=np.random.default_rng(0).normal(size=400).astype(np.float32))
-    losses = neural.fit(network, lambda: iter([noise]), hyperparameters)
+    losses = neural.fit(network, [lambda: iter([noise])], hyperparameters)
     assert len(losses) < 41
     assert len(losses) - 1 - int(np.argmin(losses)) == 2
     rows = np.arange(9, 400, 10)
@@ -211,11 +213,12 @@ def test_over_arm_features_a_movie_that_nobody_has_seen_is_known_and_movies_can_
     assert np.corrcoef(mean[:, 10], truth[:, 10])[0, 1] > 0.7  # never tried
 
     arm_features = np.concatenate([np.ones((11, 1)), np.zeros((11, 1)), features[:11]], axis=1).astype(np.float32)
-    network = neural.build(algorithm, DIM, 11, card.hyperparameters, card.exploration, arm_features)
+    network = networks.build(algorithm, DIM, 11, card.hyperparameters, card.exploration, arm_features)
     path = str(folder / CHECKPOINT_NAME / neural.NETWORK_CHECKPOINT)
     network.checkpoint().read(path).assert_existing_objects_matched()
+    standardised = (x - network.moments[0]) / network.moments[1]
     per_arm = tf.tile(tf.constant(arm_features)[tf.newaxis], [500, 1, 1])
-    predicted, _ = network.agent._reward_network({"global": tf.constant(x), "per_arm": per_arm})
+    predicted, _ = network.agent._reward_network({"global": standardised, "per_arm": per_arm})
     np.testing.assert_allclose(predicted, mean, atol=1e-4)
     saved = tf.saved_model.load(str(folder / SAVED_MODEL_NAME)).signatures["scores"](observation=tf.constant(x))
     np.testing.assert_allclose(saved["mean"], mean, atol=1e-4)
@@ -257,16 +260,50 @@ def test_over_arm_features_movies_of_new_genres_can_be_added(tmp_path, more):
         training.train(msgspec.structs.replace(mine, catalogue=richer))
 
 
-def test_an_unknown_algorithm_does_not_become_epsilon_greedy():
-    hyperparameters = agents.complete("neural_epsilon_greedy", {})
-    with pytest.raises(ValueError, match="algorithm 'oracle'"):
-        neural.build("oracle", DIM, NUM_ACTIONS, hyperparameters, Exploration())
+def skewed(count, seed, action):
+    """A window in which one action was taken, which says nothing of the others."""
+    batch = trajectories(count, seed)
+    reward = -np.abs(np.linalg.norm(batch.observation, axis=1) - action)
+    return batch._replace(action=np.full(count, action, np.int32), reward=reward.astype(np.float32))
+
+
+def test_replay_keeps_what_only_earlier_windows_show(tmp_path):
+    write_window(tmp_path / "windows", WINDOWS[0], trajectories(3000))
+    write_window(tmp_path / "windows", WINDOWS[1], skewed(3000, 1, 0))
+    errors = {}
+    fresh, rows = trajectories(2000, seed=9), np.arange(2000)
+    for replay in (0, 5000):
+        mine = settings(tmp_path, "neural_epsilon_greedy", replay=replay, epochs=30, learning_rate=0.03)
+        first = training.train(msgspec.structs.replace(mine, until=WINDOWS[0].end))
+        after = training.train(msgspec.structs.replace(mine, parent=first.version))
+        mean = scorer_of(mine, after).means(fresh.observation)
+        errors[replay] = np.mean((mean[rows, fresh.action] - fresh.reward) ** 2)
+    assert errors[5000] < 0.7 * errors[0]
+
+
+def test_replay_is_bounded_and_takes_the_newest_windows_that_are_left(tmp_path):
+    for number, window in enumerate(WINDOWS):
+        write_window(tmp_path / "windows", window, trajectories(400, number))
+    mine = settings(tmp_path, "neural_epsilon_greedy", epochs=1)
+    card = training.train(mine)
+    past = training._past(msgspec.structs.replace(mine, refused=[WINDOWS[1].start]), card)
+    assert {window.start for window, _ in past} == {WINDOWS[0].start, WINDOWS[2].start}
+
+    def replayed(records):
+        parts = neural._replayed(past, records, NUM_ACTIONS)
+        return [part.window.start for part in parts], sum(len(batch.action) for part in parts for batch in part())
+
+    everything = sum(window.manifest.records(split) for window, split in past)
+    assert replayed(10**6)[1] == everything
+    assert replayed(1)[0] == [WINDOWS[2].start]
+    assert replayed(0) == ([], 0)
 
 
 WRONG = [
     ({"arm_features": "hybrid"}, "arm_features must be one of none, shared for neural_boltzmann, got 'hybrid'"),
     ({"layers": "64,none"}, "layers must be sizes above 0 with commas between"),
-    ({"epochs": 0}, "epochs must be a whole number above 0, got 0"),
+    ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+    ({"replay": -1}, "replay must be a whole number of at least 0, got -1"),
     ({"learning_rate": -1.0}, "learning_rate must be a number above 0, got -1.0"),
     ({"tikhonov": 1.0}, "neural_boltzmann has no hyperparameter 'tikhonov'"),
 ]
