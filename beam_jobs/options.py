@@ -184,6 +184,8 @@ def kind_of(declared: msgspec.inspect.Type) -> Kind:
             low = next((bound for bound in (gt, ge) if bound is not None), float("-inf"))
             high = next((bound for bound in (lt, le) if bound is not None), float("inf"))
             return number(low, high, above=gt is not None, below=lt is not None)
+        case msgspec.inspect.IntType(ge=low) if low is not None:
+            return whole(low)
         case msgspec.inspect.LiteralType():
             return TEXT
         case _:

@@ -1,7 +1,7 @@
 """Received events, parsed into rows of decisions, rewards and dead letters. Every source and sink shares this step."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from apache_beam.metrics import Metrics
 from beam_jobs.options import whole
 from beam_jobs.tables import TableRows, record_batch
 from contracts.records import UNREADABLE, DeadLetter, Decision, RewardEvent, describe_error, event_decoder
-from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
+from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, Table
 
 JOB = "ingest_events"
 # Longer than any event, and short enough for a dead letter in BigQuery: base 64, in a row of at most 10 MB.
@@ -92,6 +92,30 @@ class ParsedEvents(NamedTuple):
     dead_letters: Any
 
 
+class EventLists(NamedTuple):
+    """The events of one batch by kind; every payload is one of them."""
+
+    decisions: list[Decision]
+    rewards: list[RewardEvent]
+    dead_letters: list[DeadLetter]
+
+
+def parse(batch: PayloadBatch, shape: DecisionShape = ANY_SHAPE) -> EventLists:
+    """Decodes, validates and sorts the events of one batch."""
+    events = EventLists([], [], [])
+    for payload, source, received_at in zip(batch.payloads, batch.sources, batch.received_at, strict=True):
+        try:
+            event = _decode(payload, shape)
+        except (*UNREADABLE, OverflowError) as error:
+            events.dead_letters.append(_dead_letter(error, payload, source, received_at))
+            continue
+        if isinstance(event, Decision):
+            events.decisions.append(event)
+        else:
+            events.rewards.append(event)
+    return events
+
+
 class ParseEventsFn(beam.DoFn):
     """PayloadBatch -> TableRows of each table, on the output with the table's name."""
 
@@ -101,22 +125,15 @@ class ParseEventsFn(beam.DoFn):
         self._events = Metrics.counter(JOB, "events")
 
     def process(self, batch: PayloadBatch) -> Iterator[Any]:
-        """Decodes, validates and sorts the events of one batch."""
-        decisions: list[Decision] = []
-        rewards: list[RewardEvent] = []
-        dead_letters: list[DeadLetter] = []
-        for payload, source, received_at in zip(batch.payloads, batch.sources, batch.received_at, strict=True):
-            try:
-                event = _decode(payload, self._shape)
-            except (*UNREADABLE, OverflowError) as error:
-                dead_letters.append(_dead_letter(error, payload, source, received_at))
-                continue
-            if isinstance(event, Decision):
-                decisions.append(event)
-            else:
-                rewards.append(event)
+        """Parses one batch."""
+        events = parse(batch, self._shape)
         self._events.inc(len(batch.payloads))
-        for table, records in ((DECISIONS, decisions), (REWARDS, rewards), (DEAD_LETTERS, dead_letters)):
+        by_table: tuple[tuple[Table, Sequence[msgspec.Struct]], ...] = (
+            (DECISIONS, events.decisions),
+            (REWARDS, events.rewards),
+            (DEAD_LETTERS, events.dead_letters),
+        )
+        for table, records in by_table:
             if records:
                 self._counters[table.name].inc(len(records))
                 rows = TableRows(batch.name, record_batch(table, records))

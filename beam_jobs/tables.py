@@ -1,6 +1,7 @@
 """Records as Arrow rows. Schemas derive from the contract; a batch is a `RecordBatch`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from hashlib import sha256
 from itertools import accumulate, chain
 from operator import attrgetter
@@ -50,6 +51,7 @@ def arrow_schema(table: Table, names: Sequence[str] | None = None) -> pa.Schema:
     return schema if names is None else pa.schema([schema.field(name) for name in names])
 
 
+@cache
 def record_schema(record: type[msgspec.Struct]) -> pa.Schema:
     """The Arrow schema of `record`, in field order."""
     return pa.schema([_field(column) for column in columns(record)])

@@ -14,7 +14,7 @@ from beam_jobs import generated
 from beam_jobs.places import BIGQUERY_PREFIX, DATASET, SUBSCRIPTION_PREFIX
 from beam_jobs.pubsub import SUBSCRIPTION, TOPIC
 
-JOBS = ("generate_movielens", "ingest_events", "export_trajectories", "replay_dead_letters")
+JOBS = ("generate_movielens", "ingest_events", "export_trajectories", "learn_live", "replay_dead_letters")
 # Beam's flags that a run of a template needs, besides those that the launcher adds.
 BEAM_PARAMETERS = [
     {
@@ -40,11 +40,16 @@ PATTERNS = {
     ("ingest_events", "dead_letter_topic"): f"^{TOPIC}$",
     ("export_trajectories", "warehouse"): _WAREHOUSE,
     ("export_trajectories", "windows"): f"^{_BUCKET_FOLDER}$",
+    ("learn_live", "events"): f"^{SUBSCRIPTION_PREFIX}{SUBSCRIPTION}$",
+    ("learn_live", "windows"): f"^{_BUCKET_FOLDER}$",
+    ("learn_live", "live"): f"^{_BUCKET_FOLDER}$",
     ("replay_dead_letters", "warehouse"): _WAREHOUSE,
 }
 # A template starts one job and ends, so it cannot follow windows.
 NOT_IN_A_TEMPLATE = {("export_trajectories", "follow")}
-STREAMING = {"ingest_events"}
+# The streaming jobs, each with the mode that it needs: rows that are stored twice are removed when they are read, while a
+# decision that is joined twice would be taken for a duplicate and counted as one.
+STREAMING = {"ingest_events": "AT_LEAST_ONCE", "learn_live": "EXACTLY_ONCE"}
 
 
 def metadata(job: str) -> dict[str, Any]:
@@ -64,9 +69,9 @@ def metadata(job: str) -> dict[str, Any]:
     if job in STREAMING:
         found |= {
             "streaming": True,
-            "supportsAtLeastOnce": True,
+            "supportsAtLeastOnce": STREAMING[job] == "AT_LEAST_ONCE",
             "supportsExactlyOnce": True,
-            "defaultStreamingMode": "AT_LEAST_ONCE",
+            "defaultStreamingMode": STREAMING[job],
         }
     return found
 

@@ -9,7 +9,7 @@ import pytest
 PROGRAMS = [
     *(
         f"beam_jobs.{job}"
-        for job in ("generate_movielens", "ingest_events", "export_trajectories", "replay_dead_letters")
+        for job in ("generate_movielens", "ingest_events", "export_trajectories", "learn_live", "replay_dead_letters")
     ),
     *(f"beam_jobs.{tool}" for tool in ("table_schemas", "templates")),
     *(

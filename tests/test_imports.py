@@ -13,6 +13,7 @@ ENTRY_POINTS = {
     "beam_jobs.generate_movielens": {"tensorflow", "fastapi", "kfp", "tf_agents"},
     "beam_jobs.ingest_events": {"tensorflow", "fastapi", "kfp", "tf_agents"},
     "beam_jobs.export_trajectories": {"fastapi", "kfp", "tf_agents"},
+    "beam_jobs.learn_live": {"tensorflow", "fastapi", "kfp", "tf_agents"},
     "trainer.task": {"tensorflow", "tf_agents", "apache_beam", "fastapi", "kfp"},
     "trainer.live": {"tensorflow", "tf_agents", "apache_beam", "fastapi", "kfp", "scipy"},
     "trainer.off_policy": {"tensorflow", "tf_agents", "apache_beam", "fastapi", "kfp"},

@@ -14,11 +14,14 @@ import pytest
 from google.cloud import dataflow_v1beta3
 from google.protobuf import json_format
 
-from beam_jobs import export_trajectories, generate_movielens, ingest_events, replay_dead_letters, templates
+from beam_jobs import export_trajectories, generate_movielens, ingest_events, learn_live, replay_dead_letters, templates
 from contracts.event_segments import sealed_segments
 
 ROOT = Path(__file__).parents[2]
-JOBS = {module.JOB: module for module in (generate_movielens, ingest_events, export_trajectories, replay_dead_letters)}
+JOBS = {
+    module.JOB: module
+    for module in (generate_movielens, ingest_events, export_trajectories, learn_live, replay_dead_letters)
+}
 
 
 def test_the_files_are_up_to_date() -> None:
@@ -51,7 +54,7 @@ def test_dataflow_takes_the_metadata(job: str) -> None:
     assert all(len(pattern) > 2 for parameter in parsed.parameters for pattern in parameter.regexes)
 
 
-@pytest.mark.parametrize("job", ["ingest_events", "export_trajectories", "replay_dead_letters", "generate_movielens"])
+@pytest.mark.parametrize("job", list(JOBS))
 def test_help_says_which_commands_run_the_job(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         JOBS[job].main(["--help"])
