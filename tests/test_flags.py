@@ -14,7 +14,7 @@ PROGRAMS = [
     *(f"beam_jobs.{tool}" for tool in ("table_schemas", "templates")),
     *(
         f"orchestration.{name}"
-        for name in ("cli", "emulators.__main__", "emulators.ingest", "loop.simulator", "traffic")
+        for name in ("cli", "page.__main__", "emulators.__main__", "emulators.ingest", "loop.simulator", "traffic")
     ),
     *(f"predictor.{name}" for name in ("app", "publisher")),
     *(f"trainer.{name}" for name in ("live", "task", "tune", "validation")),

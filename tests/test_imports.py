@@ -19,6 +19,7 @@ ENTRY_POINTS = {
     "trainer.off_policy": {"tensorflow", "tf_agents", "apache_beam", "fastapi", "kfp"},
     "predictor.app": {"tensorflow", "tf_agents", "apache_beam", "kfp", "pyarrow", "duckdb", "scipy"},
     "orchestration.loop.simulator": {"tensorflow", "tf_agents", "apache_beam", "kfp", "fastapi"},
+    "orchestration.page.__main__": {"tensorflow", "tf_agents", "apache_beam", "kfp", "google.cloud.aiplatform"},
     "orchestration.cli": {"tensorflow", "tf_agents", "apache_beam", "kfp", "fastapi", "google.cloud.aiplatform"},
 }
 

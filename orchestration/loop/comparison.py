@@ -13,10 +13,11 @@ from scipy.special import stdtrit
 
 from orchestration.loop.report import WindowReport
 from orchestration.loop.runs import Run, share_of_oracle
+from orchestration.loop.settings import WATCHING
 
 CONFIDENCE = 0.95
 # Settings that say where a run is and which chance it had, not what it tries.
-INCIDENTAL = ("seed", "out", "port")
+INCIDENTAL = ("seed", "out", "port", *WATCHING)
 
 
 class Group(NamedTuple):

@@ -33,12 +33,12 @@ from orchestration import policy_store
 from orchestration.audit import guard
 from orchestration.audit.auditor import Auditor
 from orchestration.endpoint import wait_until_served
-from orchestration.loop import report, report_page
+from orchestration.loop import live_page, report, report_page
 from orchestration.loop.audience import load_movielens, new_movies
 from orchestration.loop.backends import Backend, EmbeddedBackend, open_backend
 from orchestration.loop.progress import Progress
 from orchestration.loop.run_folder import JournalEntry, RunFolder, point_latest
-from orchestration.loop.settings import LoopSettings, changed
+from orchestration.loop.settings import WATCHING, LoopSettings, changed
 from orchestration.loop.truth import SessionStart, TruthReader
 from orchestration.processes import Child, check_port, free_port, sleep_until, wait_until
 from predictor import policy
@@ -66,7 +66,7 @@ def run(settings: LoopSettings, resume: bool = False, latest: bool = False) -> P
         for backend in (started_with.backend, settings.backend):
             if backend != "local":
                 raise InputError(f"--resume: needs --backend local; the events in the {backend} are gone")
-        if differences := changed(started_with, settings, ignore=("out", "port", "windows")):
+        if differences := changed(started_with, settings, ignore=("out", "port", "windows", *WATCHING)):
             raise InputError(f"--resume: the run continues with its own settings; changed: {'; '.join(differences)}")
     if settings.port:
         check_port(settings.port)
@@ -110,7 +110,10 @@ class LocalLoop:
         journal = self._folder.journal()
         if journal:
             self._check_what_is_there(journal)
-        with open_backend(self._settings.backend, self._folder, self._shape) as self._backend:
+        with (
+            live_page.shown(self._folder, self._settings, self._movielens.reference),
+            open_backend(self._settings.backend, self._folder, self._shape) as self._backend,
+        ):
             if not journal:
                 self._bootstrap()
             with ExitStack() as children:
@@ -171,6 +174,7 @@ class LocalLoop:
         assert champion is not None  # the bootstrap made one, or raised an error
         wait_until_served(endpoint, champion.version, START_TIMEOUT_SECONDS, self._check_children)
         say(f"Predictor: {endpoint} serves {champion.version}")
+        live_page.tell(self._folder, self._movielens.reference, endpoint)
         return endpoint
 
     def _catch_up(self, journal: list[JournalEntry], endpoint: str) -> None:

@@ -11,6 +11,8 @@ policies/       the policy store
 truth/          what the viewers did, written by themselves
 journal.jsonl   one line per finished training window
 logs/           output of the child processes
+running.json    where the predictor is while the loop runs, and what rewards are compared with
+page.json       address and key of the live page, while it runs
 ingest.json     the progress of the streaming job, with the emulators
 report.json, report.html
 running.lock    locked while a run is active
@@ -27,6 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -36,6 +39,8 @@ from contracts.windows import TrainingWindow
 from orchestration.gate import GateResult
 from orchestration.loop.settings import LoopSettings
 from orchestration.places import Places, append_line, replace_file, whole_lines
+
+T = TypeVar("T")
 
 SETTINGS_NAME = "settings.json"
 LOCK_NAME = "running.lock"
@@ -61,6 +66,28 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     serving_at: datetime | None  # when the policy trained on it served; None if it was not promoted
 
 
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """`running.json`: what only the loop knows. Rewards are expected ones per decision, when serving begins."""
+
+    predictor: str | None = None  # its address while it is up
+    oracle: float
+    best_fixed: float
+    uniform: float
+
+
+class LivePage(msgspec.Struct, frozen=True, kw_only=True):
+    """`page.json`: where the live page is served, and the key that changes something on it."""
+
+    url: str
+    key: str
+
+    @property
+    def address(self) -> str:
+        """With the key, which stays in the browser on the loopback address, and elsewhere opens the page."""
+        loopback = self.url.startswith(("http://127.", "http://localhost", "http://[::1]"))
+        return f"{self.url}#key={self.key}" if loopback else f"{self.url}?key={self.key}"
+
+
 class RunFolder(Places):
     """The paths and the journal of a run."""
 
@@ -72,8 +99,10 @@ class RunFolder(Places):
         self.ingest_status = root / "ingest.json"
         self.report_json = root / "report.json"
         self.report_html = root / "report.html"
-        self._settings = root / SETTINGS_NAME
-        self._journal = root / "journal.jsonl"
+        self.settings_json = root / SETTINGS_NAME
+        self.journal_jsonl = root / "journal.jsonl"
+        self.running = root / "running.json"
+        self.page = root / "page.json"
         self.guard = root / "guard.json"
         self.guard_history = root / "guard.jsonl"
 
@@ -122,16 +151,35 @@ class RunFolder(Places):
 
     def write_settings(self, settings: LoopSettings) -> None:
         """Records the settings with which the run was started or resumed."""
-        replace_file(self._settings, msgspec.json.format(msgspec.json.encode(settings), indent=2))
+        replace_file(self.settings_json, msgspec.json.format(msgspec.json.encode(settings), indent=2))
 
     def settings(self) -> LoopSettings:
         """The settings with which the run was started or resumed. Raises InputError when there is no run."""
         try:
-            return msgspec.json.decode(self._settings.read_bytes(), type=LoopSettings)
+            return msgspec.json.decode(self.settings_json.read_bytes(), type=LoopSettings)
         except OSError:
             raise InputError(f"{self.root} holds no run to resume or to report on") from None
         except msgspec.DecodeError as error:
-            raise InputError(f"{self._settings}: {error}") from None
+            raise InputError(f"{self.settings_json}: {error}") from None
+
+    def write_running(self, running: Running) -> None:
+        """Says what only the running loop knows."""
+        replace_file(self.running, msgspec.json.encode(running))
+
+    def read_running(self) -> Running | None:
+        """What the loop said last; None below a root where none ran. Raises InputError for a file that is something else."""
+        return _read_if_there(self.running, Running)
+
+    def write_page(self, page: LivePage) -> None:
+        """Says where the live page is, to this user alone."""
+        hidden = self.page.with_name(f".{self.page.name}")
+        with os.fdopen(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(page))
+        hidden.replace(self.page)
+
+    def read_page(self) -> LivePage | None:
+        """Where the live page is; None when none runs. Raises InputError for a file that is something else."""
+        return _read_if_there(self.page, LivePage)
 
     def _refuse_other_things(self) -> None:
         """Raises InputError unless everything in the folder belongs to a run, because a new run removes it."""
@@ -152,16 +200,25 @@ class RunFolder(Places):
         Raises InputError that names a line which is not an entry.
         """
         entries = []
-        for number, line in enumerate(whole_lines(self._journal), start=1):
+        for number, line in enumerate(whole_lines(self.journal_jsonl), start=1):
             try:
                 entries.append(msgspec.json.decode(line, type=JournalEntry))
             except msgspec.DecodeError as error:
-                raise InputError(f"{self._journal}, line {number}: {error}") from None
+                raise InputError(f"{self.journal_jsonl}, line {number}: {error}") from None
         return entries
 
     def append(self, entry: JournalEntry) -> None:
         """Records that a window is finished."""
-        append_line(self._journal, msgspec.json.encode(entry))
+        append_line(self.journal_jsonl, msgspec.json.encode(entry))
+
+
+def _read_if_there(path: Path, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def new_folder(settings: LoopSettings, now: datetime) -> Path:

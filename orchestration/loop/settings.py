@@ -105,6 +105,17 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = "local"
     seed: Annotated[int, _described("the random seed of viewers, noise and faults", ge=0)] = 0
     port: Annotated[int, _described("the port on which the predictor listens; 0: a free one", ge=0, le=65535)] = 0
+    page: Annotated[
+        Literal["on", "off"],
+        _described("a page that shows what the run does while it goes on, in a process of its own"),
+    ] = "on"
+    page_host: Annotated[
+        str,
+        _described(
+            "address on which the page listens; on another one than this machine's it needs its key", min_length=1
+        ),
+    ] = "127.0.0.1"
+    page_port: Annotated[int, _described("port of the page; 0: a free one", ge=0, le=65535)] = 0
     out: Annotated[
         str,
         _described(
@@ -148,6 +159,10 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def flags(self) -> list[str]:
         """The command-line flags that give these settings."""
         return [part for name in self.__struct_fields__ for part in (flag_name(name), str(getattr(self, name)))]
+
+
+# Settings that say how a run is watched, not what it does; a resumed run may change them.
+WATCHING = ("page", "page_host", "page_port")
 
 
 def _exploration_flag(field: str) -> str:

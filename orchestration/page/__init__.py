@@ -1,0 +1,1 @@
+"""The live page: what a running loop does now, read from what its parts write down."""
