@@ -7,9 +7,10 @@ Each sabotage changes what the product reads, from one window on, in a closed lo
 Reported are the bad windows until the loop is held, and what is served in the end, as a share of what was served before.
 The clean loops must never be held. Writes `bench/sabotage.json` and the table in `docs/guard.md`.
 
+With `--only` or `--first-seed`, what the results have of these sabotages and seeds is replaced, and the rest is kept.
+
 With `--processes` the loop is `cli loop` with its processes, and the sabotage is another process between the event log and
-the ingestion (`bench.segment_proxy`). Writes `bench/sabotage_processes.json` and the second table; with `--only`, what
-it has of these sabotages and seeds is replaced.
+the ingestion (`bench.segment_proxy`). Writes `bench/sabotage_processes.json` and the second table.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -64,9 +66,11 @@ def run_one(name: str, seed: int, num_actions: int, ratings: str) -> Outcome:
     from beam_jobs.ratings import load_ratings
     from bench.simulated_loop import Conditions, Sabotages, SimulatedLoop
     from orchestration import policy_store
+    from trainer import saved_model
 
     viewers = MovieLens.build(load_ratings(ratings), num_actions=num_actions, rank=20, reward_noise=0.5, seed=seed)
-    with tempfile.TemporaryDirectory() as scratch:
+    # Writing SavedModels takes half of the time, and nothing serves from them here.
+    with tempfile.TemporaryDirectory() as scratch, patch.object(saved_model, "save"):
         loop = SimulatedLoop(Path(scratch), viewers, seed=seed, conditions=Conditions(**CLEAN.get(name, {})))
         served = []
         clean = CLEAN_LENGTH if name in CLEAN else CLEAN_WINDOWS
@@ -141,11 +145,11 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = FlagParser(prog=f"python -m {PROGRAM}", documentation=__doc__)
     parser.add_argument("--ratings", default="sample", help="as the loop takes them (default: %(default)s)")
     parser.add_argument("--seeds", type=int, help="runs of each (default: 20, or 3 with --processes)")
-    parser.add_argument("--first-seed", type=int, default=0, help="with --processes (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the runs; the results of others are kept")
     parser.add_argument("--num-actions", type=int, default=100, help="number of arms (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument(
-        "--only", nargs="+", choices=names, metavar="NAME", help="only these; writes nothing in simulated time"
+        "--only", nargs="+", choices=names, metavar="NAME", help="only these; the results of the others are kept"
     )
     parser.add_argument("--processes", action="store_true", help="through the real processes, one loop after the other")
     given = parser.parse_args(argv)
@@ -153,18 +157,20 @@ def _run(argv: Sequence[str] | None) -> int:
         slow = (*CLEAN, SLOW)
         seeds = range(given.first_seed, given.first_seed + (given.seeds or 3))
         return _run_processes(given.only or [name for name in names if name not in slow], seeds)
-    given.seeds = given.seeds or 20
-    tasks = [(name, seed) for name in given.only or names for seed in range(given.seeds)]
+    first, count = given.first_seed, given.seeds or 20
+    tasks = [(name, seed) for seed in range(first, first + count) for name in given.only or names]
     outcomes: list[Outcome] = []
+    if (given.only or first) and RESULTS.is_file():
+        outcomes = [Outcome(**one) for one in msgspec.json.decode(RESULTS.read_bytes())["outcomes"]]
+        outcomes = [one for one in outcomes if (one.name, one.seed) not in tasks]
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
         runs = [pool.submit(run_one, name, seed, given.num_actions, given.ratings) for name, seed in tasks]
         for run in runs:
             outcomes.append(run.result())
             print(outcomes[-1], flush=True)
-    rows = summary(outcomes)
-    print(table(rows))
-    if given.only is None:
-        _write(rows, given)
+            outcomes.sort(key=lambda one: (names.index(one.name), one.seed))
+            _write(summary(outcomes), outcomes, given)
+    print(table(summary(outcomes)))
     return 0
 
 
@@ -190,11 +196,10 @@ def _run_processes(names: Sequence[str], seeds: Sequence[int]) -> int:
     return 0
 
 
-def _write(rows: Sequence[dict[str, Any]], given: argparse.Namespace) -> None:
-    settings = {"ratings": given.ratings, "seeds": given.seeds, "num_actions": given.num_actions}
-    RESULTS.write_bytes(
-        msgspec.json.format(msgspec.json.encode({"settings": settings, "rows": rows}), indent=2) + b"\n"
-    )
+def _write(rows: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], given: argparse.Namespace) -> None:
+    settings = {"ratings": given.ratings, "num_actions": given.num_actions}
+    data = {"settings": settings, "rows": rows, "outcomes": [one._asdict() for one in outcomes]}
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
     _write_table("sabotage", table(rows))
 
 

@@ -5,6 +5,7 @@ versions that they name; a version that is gone leaves its decisions unreplayed.
 """
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import NamedTuple, Self
 
 import msgspec
@@ -257,10 +258,7 @@ def _plus(one: object, other: object) -> object:
         case Sums(), Sums():
             return one.merge(other)
         case list(), list():
-            total = np.zeros(max(len(one), len(other)))
-            total[: len(one)] += one
-            total[: len(other)] += other
-            return total.tolist()
+            return [mine + theirs for mine, theirs in zip_longest(one, other, fillvalue=0.0)]
         case ((int() | float()), (int() | float())):
             return one + other
         case _:

@@ -7,9 +7,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from beam_jobs import warehouse
+from beam_jobs import ingest_events, warehouse
 from beam_jobs.movielens import MovieLens
+from beam_jobs.places import Dataset
 from beam_jobs.ratings import load_ratings
+from beam_jobs.warehouses import BigQueryWarehouse
 from bench.simulated_loop import Sabotages, SimulatedLoop
 from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.records import Decision, RewardEvent, encoder
@@ -59,6 +61,16 @@ def test_each_source_gives_the_same_verdicts(
     assert any("replayed propensity: 400 of 400 replayed decisions differ" in line for line in lines)
     assert cli.main([*flags, FIRST_THREE]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "no window refused"
+
+
+def test_bigquery_gives_the_same_verdicts(root: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    ingest_events.ingest(root / "events", BigQueryWarehouse(dataset))
+    flags = ["audit", "--warehouse", f"bigquery:{dataset.project}.{dataset.name}", "--policies", str(root / "policies")]
+    for more in ([], ["--beam=--direct_num_workers=1"]):
+        assert cli.main([*flags, *more, *RANGE, ALL]) == 5
+        lines = capsys.readouterr().out.splitlines()
+        assert [line[0] for line in lines if line[0] != " "] == ["✓", "✓", "✓", "✗", "1"]
+        assert any("replayed propensity: 400 of 400 replayed decisions differ" in line for line in lines)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:

@@ -7,28 +7,30 @@ from orchestration.audit.evidence import DELAY_BINS, Evidence, VersionEvidence, 
 ARMS, DECISIONS = 20, 1_000
 
 
-def evidence(rng: np.random.Generator, *, scale: float = 1.0, permuted: bool = False) -> Evidence:
+def evidence(
+    rng: np.random.Generator, *, scale: float = 1.0, permuted: bool = False, decisions: int = DECISIONS
+) -> Evidence:
     """A window of a policy that takes its favourite arm nine times in ten; rewards of 2 ± 1, predicted but for noise."""
-    favourite = rng.integers(0, ARMS, DECISIONS)
-    explores = rng.random(DECISIONS) < 0.1
-    action = np.where(explores, rng.integers(0, ARMS, DECISIONS), favourite)
+    favourite = rng.integers(0, ARMS, decisions)
+    explores = rng.random(decisions) < 0.1
+    action = np.where(explores, rng.integers(0, ARMS, decisions), favourite)
     propensity = np.where(action == favourite, 0.9 + 0.1 / ARMS, 0.1 / ARMS)
-    expected = np.bincount(favourite, minlength=ARMS) * 0.9 + 0.1 * DECISIONS / ARMS
-    rewarded = rng.random(DECISIONS) < 0.9
-    predicted = rng.normal(2, 1, DECISIONS)
-    reward = scale * (predicted + rng.normal(0, 0.5, DECISIONS))
+    expected = np.bincount(favourite, minlength=ARMS) * 0.9 + 0.1 * decisions / ARMS
+    rewarded = rng.random(decisions) < 0.9
+    predicted = rng.normal(2, 1, decisions)
+    reward = scale * (predicted + rng.normal(0, 0.5, decisions))
     reward = rng.permutation(reward) if permuted else reward
     m, r = predicted[rewarded], reward[rewarded]
     best_is_taken = (action == favourite) - (0.9 + 0.1 / ARMS)
     return Evidence(
-        decisions=DECISIONS,
+        decisions=decisions,
         bet=float(best_is_taken.sum()),
         bet_variance=float((best_is_taken**2).sum()),
         rewarded=int(rewarded.sum()),
         versions={
             "v": VersionEvidence(
-                decisions=DECISIONS,
-                replayed=DECISIONS,
+                decisions=decisions,
+                replayed=decisions,
                 judged=len(r),
                 predicted=float(m.sum()),
                 predicted_squares=float(m @ m),
@@ -49,7 +51,7 @@ def evidence(rng: np.random.Generator, *, scale: float = 1.0, permuted: bool = F
         delays=rng.multinomial(int(rewarded.sum()), np.full(DELAY_BINS, 1 / DELAY_BINS)).astype(float).tolist(),
         inverse_propensity=float((1 / propensity).sum()),
         inverse_propensity_squares=float((1 / propensity**2).sum()),
-        on_offer=float(ARMS * DECISIONS),
-        observation=rng.normal(0, 1, (DECISIONS, 3)).sum(axis=0).tolist(),
-        observation_squares=[float(DECISIONS)] * 3,
+        on_offer=float(ARMS * decisions),
+        observation=rng.normal(0, 1, (decisions, 3)).sum(axis=0).tolist(),
+        observation_squares=[float(decisions)] * 3,
     )
