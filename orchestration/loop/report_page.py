@@ -2,8 +2,7 @@
 
 import html
 import io
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,9 +10,21 @@ import numpy as np
 
 from beam_jobs.movielens import MovieLens
 from contracts.policies import Movie
-from orchestration.loop.accounting import Totals
-from orchestration.loop.report import Report, WindowReport, build, waited
+from orchestration.loop.report import Report, WindowReport, build
+from orchestration.loop.report_tables import (
+    fault_table,
+    gate_table,
+    ledger,
+    moment_text,
+    outcome_table,
+    seconds_text,
+    share,
+    share_of_best_fixed,
+    table,
+    waits,
+)
 from orchestration.loop.run_folder import RunFolder
+from orchestration.loop.troubles import troubles
 from orchestration.places import replace_file
 
 INK, GRID = "#1f2933", "#d9e2ec"
@@ -33,8 +44,16 @@ svg { width: 100%; height: auto; } .row { display: flex; gap: 1.5em; flex-wrap: 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88em; }
 th, td { text-align: right; padding: .25em .5em; border-bottom: 1px solid #d9e2ec; vertical-align: top; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; } .scroll { overflow-x: auto; }
-td:first-child { white-space: nowrap; } .gate td:nth-child(2) { min-width: 9em; } .gate td:nth-child(4) { white-space: nowrap; }
-.gate td:last-child { min-width: 20em; }
+td:first-child { white-space: nowrap; } .gate td:nth-child(2) { min-width: 20em; }
+.troubles { border-left: 6px solid #b42318; padding: .2em 1em; margin: 1em 0; } .troubles p { margin: .4em 0; }
+/* A narrow screen: each row is a block, with the column's name before each value, so that no column is off the screen. */
+@media (max-width: 640px) {
+  body { margin: 1em auto; overflow-wrap: anywhere; } thead { position: absolute; left: -9999px; }
+  table, tbody, tr, td { display: block; width: 100%; } tr { border-bottom: 2px solid #9fb3c8; padding: .4em 0; }
+  td { border: 0; padding: .1em 0; } td, td.text { text-align: right; display: flex; justify-content: space-between; gap: 1em; }
+  td:first-child { font-weight: 600; white-space: normal; } td:empty { display: none; } .gate td:nth-child(2) { min-width: 0; }
+  td[data-name]::before { content: attr(data-name); color: #52606d; text-align: left; flex: none; max-width: 45%; }
+}
 code, abbr { background: #f0f4f8; padding: 0 .25em; text-decoration: none; overflow-wrap: anywhere; }
 """
 
@@ -67,37 +86,38 @@ def render(report: Report, catalogue: Sequence[Movie]) -> str:
     windows = [report.bootstrap, *report.windows]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>The closed loop: {_share(_served(report)[-1]):.1%} of the oracle</title><style>{_STYLE}</style></head><body>
+<title>The closed loop: {share(_served(report)[-1]):.1%} of the oracle</title><style>{_STYLE}</style></head><body>
 <h1>The closed loop</h1>
 <p class="note">{settings.algorithm}, {settings.exploration} with epsilon {settings.epsilon:g}, {settings.num_actions} movies,
 ratings <code>{html.escape(settings.ratings)}</code>, seed {settings.seed};
-{_moment(report.bootstrap.end)} to {_moment(windows[-1].end)} UTC. Champion <code>{html.escape(report.champion)}</code>.</p>
+{moment_text(report.bootstrap.end)} to {moment_text(windows[-1].end)} UTC. Champion <code>{html.escape(report.champion)}</code>.</p>
+{troubles(report)}
 {_tiles(report)}
 <h2>Does it learn?</h2>
 <div class="row"><div>{reward}</div><div>{regret}</div></div>
 <h2>Can its estimates be trusted, and how fresh is it?</h2>
 <div class="row"><div>{off_policy}</div><div>{freshness}</div></div>
 <h2>Window by window</h2>
-<div class="scroll">{_outcome_table(report)}</div>
-{_waits(report)}
+<div class="scroll">{outcome_table(report)}</div>
+{waits(report)}
 <h2>What served, and why</h2>
 <p class="note">The gate judges each new policy on held-back decisions on which neither it nor the champion was trained. The
 interval is 95%. Where the new policy chooses actions that the champion hardly ever tried, the log holds no evidence, and
 the interval is wider. The gate promotes a policy that is better, and refuses one that is worse. While the evidence is
 undecided, it promotes a policy only if it is the champion's own next update: the same settings, with more data. A
 policy's name here is the end of its version.</p>
-<div class="scroll gate">{_gate_table(windows)}</div>
+<div class="scroll gate">{gate_table(windows)}</div>
 <h2>Is anything lost or counted twice?</h2>
-<div class="scroll">{_ledger(report.totals)}</div>
+<div class="scroll">{ledger(report.totals)}</div>
 <h2>Faults injected and found</h2>
 <p class="note">The simulated viewers and a simulated bad transport repeat, delay, break and invent events, and record each
 fault. More rewards may be late on a slow machine, and other users of the predictor may cause more faults.</p>
-<div class="scroll">{_fault_table(report.totals)}</div>
+<div class="scroll">{fault_table(report.totals)}</div>
 <h2>The movies</h2>
 <p class="note">The ten most rated of {len(catalogue)} movies:
 {html.escape("; ".join(movie.title or movie.movie_id for movie in catalogue[:10]))}.</p>
 <h2>Settings</h2>
-<div class="scroll">{_table(["setting", "value"], msgspec.structs.asdict(settings).items())}</div>
+<div class="scroll">{table(["setting", "value"], msgspec.structs.asdict(settings).items())}</div>
 <p class="note">Ratings: MovieLens (F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and
 Context. ACM TiiS 5, 4, Article 19).</p>
 </body></html>
@@ -119,9 +139,9 @@ def _tiles(report: Report) -> str:
     tiles = [
         (
             last.mean_expected_reward > last.best_fixed_reward,
-            f"{_share(last):.1%} of the oracle",
-            f"in the last window; {_share(served[0]):.1%} in the first. The best fixed movie: "
-            f"{_share_of_best_fixed(last):.1%}, uniform choice: {_share(report.bootstrap):.1%}",
+            f"{share(last):.1%} of the oracle",
+            f"in the last window; {share(served[0]):.1%} in the first. The best fixed movie: "
+            f"{share_of_best_fixed(last):.1%}, uniform choice: {share(report.bootstrap):.1%}",
         ),
         (
             sound,
@@ -135,10 +155,11 @@ def _tiles(report: Report) -> str:
         ),
         (
             None,
-            "freshness unknown" if fresh.p50 is None else f"fresh after {_seconds(fresh.p50)}",
-            f"median time from sending a reward to serving a policy that was trained on it; 99%: {_seconds(fresh.p99) or 'none'}",
+            "freshness unknown" if fresh.p50 is None else f"fresh after {seconds_text(fresh.p50)}",
+            f"median time from sending a reward to serving a policy that was trained on it; 99%: {seconds_text(fresh.p99) or 'none'}",
         ),
     ]
+    tiles.sort(key=lambda tile: tile[0] is not False)  # what is wrong comes first
     marks = {True: ' class="good">✓ ', False: ' class="bad">✗ ', None: ">"}
     return (
         '<div class="tiles">'
@@ -185,7 +206,7 @@ def _reward_axes(axes: Any, report: Report) -> str:
     axes.plot(at, rewards, "o-", color=SERVED, lw=2, ms=4, label="served (window 0: uniform)")
     for position in sorted({min(1, len(windows) - 1), len(windows) - 1}):
         axes.annotate(
-            f"{_share(windows[position]):.0%}",
+            f"{share(windows[position]):.0%}",
             (at[position], rewards[position]),
             xytext=(4, -14),
             textcoords="offset points",
@@ -253,148 +274,3 @@ def _freshness_axes(axes: Any, report: Report) -> str:
     axes.set_ylabel("seconds")
     axes.set_ylim(0, None)
     return "From reward sent to policy serving"
-
-
-def _outcome_table(report: Report) -> str:
-    settings = report.settings
-    columns: list[tuple[str, Callable[[WindowReport], Any]]] = [
-        ("window", _name),
-        ("decisions", lambda window: window.decisions),
-        ("rewards", lambda window: window.rewards),
-        ("dropped", lambda window: window.dropped)
-        if settings.missing_reward == "drop"
-        else ("defaulted", lambda window: window.defaulted),
-        ("late", lambda window: window.late_rewards),
-        ("orphan", lambda window: window.orphan_rewards),
-        ("duplicates", lambda window: window.duplicates),
-        ("dead letters", lambda window: window.dead_letters),
-    ]
-    if settings.new_movies:
-        columns.append(("new movies shown", lambda window: window.new_movie_decisions))
-    if settings.masked_movies:
-        columns.append(("masked shown", lambda window: window.masked_movie_decisions))
-    columns += [
-        ("reward", lambda window: f"{window.mean_expected_reward:.3f}"),
-        ("of oracle", lambda window: f"{_share(window):.1%}" if window.decisions else ""),
-        ("regret", lambda window: f"{window.regret:,.0f}"),
-        ("waited for events", lambda window: f"{window.ingest_seconds:.1f} s{' ✗' if window.overdue else ''}"),
-        ("trained in", lambda window: f"{window.train_seconds:.2f} s"),
-        ("fresh after (median)", lambda window: _seconds(window.freshness_seconds.p50)),
-    ]
-    rows = [[value(window) for _, value in columns] for window in (report.bootstrap, *report.windows)]
-    return _table([name for name, _ in columns], rows)
-
-
-def _waits(report: Report) -> str:
-    """Which windows waited for events on their way, and what held them; nothing when none did."""
-    return "".join(f'<p class="note">{html.escape(waited(one))}</p>' for one in report.windows if one.held_by)
-
-
-def _gate_table(windows: Sequence[WindowReport]) -> str:
-    rows = []
-    for window in windows:
-        judged = window.off_policy
-        shares = [
-            f"{share.decisions / window.decisions:.0%} {_short(version)}"
-            for version, share in window.policy_versions.items()
-        ]
-        estimate = f"{judged.estimate:.2f} [{judged.low:.2f}, {judged.high:.2f}]" if judged else ""
-        if judged and not judged.reliable:
-            estimate += ", not reliable"
-        truth = f"{judged.truth:.2f}" if judged and judged.truth is not None else ""
-        outcome = ("promoted: " if window.promoted else "kept the champion: ") + window.reason
-        rows.append(
-            [_name(window), _Html(", ".join(shares)), _Html(_short(window.candidate)), estimate, truth, outcome]
-        )
-    header = ["window", "served by", "policy trained on it", "its value, estimated", "in truth", "the gate"]
-    return _table(header, rows, text=(1, 2, 5))
-
-
-def _ledger(totals: Totals) -> str:
-    """The counts of decisions and rewards along their way, with the losses at each step."""
-    rows = [
-        ("decisions answered", totals.decisions_served, ""),
-        ("decisions in the tables", totals.decisions_stored, totals.lost_decisions),
-        ("… that the viewers did not ask for", totals.decisions_of_others, ""),
-        ("… made after the last window", totals.decisions_outside_windows, ""),
-        ("rewards accepted", totals.rewards_sent, ""),
-        ("rewards in the tables, with orphans", totals.rewards_stored, totals.lost_rewards),
-        ("interactions in the training windows", totals.interactions_exported, totals.lost_between_tables_and_windows),
-        (
-            "interactions that the champion is trained on",
-            totals.interactions_trained,
-            totals.lost_between_windows_and_training,
-        ),
-        ("… held back, for the next update to train on", totals.interactions_held_back, ""),
-        ("all lost", "", totals.lost),
-        ("interactions duplicated", totals.duplicated, ""),
-        ("rewards misattributed", totals.misattributed_rewards, ""),
-        ("requests that failed", totals.failed_requests, ""),
-    ]
-    return _table(["", "count", "lost on the way"], rows)
-
-
-def _fault_table(totals: Totals) -> str:
-    injected, found = totals.faults_injected, totals.faults_found
-    rows = [
-        ("decisions delivered again", injected["redelivered_decisions"], found["duplicate_decisions"], "duplicates"),
-        (
-            "rewards delivered again, or sent twice",
-            injected["redelivered_rewards"] + injected["rewards_sent_twice"],
-            found["duplicate_rewards"],
-            "duplicates",
-        ),
-        ("broken copies of events", injected["malformed"], found["malformed"], "dead letters"),
-        ("rewards for decisions that were never made", injected["orphan_rewards"], found["orphan_rewards"], "orphans"),
-        ("rewards after the reward window", injected["late_rewards"], found["late_rewards"], "late rewards"),
-        ("malformed requests", "", injected["refused_requests"], "refused by the predictor"),
-    ]
-    return _table(["fault", "injected", "found", "as"], rows, text=(3,))
-
-
-def _short(version: str) -> str:
-    """The last part of a policy version; the whole version appears on hovering."""
-    return f'<abbr title="{html.escape(version)}">{html.escape(version.rsplit("-", 1)[-1])}</abbr>'
-
-
-def _moment(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S}"
-
-
-def _name(window: WindowReport) -> str:
-    if window.interrupted:
-        return f"after {window.number} (interrupted)"
-    return f"{window.number} (uniform)" if window.number == 0 else str(window.number)
-
-
-def _share(window: WindowReport) -> float:
-    """The window's reward as a share of the oracle's; 0 when the window has no decisions."""
-    return window.mean_expected_reward / window.oracle_reward if window.oracle_reward else 0.0
-
-
-def _share_of_best_fixed(window: WindowReport) -> float:
-    return window.best_fixed_reward / window.oracle_reward if window.oracle_reward else 0.0
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} s"
-
-
-class _Html(str):
-    """Text that is HTML and must not be escaped."""
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], text: tuple[int, ...] = ()) -> str:
-    def cell(tag: str, column: int, value: Any) -> str:
-        shown = value if isinstance(value, _Html) else html.escape(_shown(value))
-        return f"<{tag}{' class=text' if column in text else ''}>{shown}</{tag}>"
-
-    head = "".join(cell("th", column, name) for column, name in enumerate(header))
-    body = "".join(
-        "<tr>" + "".join(cell("td", column, value) for column, value in enumerate(row)) + "</tr>\n" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
-
-
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -38,7 +38,7 @@ def test_the_answers_come_first():
     ],
 )
 def test_what_is_not_sound_does_not_look_so(totals, tile):
-    assert tiles(page([window(1)], **totals))[1] == tile
+    assert tiles(page([window(1)], **totals))[0] == tile  # what is wrong comes first
 
 
 def test_a_policy_below_the_best_fixed_movie_has_not_learned():
