@@ -9,6 +9,7 @@ import errno
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ UNACCOUNTED = 4
 HELD = 5
 OVERDUE = 6
 INTERRUPTED = 130
+_CLEAR = "\r\x1b[2K"  # to the beginning of the line, and erase it
 _METAVARS = {"seconds": "SECONDS", "ratings": "SOURCE", "out": "FOLDER", "str": "NAME", "int": "N", "float": "X"}
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -81,9 +83,16 @@ def _about_a_full_disk(error: BaseException) -> str | None:
 
 
 def say(line: str) -> None:
-    """Prints a line at once, also into a pipe."""
-    sys.stdout.write(f"{line}\n")
+    """Prints a line at once, also into a pipe; in a terminal it takes the place of a status."""
+    sys.stdout.write(f"{_CLEAR if sys.stdout.isatty() else ''}{line}\n")
     sys.stdout.flush()
+
+
+def show_status(text: str) -> None:
+    """Writes what goes on into the last line of a terminal, in place of what stood there. A pipe or a file gets nothing."""
+    if sys.stdout.isatty():
+        sys.stdout.write(f"{_CLEAR}{text[: shutil.get_terminal_size().columns - 1]}")
+        sys.stdout.flush()
 
 
 def report_error(program: str, error: InputError | OperationError) -> int:

@@ -229,6 +229,8 @@ def _loop(arguments: argparse.Namespace) -> int:
     largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"Done in {seconds:.0f} s; largest process {largest * unit / 2**20:.0f} MB")
     print(f"Report: {page} and {page.with_suffix('.json')}")
+    print(f"Look into it: python -m orchestration.page --root {path}")
+    print(f"Compare it:   python -m orchestration.cli compare {path} …")
     unaccounted = _unaccounted(folder)
     overdue = _overdue(folder)
     return _held(folder) or unaccounted or overdue

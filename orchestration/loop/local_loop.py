@@ -23,7 +23,7 @@ from beam_jobs import export_trajectories, generate_movielens
 from beam_jobs.closing import Waited, wait_until_complete
 from beam_jobs.movielens import MovieLens
 from beam_jobs.payloads import DecisionShape
-from contracts.command_line import say
+from contracts.command_line import say, show_status
 from contracts.errors import InputError, OperationError
 from contracts.event_segments import sealed_segments
 from contracts.policies import PolicyCard
@@ -85,7 +85,10 @@ def run(settings: LoopSettings, resume: bool = False, latest: bool = False) -> P
         else:
             folder.create(settings, movielens.catalogue)
         point_latest(folder.root, always=latest)
-        LocalLoop(settings, folder, movielens, loading_seconds).run()
+        try:
+            LocalLoop(settings, folder, movielens, loading_seconds).run()
+        finally:
+            show_status("")
         report_page.write(folder, movielens)
     return folder.report_html
 
@@ -339,6 +342,7 @@ class LocalLoop:
     def _check_children(self) -> None:
         for child in self._children:
             child.check()
+        self._progress.show()
 
 
 class _Learned(NamedTuple):

@@ -1,5 +1,7 @@
 """The lines that the loop prints while it runs."""
 
+import sys
+import time
 from datetime import datetime
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from beam_jobs import warehouse
 from beam_jobs.movielens import MovieLens
 from contracts import schemas
+from contracts.command_line import show_status
 from contracts.policies import PolicyCard
 from contracts.records import utc_microseconds
 from orchestration import held_back
@@ -15,6 +18,8 @@ from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings
 from orchestration.loop.truth import ServedDecision, SessionStart, TruthReader, decided_milliseconds, windows_passed
 from predictor import policy as serving
+
+STATUS_SECONDS = 0.5
 
 
 class Progress:
@@ -27,6 +32,7 @@ class Progress:
         self._truth = TruthReader(folder.truth)
         self._sessions: list[SessionStart] = []
         self._served: list[tuple[int, float, float]] = []  # milliseconds, expected reward, oracle's
+        self._next_status = 0.0
         self._users = {row.tobytes(): user for user, row in enumerate(movielens.observations)}
 
     def decisions_between(self, begin: datetime, end: datetime) -> int:
@@ -90,6 +96,31 @@ class Progress:
         )
         parts.append(f"{outcome}{after} (train {entry.train_seconds:.2f} s)")
         return "  ".join(parts)
+
+    def show(self) -> None:
+        """Shows how the window that is open now goes, in the last line of a terminal; at most twice per second."""
+        if not sys.stdout.isatty() or time.monotonic() < self._next_status:
+            return
+        self._next_status = time.monotonic() + STATUS_SECONDS
+        self._read()
+        show_status(self.status(time.time()))
+
+    def status(self, now: float) -> str:
+        """How the window that is open at `now` (seconds since the epoch) goes; nothing while no viewer has come."""
+        if not self._sessions:
+            return ""
+        session, seconds = self._sessions[-1], self._settings.window_seconds
+        passed = int((now - session.start) // seconds)
+        number = session.first_window + passed
+        if passed < 0 or number > self._settings.windows:
+            return "the last windows are being processed" if passed >= 0 else "the viewers are about to come"
+        begin = 1000 * (session.start + passed * seconds)
+        inside = [(reward, oracle) for moment, reward, oracle in self._served if moment >= begin]
+        text = f"window {number}/{self._settings.windows}: {len(inside):,} decisions so far"
+        if inside:
+            rewards, oracle = np.array(inside).T
+            text += f", reward {rewards.mean():.3f} = {rewards.sum() / oracle.sum():.1%} of oracle"
+        return f"{text}; {begin / 1000 + seconds - now:.0f} s left"
 
     def _read(self) -> None:
         for entry in self._truth.read():

@@ -1,6 +1,7 @@
 """The flag parser, flags derived from structs, the reading of times, and the exit codes."""
 
 import argparse
+import sys
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from contracts.command_line import (
     parse_time,
     run_main,
     say,
+    show_status,
     time_flag,
 )
 from contracts.errors import InputError, OperationError
@@ -137,3 +139,16 @@ def test_a_struct_that_passes_a_value_on_has_the_owners_bounds() -> None:
 
     with pytest.raises(InputError, match=r"^--wait-seconds: Expected `float` > 0.0, got '0'$"):
         build(Outer, {"wait_seconds": "0"}, flag_name)
+
+
+def test_a_status_is_replaced_in_a_terminal_and_absent_from_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_status("half of it")
+    say("done")
+    assert capsys.readouterr().out == "done\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "8")
+    show_status("half of it")
+    say("done")
+    assert capsys.readouterr().out == "\r\x1b[2Khalf of\r\x1b[2Kdone\n"
