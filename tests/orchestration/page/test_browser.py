@@ -8,10 +8,16 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from contracts.policies import Movie
 from orchestration import policy_store
 from orchestration.audit import guard, window_audits
+from orchestration.loop import comparison_page, report_page
+from orchestration.loop.runs import Run
+from orchestration.loop.settings import LoopSettings
 from orchestration.page.event_tail import moment_of
 from tests import servers
+from tests.orchestration.loop.reports import report
+from tests.orchestration.loop.reports import window as report_window
 from tests.orchestration.page.events import decision, lines, reward, segment
 from tests.orchestration.page.pages import page
 from tests.orchestration.page.roots import HOSTILE, audit, finding, make
@@ -188,3 +194,23 @@ def test_a_viewer_asks_rewards_and_is_followed(browser, tmp_path):
             opened.click("#reward-buttons button >> nth=4")
             wait_for(opened, "#rewarded", "Reward 4: waits")
     assert time.time() - moment_of(identity).timestamp() < 120
+
+
+@pytest.mark.parametrize("width", [380, 400])
+def test_the_report_and_a_comparison_have_no_column_off_a_narrow_screen(browser, tmp_path, width):
+    windows = [report_window(number, reason="worse: " + "gain " * 20, promoted=False) for number in range(1, 4)]
+    made = report(windows, lost_rewards=2, lost=2)
+    pages = {
+        "report": report_page.render(made, [Movie(action=0, movie_id="0", title="long " * 100)]),
+        "comparison": comparison_page.render([Run("a", made), Run("b" * 60, report(windows, LoopSettings(alpha=0.7)))]),
+    }
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    opened = context.new_page()
+    for name, text in pages.items():
+        (tmp_path / f"{name}.html").write_text(text)
+        opened.goto((tmp_path / f"{name}.html").as_uri())
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width, name
+        cells = "[...document.querySelectorAll('td, tbody th')].map((cell) => cell.getBoundingClientRect().right)"
+        if name == "report":
+            assert max(opened.evaluate(cells)) <= width
+    context.close()
