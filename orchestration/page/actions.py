@@ -39,7 +39,7 @@ class Actions:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._explainer = Explainer(sources.folder.policies)
+        self._explainer = Explainer(sources.folder.policies, sources.folder.live)
         self._followed = RewardFollower(sources)
         self._asked: dict[str, str] = {}  # items by decision id
         self._audience: Audience | None = None

@@ -8,10 +8,11 @@ import numpy as np
 
 from contracts import policy_arrays
 from contracts.errors import InputError
-from contracts.policies import CARD_NAME, PolicyCard
+from contracts.policies import CARD_NAME, PolicyCard, split_version
 from contracts.records import Decision, RewardEvent
 from orchestration import policy_store
 from predictor import deciding
+from predictor import live as live_versions
 from predictor import policy as serving
 from predictor.policy import BASELINE_VERSION, Policy
 
@@ -61,10 +62,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explainer:
-    """Explains decisions by the policies of one store."""
+    """Explains decisions by the policies of one store, and by live versions made again from the files in `live`."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, live: Path) -> None:
         self._store = store
+        self._live = live
         self._load = lru_cache(maxsize=8)(self._loaded)
 
     def explain(self, decision: Decision, rewards: list[RewardEvent]) -> Explanation:
@@ -108,15 +110,16 @@ class Explainer:
         )
 
     def _contributions(self, policy: Policy, decision: Decision) -> tuple[list[Contribution], str | None]:
-        folder = self._store / policy.card.version
         if policy.card.version == BASELINE_VERSION:
             return [], "the baseline chooses uniformly: no feature matters"
+        base, _ = split_version(decision.policy_version)
+        folder = self._store / base
         if not policy_arrays.exist(folder):
             return [], "the policy is a SavedModel, which does not say what it looked at"
-        arrays = policy_arrays.read(folder, policy.card)
-        if arrays.layers:
+        if policy_arrays.read(folder, serving.read_card(folder)).layers:
             return [], "the policy has a network between features and score, so no feature has a share of its own"
-        weights = arrays.theta[decision.action].astype(np.float64)
+        # The score is linear in the observation, so the score of a feature alone is its weight.
+        weights = policy.scores(np.eye(policy.card.observation_dim, dtype=np.float32))[0][:, decision.action]
         values = np.array(decision.observation, np.float32).astype(np.float64)
         return [
             Contribution(feature=f"x{index}", value=value, weight=weight, added=value * weight)
@@ -124,8 +127,13 @@ class Explainer:
         ], None
 
     def _loaded(self, version: str) -> Policy:
-        if (self._store / version / CARD_NAME).is_file() and Path(version).name == version:
-            return serving.load(self._store / version)
+        base, sequence = split_version(version)
+        if Path(base).name == base and (self._store / base / CARD_NAME).is_file():
+            if sequence is None:
+                return serving.load(self._store / base)
+            if (found := live_versions.load(self._store, self._live, version)) is not None:
+                return found[0]
+            raise InputError(f"policy_version: the files of the live version {version} are gone")
         champion = policy_store.champion(self._store)
         if version == BASELINE_VERSION and champion is not None:
             return serving.baseline(serving.read_card(self._store / champion.version))
