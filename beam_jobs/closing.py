@@ -1,12 +1,13 @@
 """Waiting for the moment at which a window closes: when the watermark says that its events are in the tables."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from contracts.errors import OperationError
 from contracts.watermarks import WaitSettings, Watermark
+from contracts.windows import TrainingWindow, WindowSettings
 
 POLL_SECONDS = 0.05
 NOTICE_SECONDS = 1.0  # a shorter wait is not worth a line
@@ -50,9 +51,7 @@ def wait_until_complete(
 
     Raises OperationError at the limit, with `give_up`.
     """
-    while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:
-        check()
-        time.sleep(min(left, POLL_SECONDS))
+    sleep_until(moment, check)
     begin = time.monotonic()
     held_by = said = ""
     overdue, next_notice = False, NOTICE_SECONDS
@@ -72,6 +71,30 @@ def wait_until_complete(
         check()
         time.sleep(POLL_SECONDS)
     return Waited(mark, time.monotonic() - begin, said, overdue)
+
+
+def closed_windows(
+    first: TrainingWindow,
+    settings: WindowSettings,
+    wait: Callable[[datetime], object],
+    until: datetime | None = None,
+) -> Iterator[TrainingWindow]:
+    """`first` and the windows after it, of the same length, each after `wait` for its closing time.
+
+    Ends with the last window that ends by `until`; without `until` it never ends.
+    """
+    window = first
+    while until is None or window.end <= until:
+        wait(window.closes_at(settings.reward_window_seconds, settings.settle_seconds))
+        yield window
+        window = TrainingWindow(window.end, window.end + (window.end - window.start))
+
+
+def sleep_until(moment: datetime, check: Callable[[], None] = lambda: None) -> None:
+    """Returns at `moment`, by the clock; calls `check` while it waits."""
+    while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:
+        check()
+        time.sleep(min(left, POLL_SECONDS))
 
 
 def _clock(moment: datetime) -> str:

@@ -5,7 +5,9 @@
     python -m beam_jobs.export_trajectories --warehouse bigquery:P.bandit --windows gs://B/windows \\
         --start 2026-01-01T00:00:00Z --follow --window-seconds 300
 
-With `--follow` the job exports one window after the other, each as soon as it has closed.
+With `--follow` the job exports one window after the other, each as soon as it has closed: with `--watermark` once the log
+is complete up to its closing time, else by the clock. It never exports a window that waits for its events; after
+`--watermark-limit-seconds` it fails.
 
 The job joins each decision with its first reward in time, splits the records by a hash of `decision_id` (a slate by its
 `slate_id`), and writes files of bounded size. It writes the manifest last. The files depend only on the window's rows
@@ -16,16 +18,13 @@ frequent ones the largest). Decisions with another length are set aside: the man
 lengths.
 
 A window is exported once. The job leaves a window that has a manifest as it is, and refuses to export it with other
-settings. It replaces the files that a killed export left. A window must have closed (`contracts.windows`): rows that
-arrive more than `--settle-seconds` later are not in it, and a decision among them is in no window.
+settings. It replaces the files that a killed export left. Rows that come later still are counted in the manifest of the
+next window. `--revise` exports a window again, as a revision with them (`contracts.windows`).
 """
 
-import fcntl
 import logging
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,17 +34,18 @@ import msgspec
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from beam_jobs import options
-from beam_jobs.files import clear, path_is_local, read
+from beam_jobs import closing, options, revisions, watermark_sources
+from beam_jobs.files import alone, clear, read
 from beam_jobs.places import check_folder
 from beam_jobs.reward_join import JoinRewards
-from beam_jobs.tables import ObservationDim
+from beam_jobs.tables import choose_dim
 from beam_jobs.warehouses import Warehouse, open_warehouse
-from beam_jobs.window_files import WindowShape, WriteWindow
+from beam_jobs.window_files import FIRST_EXPORT, WindowOrigin, WindowShape, WriteWindow
 from beam_jobs.window_rows import ReadWindowRows, row_ranges
 from contracts import command_line
 from contracts.errors import InputError
-from contracts.windows import MANIFEST_NAME, Manifest, TrainingWindow, WindowSettings, decode_manifest
+from contracts.watermarks import WaitSettings
+from contracts.windows import MANIFEST_NAME, Manifest, TrainingWindow, WindowSettings, decode_manifest, revision_folder
 
 JOB = "export_trajectories"
 MAX_RECORDS_PER_FILE = 100_000
@@ -59,13 +59,14 @@ def build_pipeline(
     window: TrainingWindow,
     settings: WindowSettings,
     shape: WindowShape,
+    origin: WindowOrigin = FIRST_EXPORT,
 ) -> beam.PCollection[Manifest]:
     """The job for one window. Returns the manifest, once it is written."""
     return (
         pipeline
         | "ReadWindowRows" >> ReadWindowRows(source, row_ranges(window, settings), shape.num_buckets)
         | "JoinRewards" >> JoinRewards(window, settings)
-        | "WriteWindow" >> WriteWindow(window_folder, window, settings, shape)
+        | "WriteWindow" >> WriteWindow(window_folder, window, settings, shape, origin)
     )
 
 
@@ -97,13 +98,14 @@ def export(
     """
     settings = _checked(settings)
     window_folder = _window_folder(windows, window)
-    with _alone(windows):
+    with alone(windows, "--windows"):
         if (manifest := _exported(window_folder, window, settings, observation_dim)) is not None:
             return manifest
         shape = _prepare(source, window_folder, window, observation_dim, max_records_per_file)
+        origin = _first_export(source, str(windows), window, settings)
         beam_options = options.local_by_default(pipeline_options or PipelineOptions([]))
         with options.job_errors(), beam.Pipeline(options=beam_options) as pipeline:
-            build_pipeline(pipeline, source, window_folder, window, settings, shape)
+            build_pipeline(pipeline, source, window_folder, window, settings, shape, origin)
     manifest = _exported(window_folder, window, settings, observation_dim)
     assert manifest is not None
     return manifest
@@ -125,30 +127,76 @@ def submit(
     if _exported(window_folder, window, settings, observation_dim) is not None:
         return False
     shape = _prepare(source, window_folder, window, observation_dim, max_records_per_file)
+    origin = _first_export(source, windows, window, settings)
     pipeline = beam.Pipeline(options=pipeline_options)
-    build_pipeline(pipeline, source, window_folder, window, settings, shape)
+    build_pipeline(pipeline, source, window_folder, window, settings, shape, origin)
     pipeline.run()
     return True
 
 
-def closed_windows(
-    first: TrainingWindow,
+def revise(
+    source: Warehouse,
+    windows: Path | str,
+    window: TrainingWindow,
     settings: WindowSettings,
-    until: datetime | None = None,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[TrainingWindow]:
-    """`first` and the windows after it, of the same length, each once it has closed.
+    pipeline_options: PipelineOptions | None = None,
+    *,
+    max_records_per_file: int = MAX_RECORDS_PER_FILE,
+) -> Manifest | None:
+    """Exports `window` again as its next revision, with the rows that came since; None if that changes nothing.
 
-    Ends with the last window that ends by `until`; without `until` it never ends.
+    On Dataflow it returns None once the job is accepted. Raises InputError for a window that was not exported, and
+    otherwise as `export` does.
     """
-    window = first
-    while until is None or window.end <= until:
-        closes_at = window.closes_at(settings.reward_window_seconds, settings.settle_seconds)
-        while (seconds := (closes_at - now()).total_seconds()) > 0:
-            sleep(seconds)
-        yield window
-        window = TrainingWindow(window.end, window.end + (window.end - window.start))
+    settings = _checked(settings)
+    with alone(windows, "--windows"):
+        first_folder = _window_folder(windows, window)
+        before = revisions.newest(str(windows), window)
+        if before is None or _exported(first_folder, window, settings, None) is None:
+            raise InputError(f"--revise: an exported window expected, got {first_folder}")
+        folder = FileSystems.join(str(windows), revision_folder(window, before.revision + 1))
+        shape = _prepare(source, folder, window, before.observation_dim or None, max_records_per_file)
+        beam_options = options.local_by_default(pipeline_options or PipelineOptions([]))
+        pipeline = beam.Pipeline(options=beam_options)
+        build_pipeline(pipeline, source, folder, window, settings, shape, WindowOrigin(revises=before))
+        with options.job_errors():
+            result = pipeline.run()
+            if options.is_dataflow(beam_options):
+                return None
+            result.wait_until_finish()
+        after = revisions.newest(str(windows), window)
+    return after if after != before else None
+
+
+def revise_late(
+    source: Warehouse,
+    windows: Path | str,
+    until: datetime,
+    settings: WindowSettings,
+    pipeline_options: PipelineOptions | None = None,
+    *,
+    max_records_per_file: int = MAX_RECORDS_PER_FILE,
+) -> list[Manifest]:
+    """The revisions that it made of windows that ended by `until`, within the late horizon, and have rows since."""
+    late = _late_rows(source, str(windows), until, settings)
+    made = [
+        revise(source, windows, window, settings, pipeline_options, max_records_per_file=max_records_per_file)
+        for window in late
+    ]
+    return [manifest for manifest in made if manifest is not None]
+
+
+def _late_rows(source: Warehouse, windows: str, until: datetime, settings: WindowSettings) -> dict[TrainingWindow, int]:
+    """Rows that came after the export of windows that ended by `until`, as far back as the late horizon."""
+    begin = until - timedelta(seconds=settings.late_horizon_seconds)
+    return revisions.late_rows(source, revisions.exported_between(windows, begin, until))
+
+
+def _first_export(source: Warehouse, windows: str, window: TrainingWindow, settings: WindowSettings) -> WindowOrigin:
+    late = {one.folder: count for one, count in _late_rows(source, windows, window.start, settings).items()}
+    for folder, count in late.items():
+        log.warning("%s: rows that came after it was exported: %d; --revise takes them in", folder, count)
+    return WindowOrigin(late_rows=late)
 
 
 def _checked(settings: WindowSettings) -> WindowSettings:
@@ -180,16 +228,6 @@ def _prepare(
     return WindowShape(chosen, max(1, -(-decisions // max_records_per_file)), max_records_per_file)
 
 
-def choose_dim(dims: Sequence[ObservationDim], wanted: int | None = None) -> int | None:
-    """The length of observation that a window keeps: the `wanted` one, or the most frequent, of equals the largest.
-
-    None for a window without decisions when no length is wanted.
-    """
-    if wanted is not None or not dims:
-        return wanted
-    return max(dims, key=lambda dim: (dim.decisions, dim.length)).length
-
-
 def _exported(
     window_folder: str, window: TrainingWindow, settings: WindowSettings, observation_dim: int | None
 ) -> Manifest | None:
@@ -210,22 +248,6 @@ def _exported(
     return manifest
 
 
-@contextmanager
-def _alone(windows: Path | str) -> Iterator[None]:
-    """Lets one process at a time export into a folder of this machine; the next one finds the window there."""
-    if not path_is_local(str(windows)):
-        yield
-        return
-    try:
-        Path(windows).mkdir(parents=True, exist_ok=True)
-        lock = (Path(windows) / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"--windows: {str(windows)!r} cannot be written to: {error.strerror}") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def parser() -> options.JobParser:
     """The job's flags."""
     flags = options.JobParser(JOB, __doc__)
@@ -240,6 +262,18 @@ def parser() -> options.JobParser:
     flags.flag("window-seconds", options.number(0, above=True), "length of a window; replaces --end", default=None)
     flags.switch("follow", "export one window after the other from --start, until --end or until stopped")
     flags.settings(WindowSettings, reward_window_seconds=60.0, settle_seconds=60.0)
+    flags.flag(
+        "watermark",
+        options.TEXT,
+        "wait until the log is complete: folder of the event log, file that the ingest job writes, or"
+        " pubsub:projects/PROJECT/subscriptions/NAME (default: windows close by the clock)",
+        default=None,
+    )
+    flags.settings(WaitSettings)
+    flags.switch(
+        "revise",
+        "export the window again if rows came since, as its next revision; with --follow, all within the horizon",
+    )
     flags.flag("max-records-per-file", options.whole(1), "records in a file, at most", default=MAX_RECORDS_PER_FILE)
     flags.flag(
         "observation-dim",
@@ -258,16 +292,52 @@ def run(argv: Sequence[str] | None) -> None:
     source = open_warehouse(arguments.warehouse, pipeline_options)
     check_folder("--windows", arguments.windows, pipeline_options)
     _check_closed(window, settings, arguments, pipeline_options)
+    wait = _waiting(arguments, source)
     layout = {"max_records_per_file": arguments.max_records_per_file, "observation_dim": arguments.observation_dim}
-    if options.is_dataflow(pipeline_options) and not arguments.follow:
+    if options.is_dataflow(pipeline_options) and not (arguments.follow or arguments.revise):
+        wait(_closes_at(window, settings))
         started = submit(source, arguments.windows, window, settings, pipeline_options, **layout)
         print("submitted" if started else "exported already", _window_folder(arguments.windows, window))
         return
-    for each in closed_windows(window, settings, until=arguments.end) if arguments.follow else [window]:
-        manifest = export(source, arguments.windows, each, settings, pipeline_options, **layout)
-        counts = ", ".join(f"{name} {value}" for name, value in msgspec.to_builtins(manifest.counts).items())
-        folder = _window_folder(arguments.windows, manifest.window)
-        print(f"{folder}: {manifest.records('train', 'holdback')} trajectories ({counts})", flush=True)
+    for each in closing.closed_windows(window, settings, wait, until=arguments.end) if arguments.follow else [window]:
+        if arguments.follow or not arguments.revise:
+            wait(_closes_at(each, settings))
+            _print(arguments.windows, export(source, arguments.windows, each, settings, pipeline_options, **layout))
+        if arguments.revise:
+            for manifest in (revised := _revised(source, each, settings, arguments, pipeline_options)):
+                _print(arguments.windows, manifest)
+            if not (revised or arguments.follow):
+                print(f"{_window_folder(arguments.windows, each)}: no rows came that change it")
+
+
+def _revised(
+    source: Warehouse,
+    window: TrainingWindow,
+    settings: WindowSettings,
+    arguments: Any,
+    pipeline_options: PipelineOptions,
+) -> list[Manifest]:
+    """The revisions made: of `window`, or with --follow of the windows before it."""
+    layout = {"max_records_per_file": arguments.max_records_per_file}
+    if arguments.follow:
+        return revise_late(source, arguments.windows, window.start, settings, pipeline_options, **layout)
+    made = revise(source, arguments.windows, window, settings, pipeline_options, **layout)
+    return [made] if made is not None else []
+
+
+def _print(windows: str, manifest: Manifest) -> None:
+    counts = ", ".join(f"{name} {value}" for name, value in msgspec.to_builtins(manifest.counts).items())
+    folder = FileSystems.join(windows, manifest.folder)
+    command_line.say(f"{folder}: {manifest.records('train', 'holdback')} trajectories ({counts})")
+
+
+def _waiting(arguments: Any, source: Warehouse) -> Callable[[datetime], object]:
+    """How to wait until a window may be exported: for the watermark, or without one by the clock."""
+    wait_settings = command_line.from_flags(arguments, WaitSettings)
+    if arguments.watermark is None:
+        return closing.sleep_until
+    mark = watermark_sources.open_watermark(arguments.watermark, source)
+    return lambda moment: closing.wait_until_complete(mark, moment, wait_settings, command_line.say, give_up=True)
 
 
 def _check_closed(

@@ -1,12 +1,15 @@
 """Files that exist completely or not at all, on this machine or in a bucket."""
 
+import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from contracts.errors import OperationError
+from contracts.errors import InputError, OperationError
 from contracts.records import one_line
 
 
@@ -50,3 +53,22 @@ def clear(folder: str) -> None:
     [matched] = FileSystems.match([FileSystems.join(folder, "*")])
     if leftovers := [found.path for found in matched.metadata_list]:
         FileSystems.delete(leftovers)
+
+
+@contextmanager
+def alone(folder: Path | str, flag: str) -> Iterator[None]:
+    """Lets one process at a time work in a folder of this machine; creates the folder. Buckets have no lock.
+
+    Raises InputError that begins with `flag` when the folder cannot be written to.
+    """
+    if not path_is_local(str(folder)):
+        yield
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = (Path(folder) / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"{flag}: {str(folder)!r} cannot be written to: {error.strerror}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -29,11 +29,11 @@ SUBSCRIPTION = rf"{_PROJECT}/subscriptions/{_NAME}"
 TOPIC = rf"{_PROJECT}/topics/{_NAME}"
 
 
-def parse_subscription(text: str) -> str:
+def parse_subscription(text: str, flag: str = "--events") -> str:
     """`pubsub:projects/P/subscriptions/S` -> `projects/P/subscriptions/S`. Raises InputError."""
     name = text.removeprefix(SUBSCRIPTION_PREFIX)
     if not re.fullmatch(SUBSCRIPTION, name):
-        raise InputError(f"--events: pubsub:projects/PROJECT/subscriptions/NAME expected, got {text!r}")
+        raise InputError(f"{flag}: pubsub:projects/PROJECT/subscriptions/NAME expected, got {text!r}")
     return name
 
 

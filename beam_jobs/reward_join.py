@@ -126,6 +126,7 @@ def join_rewards(
         orphan_rewards=int((here & ~has_decision & ~again).sum()),
         duplicate_decisions=decisions.num_rows - len(kept),
         duplicate_rewards=int((here & again).sum()),
+        rewards_in_time=int(np.isin(reward_code[in_time], decision_code[kept]).sum()),
     )
     if dropping:
         kept, place, rewarded = kept[rewarded], place[rewarded], rewarded[rewarded]

@@ -86,3 +86,13 @@ def _array(field: pa.Field, values: Any) -> pa.Array:
         # As integers: Arrow's conversion of times with a time zone is several times slower.
         values = (None if moment is None else utc_microseconds(moment) for moment in values)
     return pa.array(list(values), field.type)
+
+
+def choose_dim(dims: Sequence[ObservationDim], wanted: int | None = None) -> int | None:
+    """The length of observation that a window keeps: the `wanted` one, or the most frequent, of equals the largest.
+
+    None for a window without decisions when no length is wanted.
+    """
+    if wanted is not None or not dims:
+        return wanted
+    return max(dims, key=lambda dim: (dim.decisions, dim.length)).length

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 
-from beam_jobs.files import publish
+from beam_jobs.files import clear, publish
 from beam_jobs.reward_join import JoinedBucket, holdback_ids, in_holdback, observations
 from contracts.errors import OperationError
 from contracts.offers import Offers
@@ -62,11 +62,33 @@ class WindowShape(NamedTuple):
     max_records_per_file: int
 
 
+class WindowOrigin(NamedTuple):
+    """What a manifest says of other exports.
+
+    revises: the manifest of the revision that this one replaces; None for the first export.
+    late_rows: rows that came after the export of an earlier window, by its folder.
+    """
+
+    revises: Manifest | None = None
+    late_rows: dict[str, int] = {}  # noqa: RUF012, it is not changed
+
+
+FIRST_EXPORT = WindowOrigin()
+
+
 class WriteWindow(beam.PTransform):
     """PCollection[JoinedBucket] -> PCollection[Manifest]: the one manifest of the window, once it is written."""
 
-    def __init__(self, folder: str, window: TrainingWindow, settings: WindowSettings, shape: WindowShape) -> None:
+    def __init__(
+        self,
+        folder: str,
+        window: TrainingWindow,
+        settings: WindowSettings,
+        shape: WindowShape,
+        origin: WindowOrigin = FIRST_EXPORT,
+    ) -> None:
         super().__init__()
+        self._origin = origin
         self._folder = folder
         self._window = window
         self._settings = settings
@@ -81,7 +103,9 @@ class WriteWindow(beam.PTransform):
             >> beam.ParDo(WriteBucketFn(self._folder, self._settings.holdback_share, self._shape.max_records_per_file))
             | "AddUp" >> beam.CombineGlobally(add_up)
             | "WriteManifest"
-            >> beam.Map(write_manifest, self._folder, self._window, self._settings, self._shape.observation_dim)
+            >> beam.Map(
+                write_manifest, self._folder, self._window, self._settings, self._shape.observation_dim, self._origin
+            )
         )
 
 
@@ -195,9 +219,18 @@ def add_up(buckets: Iterable[WrittenBucket]) -> WrittenBucket:
 
 
 def write_manifest(
-    written: WrittenBucket, folder: str, window: TrainingWindow, settings: WindowSettings, observation_dim: int | None
+    written: WrittenBucket,
+    folder: str,
+    window: TrainingWindow,
+    settings: WindowSettings,
+    observation_dim: int | None,
+    origin: WindowOrigin = FIRST_EXPORT,
 ) -> Manifest:
-    """Writes the manifest of all that was written, and returns it."""
+    """Writes the manifest of all that was written, and returns it.
+
+    A revision that equals the one before it is not kept: its files are removed, and the manifest of the one before it is
+    returned.
+    """
     manifest = Manifest(
         window=window,
         **msgspec.structs.asdict(settings),
@@ -205,6 +238,14 @@ def write_manifest(
         files=sorted(written.files, key=lambda file: file.name),
         counts=written.counts,
         policy_versions=dict(sorted(written.policy_versions.items())),
+        late_rows=origin.late_rows,
     )
+    if (before := origin.revises) is not None:
+        manifest = msgspec.structs.replace(
+            manifest, revision=before.revision + 1, revises=before.folder, late_rows=before.late_rows
+        )
+        if msgspec.structs.replace(manifest, revision=before.revision, revises=before.revises) == before:
+            clear(folder)
+            return before
     publish(FileSystems.join(folder, MANIFEST_NAME), [encode_manifest(manifest)])
     return manifest

@@ -60,12 +60,13 @@ class Movie(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["active", "masked", "retired"] = "active"
 
 
-class TrainedWindow(msgspec.Struct, frozen=True, kw_only=True):
+class TrainedWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One split of one window that a policy (or one of its ancestors) was trained on, once."""
 
     window: TrainingWindow
     split: Split
     records: Annotated[int, Meta(ge=0)]
+    revision: Annotated[int, Meta(ge=0)] = 0  # of the window; JSON omits 0
 
 
 Strategy = Literal["greedy", "uniform", "epsilon_greedy", "ucb", "softmax", "inverse_gap", "thompson"]

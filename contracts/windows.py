@@ -5,9 +5,13 @@ A training window is `[start, end)` on `decided_at`. It closes when the watermar
 bytes. Its folder is
 `<windows>/window=<start>/` with `part-<split>-*.tfrecord` and `manifest.json`. The manifest is written last: a folder
 without a manifest is not a window, and no reader takes it for one.
+
+Rows may come later still. The window can then be exported again, as a revision: `<windows>/window=<start>.r<revision>/`
+holds all records of the window, and its manifest names the revision that it replaces. Nothing that was exported changes.
 """
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -15,11 +19,12 @@ import msgspec
 from msgspec import Meta
 
 from contracts import documents
-from contracts.event_segments import compact_time
+from contracts.event_segments import compact_time, parse_compact_time
 from contracts.records import FLOAT32_MAX, Timestamp
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+_FOLDER = re.compile(r"window=([0-9TZ.]+Z)(?:\.r\d+)?")
 YEAR_SECONDS = 366 * 86_400.0
 
 # "holdback": a share chosen by `decision_id`, or by the `slate_id` of a whole slate, on which a candidate is compared
@@ -125,6 +130,9 @@ class WindowCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     # Decisions left out because their observation has another length than the window's. JSON omits the field when it is
     # 0, as in windows exported before the field existed.
     set_aside: Count = 0
+    # Rewards in time for the window's decisions, repeated ones included: what later rows are held against. None in
+    # windows exported before it was counted.
+    rewards_in_time: Count | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +150,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: list[WindowFile]
     counts: WindowCounts
     policy_versions: dict[str, Count]  # decisions by version; a live version counts as its base
+    revision: Count = 0
+    revises: str | None = None  # the folder of the revision before it
+    # By the folder of an earlier window: rows of it that had come after its export when this window was exported. This
+    # depends on when rows came, unlike everything else in a manifest.
+    late_rows: dict[str, Count] = {}
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of this revision."""
+        return revision_folder(self.window, self.revision)
 
     @property
     def settings(self) -> WindowSettings:
@@ -152,6 +170,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def records(self, *splits: Split) -> int:
         """Number of records in the given splits."""
         return sum(file.records for file in self.files if file.split in splits)
+
+
+def revision_folder(window: TrainingWindow, revision: int) -> str:
+    """The name of the folder of a revision of `window`; 0 is the first export."""
+    return f"{window.folder}.r{revision}" if revision else window.folder
+
+
+def window_start(folder: str) -> datetime | None:
+    """The start of the window whose folder, of any revision, has that name; None if it is not a window's folder."""
+    match = _FOLDER.fullmatch(folder)
+    return parse_compact_time(match[1]) if match else None
 
 
 def decode_manifest(data: bytes, where: str) -> Manifest:

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -107,14 +106,6 @@ def wait_until(done: Callable[[], bool], timeout_seconds: float, check: Callable
         check()
         time.sleep(POLL_SECONDS)
     return True
-
-
-def sleep_until(moment: datetime, check: Callable[[], None] = lambda: None) -> None:
-    """Returns at `moment`; until then calls `check` ten times per second, and once at the end."""
-    while (left := (moment - datetime.now(UTC)).total_seconds()) > 0:
-        check()
-        time.sleep(min(left, 0.1))
-    check()
 
 
 def free_port() -> int:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 from google.cloud import bigquery, pubsub_v1, storage
 from google.cloud.bigquery_storage_v1 import BigQueryReadClient, BigQueryWriteClient
+from google.cloud.monitoring_v3 import MetricServiceClient
 
 from docs import reference
 from tests.local_vertex.server import LocalVertex
@@ -38,6 +39,7 @@ CLIENTS = (
     pubsub_v1.SubscriberClient,
     BigQueryReadClient,
     BigQueryWriteClient,
+    MetricServiceClient,
 )
 # Methods that other objects have too, or that ask no service.
 ELSEWHERE = {

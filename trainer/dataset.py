@@ -51,7 +51,7 @@ class ReadyWindow(NamedTuple):
 
 
 def ready_windows(windows: Path) -> list[ReadyWindow]:
-    """The windows under `windows` that have a manifest, by start.
+    """The newest revision of each window under `windows` that has a manifest, by start.
 
     Raises:
       InputError: the folder is missing; a manifest cannot be read or belongs to another folder; two windows overlap, so
@@ -59,21 +59,28 @@ def ready_windows(windows: Path) -> list[ReadyWindow]:
     """
     if not windows.is_dir():
         raise InputError(f"windows: no such folder: {windows}")
-    ready = [_read_manifest(path) for path in windows.glob(f"window=*/{MANIFEST_NAME}")]
-    ready.sort(key=lambda window: window.start)
+    newest: dict[datetime, ReadyWindow] = {}
+    for path in windows.glob(f"window=*/{MANIFEST_NAME}"):
+        window = read_window(path.parent)
+        known = newest.get(window.start)
+        if known is None or known.manifest.revision < window.manifest.revision:
+            newest[window.start] = window
+    ready = [newest[start] for start in sorted(newest)]
     for earlier, later in itertools.pairwise(ready):
         if later.start < earlier.manifest.window.end:
             raise InputError(f"{later.folder}: overlaps {earlier.folder.name}: its decisions would be trained on twice")
     return ready
 
 
-def _read_manifest(path: Path) -> ReadyWindow:
+def read_window(folder: Path) -> ReadyWindow:
+    """The window in `folder`. Raises InputError when its manifest cannot be read or belongs to another folder."""
+    path = folder / MANIFEST_NAME
     try:
         manifest = decode_manifest(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if path.parent.name != manifest.window.folder:
-        raise InputError(f"{path}: is the manifest of {manifest.window.folder}, not of this folder")
+    if folder.name != manifest.folder:
+        raise InputError(f"{path}: is the manifest of {manifest.folder}, not of this folder")
     names: set[str] = set()
     for file in manifest.files:
         if file.name in names:
@@ -81,7 +88,7 @@ def _read_manifest(path: Path) -> ReadyWindow:
         if file.name != Path(file.name).name:
             raise InputError(f"{path}: lists {file.name!r}, which is not the name of a file in this folder")
         names.add(file.name)
-    return ReadyWindow(path.parent, manifest)
+    return ReadyWindow(folder, manifest)
 
 
 def read(

@@ -15,6 +15,7 @@ there. So the cost of a training does not grow with the history.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,8 @@ from contracts.errors import InputError
 from contracts.policies import CHECKPOINT_NAME, PolicyCard
 from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.windows import Split
-from trainer import agents, arms, checkpoint, dataset
+from trainer import agents, arms, checkpoint, corrections, dataset
+from trainer.corrections import Correction
 from trainer.dataset import ReadyWindow
 from trainer.linear import SufficientStatistics, disjoint
 from trainer.networks import Network, build
@@ -44,9 +46,13 @@ class Past(NamedTuple):
 
 
 def learn(
-    policies: Path, card: PolicyCard, past: Past | None, new: list[tuple[ReadyWindow, Split]]
+    policies: Path,
+    card: PolicyCard,
+    past: Past | None,
+    new: list[tuple[ReadyWindow, Split]],
+    fixes: list[Correction],
 ) -> tuple[PolicyArrays, Callable[[Path], None]]:
-    """Trains on the new splits and on replayed ones, continuing from the parent.
+    """Trains on the new splits, on records that came late and on replayed splits, continuing from the parent.
 
     Returns the policy's arrays, and the function that writes its checkpoint into the policy's folder.
     """
@@ -61,20 +67,26 @@ def learn(
         before = policies / past.parent.version
         _continue(network, past.parent, before, card)
         statistics = checkpoint.read(before).grown(card.num_actions)
-    fresh = [_Part(window, split, card.num_actions) for window, split in new if window.manifest.records(split)]
+    fresh: list[Callable[[], Iterator[TrajectoryBatch]]] = [
+        _Part(window, split, card.num_actions) for window, split in new if window.manifest.records(split)
+    ]
+    late = (partial(corrections.added, fix, card.num_actions) for fix in fixes)
+    fresh += [part for part in late if next(part(), None) is not None]
     # Without new records there is nothing to fit: only other settings or another catalogue have changed.
     if fresh and (past is None or not linear):
         if past is None:
             network.standardise(batch.observation for part in fresh for batch in part())
         replay = int(card.hyperparameters.get("replay", 0))
-        parts = _replayed(past.splits if past is not None else [], replay, card.num_actions) + fresh
-        fit(network, parts, card.hyperparameters)
+        again: list[Callable[[], Iterator[TrajectoryBatch]]] = []
+        again += _replayed(past.splits if past is not None else [], replay, card.num_actions)
+        fit(network, again + fresh, card.hyperparameters)
     arrays = network.arrays(statistics.n)
     scorer = Scorer(arrays)
-    for batch in itertools.chain.from_iterable(part() for part in fresh):
-        rows = len(batch.action)
-        encoded = scorer.encode(batch.observation) if linear else np.zeros((rows, statistics.observation_dim))
-        statistics.add(encoded, batch.action, batch.reward)
+    for window, split, _, sign in [*((*part, part[0].start, 1.0) for part in new), *corrections.signed(fixes)]:
+        for batch in dataset.read(window, split, card.num_actions):
+            rows = len(batch.action)
+            encoded = scorer.encode(batch.observation) if linear else np.zeros((rows, statistics.observation_dim))
+            statistics.add(encoded, batch.action, batch.reward, sign)
     if linear:
         arrays = arrays.with_posterior(*disjoint(statistics, float(card.hyperparameters["tikhonov"])))
 

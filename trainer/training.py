@@ -1,5 +1,7 @@
 """Trains the next policy from the training windows that are ready, and adds it to the policy store.
 
+Where a window was exported again with late rows, the policy is corrected (`trainer.corrections`).
+
 The policy continues from its parent and trains on every split of every ready window that neither the parent nor its
 ancestors have seen, each once. The holdback split of the newest window is left out: the gate compares the new policy
 with the champion on it, and the next training takes it in. The cost is that of the new windows, however long the
@@ -14,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -31,7 +34,8 @@ from contracts.policies import (
 )
 from contracts.policy_arrays import PolicyArrays
 from contracts.windows import Split
-from trainer import agents, arms, artifact, checkpoint, dataset, linear, neural, saved_model, validation
+from trainer import agents, arms, artifact, checkpoint, corrections, dataset, linear, neural, saved_model, validation
+from trainer.corrections import Correction, signed
 from trainer.dataset import ReadyWindow
 from trainer.linear import SufficientStatistics
 
@@ -69,16 +73,19 @@ def train(settings: Settings) -> PolicyCard:
     hyperparameters = _check(settings)
     parent = _parent(settings, hyperparameters)
     arms.check_catalogue(settings.catalogue, parent.catalogue if parent is not None else None)
-    new = _untrained(selected(settings), parent)
+    ready = selected(settings)
+    new = _untrained(ready, parent)
+    fixes = corrections.needed(settings.windows, ready, parent)
     if (
         parent is not None
+        and not fixes
         and not any(window.manifest.records(split) for window, split in new)
         and (parent.algorithm, parent.hyperparameters) == (settings.algorithm, hyperparameters)
         and (parent.catalogue, parent.exploration) == (settings.catalogue, settings.exploration)
     ):
         return parent
     observation_dim = _observation_dim(settings, parent, new)
-    version = _version(settings, hyperparameters, parent, new)
+    version = _version(settings, hyperparameters, parent, new, fixes)
     if (existing := artifact.read_card(settings.policies, version)) is not None:
         return existing
     card = PolicyCard(
@@ -89,14 +96,19 @@ def train(settings: Settings) -> PolicyCard:
         observation_dim=observation_dim,
         num_actions=settings.num_actions,
         catalogue=settings.catalogue,
-        trained_on=(list(parent.trained_on) if parent is not None else [])
+        trained_on=corrections.applied(parent.trained_on if parent is not None else [], fixes)
         + [
-            TrainedWindow(window=window.manifest.window, split=split, records=window.manifest.records(split))
+            TrainedWindow(
+                window=window.manifest.window,
+                split=split,
+                records=window.manifest.records(split),
+                revision=window.manifest.revision,
+            )
             for window, split in new
         ],
         exploration=settings.exploration,
     )
-    _learn(settings, card, parent, new)
+    _learn(settings, card, parent, new, fixes)
     return card
 
 
@@ -113,19 +125,24 @@ def _check(settings: Settings) -> agents.Hyperparameters:
 
 
 def _learn(
-    settings: Settings, card: PolicyCard, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]
+    settings: Settings,
+    card: PolicyCard,
+    parent: PolicyCard | None,
+    new: list[tuple[ReadyWindow, Split]],
+    fixes: list[Correction],
 ) -> None:
-    """Validates the new splits, trains on them and adds the policy to the store."""
-    for window, splits in itertools.groupby(new, lambda part: part[0]):
+    """Validates the new splits, trains on them, makes the corrections and adds the policy to the store."""
+    read = sorted([*new, *((fix.after, fix.split) for fix in fixes)], key=lambda part: part[0].start)
+    for window, splits in itertools.groupby(read, lambda part: part[0]):
         if settings.beam_options is None:
             validation.validate(window, settings.num_actions, tuple(split for _, split in splits))
         else:  # Beam's workers check the files that they read
             validation.check_counts(window)
     if settings.algorithm in agents.LINEAR_ALGORITHMS:
-        arrays, write_checkpoint = _learn_linear(settings, card, parent, new)
+        arrays, write_checkpoint = _learn_linear(settings, card, parent, new, fixes)
     else:
         past = neural.Past(parent, _past(settings, parent)) if parent is not None else None
-        arrays, write_checkpoint = neural.learn(settings.policies, card, past, new)
+        arrays, write_checkpoint = neural.learn(settings.policies, card, past, new, fixes)
 
     def write_parts(folder: Path) -> None:
         policy_arrays.write(folder, arrays)
@@ -136,7 +153,11 @@ def _learn(
 
 
 def _learn_linear(
-    settings: Settings, card: PolicyCard, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]
+    settings: Settings,
+    card: PolicyCard,
+    parent: PolicyCard | None,
+    new: list[tuple[ReadyWindow, Split]],
+    fixes: list[Correction],
 ) -> tuple[PolicyArrays, Callable[[Path], None]]:
     """One pass over the new splits. Returns the policy's arrays, and the function that writes its checkpoint."""
     statistics = (
@@ -144,15 +165,21 @@ def _learn_linear(
         if parent is not None
         else SufficientStatistics.zeros(card.num_actions, card.observation_dim)
     )
+    parts = [(window, split, _weight(card, window.start)) for window, split in new]
     if parent is not None:
-        statistics.scale(_weight(card, max(trained.window.start for trained in parent.trained_on)))
+        scale = _weight(card, max(trained.window.start for trained in parent.trained_on))
+        statistics.scale(scale)
+        # With the weight that the window's evidence has in the sums.
+        parts += [
+            (window, split, sign * scale * _weight(parent, start)) for window, split, start, sign in signed(fixes)
+        ]
     if settings.beam_options is not None:
-        statistics.merge(_sum_with_beam(settings.policies, settings.beam_options, card, new))
+        statistics.merge(_sum_with_beam(settings.policies, settings.beam_options, card, parts))
     else:
-        for window, split in new:
-            weight = _weight(card, window.start)
+        for window, split, weight in parts:
             for batch in dataset.read(window, split, card.num_actions):
                 statistics.add(batch.observation, batch.action, batch.reward, weight)
+    np.maximum(statistics.n, 0.0, out=statistics.n)  # weights that were rounded may leave just below 0
     hyperparameters = card.hyperparameters
     try:
         posterior = linear.posterior(
@@ -170,7 +197,7 @@ def _learn_linear(
 
 
 def _sum_with_beam(
-    policies: Path, options: list[str], card: PolicyCard, new: list[tuple[ReadyWindow, Split]]
+    policies: Path, options: list[str], card: PolicyCard, parts: list[tuple[ReadyWindow, Split, float]]
 ) -> SufficientStatistics:
     from trainer import combiners
 
@@ -180,9 +207,9 @@ def _sum_with_beam(
             file,
             card.observation_dim,
             card.num_actions,
-            _weight(card, window.start),
+            weight,
         )
-        for window, split in new
+        for window, split, weight in parts
         for file in window.files(split)
     ]
     output = policies / f".{card.version}.{checkpoint.STATISTICS_NAME}"
@@ -288,9 +315,10 @@ def _version(
     hyperparameters: agents.Hyperparameters,
     parent: PolicyCard | None,
     new: list[tuple[ReadyWindow, Split]],
+    fixes: list[Correction],
 ) -> str:
     """A name that is a digest of the inputs, so that the same inputs give the same version."""
-    inputs = {
+    inputs: dict[str, Any] = {
         "parent": settings.parent,
         "algorithm": settings.algorithm,
         "hyperparameters": hyperparameters,
@@ -299,6 +327,11 @@ def _version(
         "exploration": settings.exploration,
         "files": [[window.manifest.window, split, [f.sha256 for f in window.files(split)]] for window, split in new],
     }
+    if fixes:
+        inputs["corrected"] = [
+            [fix.before.manifest.folder, fix.after.manifest.folder, fix.split, fix.after.manifest.files]
+            for fix in fixes
+        ]
     digest = hashlib.sha256(msgspec.json.encode(inputs, order="deterministic")).hexdigest()
     starts = [window.start for window, _ in new]
     newest = max(starts + [trained.window.start for trained in (parent.trained_on if parent is not None else [])])

@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 from scipy import stats
 
-from beam_jobs.export_trajectories import choose_dim
 from beam_jobs.reward_join import holdback_ids, in_holdback
-from beam_jobs.tables import arrow_schema
+from beam_jobs.tables import arrow_schema, choose_dim
 from beam_jobs.warehouses import Warehouse
 from beam_jobs.window_rows import row_ranges
 from contracts.windows import TrainingWindow, WindowSettings

@@ -21,7 +21,7 @@ from contracts.errors import InputError
 from contracts.event_segments import sealed_segments
 from contracts.policies import PolicyCard
 from contracts.records import Decision, event_decoder, utc_microseconds
-from contracts.windows import Split, TrainingWindow
+from contracts.windows import Split, TrainingWindow, revision_folder
 from orchestration.audit import guard
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings
@@ -266,6 +266,7 @@ def _hold_against_windows(
     arrived = set(stored.reward_id.tolist())
     takes_default = settings.missing_reward == "default"
     lineage = Counter((part.window.start, part.split) for part in card.trained_on)
+    revision = {part.window.start: part.revision for part in card.trained_on}
     newest = max(part.window.start for part in card.trained_on)
     refused = set(guard.refused_windows(folder))
     windows = dataset.ready_windows(folder.windows)
@@ -283,14 +284,15 @@ def _hold_against_windows(
             times = lineage[window.start, split]
             records = Counter(_records(window, split, card.num_actions))
             in_window += records
-            trained.update({record: times * count for record, count in records.items()})
-            if not times:
+            if times:
+                learned = _in_revision(window, revision[window.start], split, card.num_actions)
+                held_back += (records - learned).total()  # late rows, which a next update trains on
+                trained.update({record: times * count for record, count in learned.items()})
+            else:
                 # Each update trains on all that is older than its newest window, which it judges itself by.
                 seen = window.start < newest or (window.start == newest and split == "train")
-                if seen and window.start not in refused:
-                    passed_over += records.total()
-                else:
-                    held_back += records.total()
+                passed_over += records.total() if seen and window.start not in refused else 0
+                held_back += 0 if seen and window.start not in refused else records.total()
         exported += in_window
         here = inside(stored.decided_at, window.manifest.window)
         outside &= ~here
@@ -315,6 +317,12 @@ def _hold_against_windows(
         duplicated=duplicated,
         misattributed=misattributed,
     )
+
+
+def _in_revision(window: dataset.ReadyWindow, revision: int, split: Split, num_actions: int) -> Counter[Record]:
+    """The records of a split in that revision of the window."""
+    folder = window.folder.with_name(revision_folder(window.manifest.window, revision))
+    return Counter(_records(dataset.read_window(folder), split, num_actions))
 
 
 def _too_often(found: Counter[Record], happened: Counter[Record], known: Set[bytes]) -> tuple[int, int]:

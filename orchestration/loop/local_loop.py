@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from beam_jobs import export_trajectories, generate_movielens
-from beam_jobs.closing import Waited, wait_until_complete
+from beam_jobs.closing import Waited, sleep_until, wait_until_complete
 from beam_jobs.movielens import MovieLens
 from beam_jobs.payloads import DecisionShape
 from contracts.command_line import say, show_status
@@ -40,7 +40,7 @@ from orchestration.loop.progress import Progress
 from orchestration.loop.run_folder import JournalEntry, RunFolder, point_latest
 from orchestration.loop.settings import WATCHING, LoopSettings, changed
 from orchestration.loop.truth import SessionStart, TruthReader
-from orchestration.processes import Child, check_port, free_port, sleep_until, wait_until
+from orchestration.processes import Child, check_port, free_port, wait_until
 from predictor import policy
 from trainer import agents, dataset, training
 
@@ -222,6 +222,8 @@ class LocalLoop:
         while viewers.exit_code() is None:  # the viewers send the last late rewards
             sleep_until(datetime.now(UTC) + timedelta(seconds=0.2), self._check_children)
         viewers.check()
+        if self._take_in_late_rows(datetime.now(UTC)):
+            self._learn(endpoint)
 
     def _first_window_starts(self, launched: float) -> datetime:
         """The start of the first window, which the viewers' process, launched at that moment, writes when it is ready."""
@@ -256,6 +258,7 @@ class LocalLoop:
         """
         waited = waited or self._wait_until_complete(self._closes_at(closed[-1][1]))
         with _timed() as export_seconds:
+            self._take_in_late_rows(closed[0][1].start)
             for _, window in closed:
                 export_trajectories.export(self._backend.source, self._folder.windows, window, self._window_settings)
         with _timed() as audit_seconds:
@@ -281,6 +284,17 @@ class LocalLoop:
             )
             self._folder.append(entry)
             say(self._progress.line(entry))
+
+    def _take_in_late_rows(self, until: datetime) -> bool:
+        """Exports windows that ended by `until` again if rows of them came since. Returns whether there were any."""
+        revised = export_trajectories.revise_late(
+            self._backend.source, self._folder.windows, until, self._window_settings
+        )
+        for manifest in revised:
+            say(
+                f"LATE {manifest.window.folder}: rows came after it was exported: {report.came_late(self._folder, manifest)}; revised"
+            )
+        return bool(revised)
 
     def _audit(self, windows: list[TrainingWindow], interrupted: bool, endpoint: str | None) -> None:
         """Audits windows before training; prints those that are refused, and waits until a roll-back serves."""

@@ -85,6 +85,8 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
     ingest_seconds: float
     held_by: str = ""  # what held the watermark, if the window waited longer than usual
     overdue: bool = False
+    revision: int = 0  # of the window; its counts are those of the newest
+    came_late: int = 0  # rows that a revision took in: they came after the first export
     export_seconds: float
     train_seconds: float
     gate_seconds: float
@@ -114,6 +116,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def read(folder: RunFolder) -> Report:
     """The report that was written of a run."""
     return msgspec.json.decode(folder.report_json.read_bytes(), type=Report)
+
+
+def came_late(folder: RunFolder, manifest: Manifest) -> int:
+    """How many rows came after the first export of a window: decisions, and rewards in time for its decisions."""
+    first = dataset.read_window(folder.windows / manifest.window.folder).manifest.counts
+    return (
+        manifest.counts.decisions
+        - first.decisions
+        + (manifest.counts.rewards_in_time or 0)
+        - (first.rewards_in_time or 0)
+    )
 
 
 def waited(window: WindowReport) -> str:
@@ -153,6 +166,9 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
             new,
         )
         for position, entry in enumerate(journal)
+    ]
+    windows = [
+        msgspec.structs.replace(window, came_late=came_late(folder, manifests[window.start])) for window in windows
     ]
     reference = movielens.reference
     return Report(
@@ -219,6 +235,7 @@ def _window_report(
         ingest_seconds=entry.ingest_seconds,
         held_by=entry.held_by,
         overdue=entry.overdue,
+        revision=manifest.revision,
         export_seconds=entry.export_seconds,
         train_seconds=entry.train_seconds,
         gate_seconds=entry.gate_seconds,

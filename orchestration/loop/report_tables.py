@@ -22,7 +22,7 @@ def outcome_table(report: Report) -> str:
         ("dropped", lambda window: window.dropped)
         if settings.missing_reward == "drop"
         else ("defaulted", lambda window: window.defaulted),
-        ("late", lambda window: window.late_rewards),
+        ("late, came late", lambda window: f"{window.late_rewards}, {window.came_late}"),
         ("orphan", lambda window: window.orphan_rewards),
         ("duplicates", lambda window: window.duplicates),
         ("dead letters", lambda window: window.dead_letters),

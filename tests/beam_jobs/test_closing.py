@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from beam_jobs.closing import NOTICE_SECONDS, wait_until_complete
+from beam_jobs.closing import NOTICE_SECONDS, sleep_until, wait_until_complete
 from contracts.errors import OperationError
 from contracts.watermarks import WaitSettings, Watermark
 
@@ -73,3 +73,14 @@ def test_waiting_ends_when_the_check_says_so() -> None:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     with pytest.raises(OperationError, match="predictor ended"):
         wait_until_complete(behind(moment, 5), moment, LIMIT, lambda line: None, check)
+
+
+def test_sleeping_ends_at_its_time_or_with_a_failed_check() -> None:
+    def broken() -> None:
+        raise OperationError("it crashed")
+
+    moment = datetime.now(UTC) + timedelta(seconds=0.2)
+    sleep_until(moment)
+    assert datetime.now(UTC) >= moment
+    with pytest.raises(OperationError, match="it crashed"):
+        sleep_until(datetime.now(UTC) + timedelta(seconds=600), broken)

@@ -16,7 +16,7 @@ import pytest
 from beam_jobs import export_trajectories, warehouse
 from beam_jobs.export_trajectories import export
 from beam_jobs.reward_join import in_holdback
-from beam_jobs.tables import ObservationDim, record_batch
+from beam_jobs.tables import ObservationDim, choose_dim, record_batch
 from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.errors import InputError
 from contracts.records import Decision, RewardEvent
@@ -290,8 +290,8 @@ def test_the_length_that_a_window_keeps(
     decisions_by_length: dict[int, int], wanted: int | None, chosen: int | None
 ) -> None:
     dims = [ObservationDim(length, decisions, "x") for length, decisions in decisions_by_length.items()]
-    assert export_trajectories.choose_dim(dims, wanted) == chosen
-    assert export_trajectories.choose_dim(dims[::-1], wanted) == chosen
+    assert choose_dim(dims, wanted) == chosen
+    assert choose_dim(dims[::-1], wanted) == chosen
 
 
 def test_a_full_disk_ends_in_one_line(folder: Path, tmp_path: Path) -> None:

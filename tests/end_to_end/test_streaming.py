@@ -13,7 +13,8 @@ from apache_beam.testing import test_stream
 from apache_beam.transforms.window import TimestampedValue
 
 from beam_jobs import warehouse
-from beam_jobs.export_trajectories import closed_windows, export
+from beam_jobs.closing import closed_windows
+from beam_jobs.export_trajectories import export
 from beam_jobs.ingest_events import StoreEvents
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import IngestCounts, ParseEvents, add_counts
@@ -209,19 +210,18 @@ def test_follow_gives_each_window_once_it_has_closed(tmp_path: Path) -> None:
     folder = tmp_path / "warehouse"
     stream(folder, [[decision(1, 0), reward(1, 1), decision(2, 11), decision(3, 29)]])
     clock = at(5)
-    slept: list[float] = []
+    waited_for: list[datetime] = []
 
-    def sleep(seconds: float) -> None:
+    def wait(moment: datetime) -> None:
         nonlocal clock
-        slept.append(seconds)
-        clock += timedelta(seconds=seconds)
+        waited_for.append(moment)
+        clock = max(clock, moment)
 
-    closed = closed_windows(WINDOW, SETTINGS, until=at(35), now=lambda: clock, sleep=sleep)
+    closed = closed_windows(WINDOW, SETTINGS, wait, until=at(35))
     manifests = (export(EmbeddedWarehouse(folder), tmp_path / "windows", window, SETTINGS) for window in closed)
     done = [(manifest.window.start, clock, manifest.counts.decisions) for manifest in manifests]
     assert done == [(at(0), at(13), 1), (at(10), at(23), 1), (at(20), at(33), 1)]
-    assert slept == [8, 10, 10]
-    # Started anew later, it has nothing to wait for and exports nothing again.
-    again = closed_windows(WINDOW, SETTINGS, until=at(35), now=lambda: at(100), sleep=sleep)
+    assert waited_for == [at(13), at(23), at(33)]
+    # Started anew later, it gives the same windows.
+    again = closed_windows(WINDOW, SETTINGS, wait, until=at(35))
     assert [window.start for window in again] == [at(0), at(10), at(20)]
-    assert len(slept) == 3

@@ -4,13 +4,12 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from contracts.errors import InputError, OperationError
-from orchestration.processes import Child, check_port, free_port, sleep_until, wait_until
+from orchestration.processes import Child, check_port, free_port, wait_until
 
 SLEEPER = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
 
@@ -111,8 +110,3 @@ def test_waiting_ends_with_what_is_waited_for_its_time_or_a_failed_check():
 
     with pytest.raises(OperationError, match="it crashed"):
         wait_until(lambda: False, 60, broken)
-    moment = datetime.now(UTC) + timedelta(seconds=0.2)
-    sleep_until(moment)
-    assert datetime.now(UTC) >= moment
-    with pytest.raises(OperationError, match="it crashed"):
-        sleep_until(datetime.now(UTC) + timedelta(seconds=600), broken)
