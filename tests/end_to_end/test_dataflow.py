@@ -24,6 +24,7 @@ from beam_jobs import (
     export_trajectories,
     generate_movielens,
     ingest_events,
+    learn_live,
     replay_dead_letters,
 )
 from beam_jobs.files import publish
@@ -194,6 +195,29 @@ def test_ingest_events(dataflow: Dataflow, pubsub_host: str, bigquery_endpoint: 
     assert read.subscription == subscription
     assert read.timestamp_attribute == "event_time"
     assert read.with_attributes
+
+
+def test_learn_live(dataflow: Dataflow, pubsub_host: str) -> None:
+    from google.cloud import pubsub_v1
+
+    topic, subscription = f"projects/{PROJECT}/topics/live", f"projects/{PROJECT}/subscriptions/live"
+    with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
+        publisher.create_topic(name=topic)
+        subscriber.create_subscription(name=subscription, topic=topic)
+    flags = [f"--events=pubsub:{subscription}", "--windows=gs://bucket/windows", "--live=gs://bucket/live"]
+    flags += ["--start=2026-01-01T00:00:00Z", "--window-seconds=300", "--observation-dim=20", "--num-actions=100"]
+    job, staged = submit(dataflow, learn_live.main, [*flags, "--buckets=16"], "--enable_streaming_engine")
+    assert job.type_ == dataflow_v1beta3.JobType.JOB_TYPE_STREAMING
+    check_workers(job)
+    assert "streaming_mode_at_least_once" not in list(job.environment.service_options)
+    stateful = {
+        transform.unique_name
+        for transform in staged.components.transforms.values()
+        if transform.spec.urn == "beam:transform:pardo:v1"
+        and beam_runner_api_pb2.ParDoPayload.FromString(transform.spec.payload).state_specs
+    }
+    for step in ("WatchRecord/Watch", "JoinLive/JoinBucket", "EmitSums/Emit"):
+        assert any(name.startswith(step) for name in stateful), (step, stateful)
 
 
 @pytest.mark.parametrize("job", ["replay_dead_letters", "ingest_events"])
