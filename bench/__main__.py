@@ -84,6 +84,12 @@ BENCHMARKS: dict[str, tuple[str, str, str, str]] = {
         "this server, event log on",
     ),
     "loop": ("bench.loop", "run", "rewards of a random other user, as the demo's Logger pays them", "the loop"),
+    "live_sums": (
+        "bench.live_sums",
+        "run",
+        "open decisions as pickled objects",
+        "learn_live: chunks of Arrow bytes, joined as the export does",
+    ),
     "freshness": ("bench.freshness", "run", "a process for each step", "the loop"),
 }
 
