@@ -4,7 +4,7 @@
     python -m bench.sabotage --processes [--seeds 3] [--only NAME …]
 
 Each sabotage changes what the product reads, from one window on, in a closed loop in simulated time (`bench.simulated_loop`).
-Reported are the bad windows until the loop is held, and what is served in the end, as a share of what was served before.
+The sabotages of a seed begin after the same clean windows. Reported are the bad windows until the loop is held, and what is served in the end, as a share of what was served before.
 The clean loops must never be held. Writes `bench/sabotage.json` and the table in `docs/guard.md`.
 
 With `--only` or `--first-seed`, what the results have of these sabotages and seeds is replaced, and the rest is kept.
@@ -17,16 +17,19 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
 import msgspec
 import numpy as np
 
 from contracts.command_line import FlagParser, run_main
+
+if TYPE_CHECKING:
+    from bench.simulated_loop import Served, SimulatedLoop
 
 PROGRAM = "bench.sabotage"
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +50,7 @@ CLEAN: dict[str, dict[str, Any]] = {
     "clean, 5% of the events twice, late or orphans": {"fault_rate": 0.05},
     "clean, all four": {"drift": 0.05, "half_life": 2.0, "new_movies": 10, "silent_share": 0.3, "fault_rate": 0.05},
 }
-CLEAN_LENGTH = 12
+CLEAN_LENGTH = 10
 
 
 class Outcome(NamedTuple):
@@ -60,35 +63,54 @@ class Outcome(NamedTuple):
     kept: float  # share of the oracle served at the end, over that before the sabotage
 
 
-def run_one(name: str, seed: int, num_actions: int, ratings: str) -> Outcome:
-    """One sabotaged loop, or one clean one."""
+def run_seed(names: Sequence[str], seed: int, num_actions: int, ratings: str) -> list[Outcome]:
+    """The loops of one seed. The sabotaged ones have their clean windows in common."""
     from beam_jobs.movielens import MovieLens
     from beam_jobs.ratings import load_ratings
-    from bench.simulated_loop import Conditions, Sabotages, SimulatedLoop
-    from orchestration import policy_store
+    from bench.simulated_loop import Conditions, SimulatedLoop
     from trainer import saved_model
 
     viewers = MovieLens.build(load_ratings(ratings), num_actions=num_actions, rank=20, reward_noise=0.5, seed=seed)
+    outcomes = []
     # Writing SavedModels takes half of the time, and nothing serves from them here.
     with tempfile.TemporaryDirectory() as scratch, patch.object(saved_model, "save"):
-        loop = SimulatedLoop(Path(scratch), viewers, seed=seed, conditions=Conditions(**CLEAN.get(name, {})))
-        served = []
-        clean = CLEAN_LENGTH if name in CLEAN else CLEAN_WINDOWS
-        for _ in range(clean):
-            served.append(loop.window())
-        if name not in CLEAN:
-            while len(served) < CLEAN_WINDOWS + BAD_WINDOWS and sum(one.held for one in served) <= WINDOWS_AFTER:
-                versions = policy_store.versions(loop.places.policies)
-                served.append(loop.window(Sabotages(CLEAN_WINDOWS, versions, num_actions).by_name[name]))
-        held = next((one.number for one in served if one.held), None)
-        before = np.mean([one.share_of_oracle for one in served[clean - 3 : clean]])
-        return Outcome(
-            name=name,
-            seed=seed,
-            held_after=None if held is None or held < clean else held - clean + 1,
-            false_alarm=held is not None and held < clean,
-            kept=float(served[-1].share_of_oracle / before),
-        )
+        if sabotaged := [name for name in names if name not in CLEAN]:
+            clean = SimulatedLoop(Path(scratch) / "clean", viewers, seed=seed)
+            served = [clean.window() for _ in range(CLEAN_WINDOWS)]
+            for number, name in enumerate(sabotaged):
+                loop = clean.copy(Path(scratch) / f"sabotaged-{number}")
+                outcomes.append(_outcome(name, seed, served + _sabotaged(loop, name, served, num_actions)))
+        for number, name in enumerate(name for name in names if name in CLEAN):
+            loop = SimulatedLoop(
+                Path(scratch) / f"clean-{number}", viewers, seed=seed, conditions=Conditions(**CLEAN[name])
+            )
+            outcomes.append(_outcome(name, seed, [loop.window() for _ in range(CLEAN_LENGTH)]))
+    return outcomes
+
+
+def _sabotaged(loop: "SimulatedLoop", name: str, before: Sequence["Served"], num_actions: int) -> list["Served"]:
+    """The windows from the sabotage on: until it has been held for a while, or has not been in time."""
+    from bench.simulated_loop import Sabotages
+    from orchestration import policy_store
+
+    served: list[Served] = []
+    while len(served) < BAD_WINDOWS and sum(one.held for one in (*before, *served)) <= WINDOWS_AFTER:
+        versions = policy_store.versions(loop.places.policies)
+        served.append(loop.window(Sabotages(CLEAN_WINDOWS, versions, num_actions).by_name[name]))
+    return served
+
+
+def _outcome(name: str, seed: int, served: Sequence["Served"]) -> Outcome:
+    clean = CLEAN_LENGTH if name in CLEAN else CLEAN_WINDOWS
+    held = next((one.number for one in served if one.held), None)
+    before = np.mean([one.share_of_oracle for one in served[clean - 3 : clean]])
+    return Outcome(
+        name=name,
+        seed=seed,
+        held_after=None if held is None or held < clean else held - clean + 1,
+        false_alarm=held is not None and held < clean,
+        kept=float(served[-1].share_of_oracle / before),
+    )
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -158,16 +180,16 @@ def _run(argv: Sequence[str] | None) -> int:
         seeds = range(given.first_seed, given.first_seed + (given.seeds or 3))
         return _run_processes(given.only or [name for name in names if name not in slow], seeds)
     first, count = given.first_seed, given.seeds or 20
-    tasks = [(name, seed) for seed in range(first, first + count) for name in given.only or names]
+    chosen, seeds = given.only or names, range(first, first + count)
     outcomes: list[Outcome] = []
     if (given.only or first) and RESULTS.is_file():
         outcomes = [Outcome(**one) for one in msgspec.json.decode(RESULTS.read_bytes())["outcomes"]]
-        outcomes = [one for one in outcomes if (one.name, one.seed) not in tasks]
+        outcomes = [one for one in outcomes if one.name not in chosen or one.seed not in seeds]
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
-        runs = [pool.submit(run_one, name, seed, given.num_actions, given.ratings) for name, seed in tasks]
-        for run in runs:
-            outcomes.append(run.result())
-            print(outcomes[-1], flush=True)
+        runs = [pool.submit(run_seed, chosen, seed, given.num_actions, given.ratings) for seed in seeds]
+        for run in as_completed(runs):
+            outcomes += run.result()
+            print("\n".join(map(str, run.result())), flush=True)
             outcomes.sort(key=lambda one: (names.index(one.name), one.seed))
             _write(summary(outcomes), outcomes, given)
     print(table(summary(outcomes)))

@@ -24,6 +24,7 @@ FLAGS = {
     "--settle-seconds": "0.5",
 }
 TIMEOUT_SECONDS = 600
+PROXY_RESULT = "run.proxy.json"
 BAD_WINDOWS_ALLOWED = 2
 
 
@@ -54,13 +55,14 @@ def run_one(name: str, seed: int) -> ProcessOutcome:
                 code = subprocess.run(
                     command, stdout=output, stderr=output, timeout=TIMEOUT_SECONDS, check=False
                 ).returncode
-                if not (out / "report.json").is_file():
-                    raise OperationError(f"{name}, seed {seed}: {log.read_text(errors='replace')[-500:]}")
-                proxy.wait(TIMEOUT_SECONDS)
+                if (out / "report.json").is_file():
+                    proxy.wait(TIMEOUT_SECONDS)
             finally:
                 proxy.kill()
                 proxy.wait()
-        rewritten = msgspec.json.decode(out.with_name("run.proxy.json").read_bytes())
+        if not out.with_name(PROXY_RESULT).is_file():
+            raise OperationError(f"{name}, seed {seed}: {log.read_text(errors='replace')[-2000:]}")
+        rewritten = msgspec.json.decode(out.with_name(PROXY_RESULT).read_bytes())
         return _outcome(name, seed, RunFolder(out), code)._replace(**rewritten)
 
 

@@ -4,7 +4,9 @@ Decisions are drawn by the policy that serves, and their rewards by viewers of M
 their way from the predictor and the viewers to the tables, as a broken feed would. The product sees the tables alone.
 """
 
+import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -104,6 +106,21 @@ class SimulatedLoop:
         self._guard = Guard(self.places, auditor, GuardSettings())
         self._origin = datetime(2026, 1, 1, tzinfo=UTC)
         self._number = 0
+
+    def copy(self, root: Path) -> "SimulatedLoop":
+        """The same loop below another folder, from here on on its own: what it serves next is what this one would."""
+        shutil.copytree(self.places.root, root)
+        other = SimulatedLoop(
+            root,
+            self._viewers,
+            seed=0,
+            decisions=self._decisions,
+            conditions=self._conditions,
+            exploration=self._exploration,
+        )
+        for name in ("_rng", "_sabotage_rng", "_fault_rng", "_number"):
+            setattr(other, name, deepcopy(getattr(self, name)))
+        return other
 
     def window(self, sabotage: Sabotage | None = None) -> Served:
         """Serves one window, and deals with it as the loop does."""
