@@ -182,8 +182,11 @@ def _run(argv: Sequence[str] | None) -> int:
     first, count = given.first_seed, given.seeds or 20
     chosen, seeds = given.only or names, range(first, first + count)
     outcomes: list[Outcome] = []
+    kept: list[dict[str, Any]] = []  # rows of runs that are not made now
     if (given.only or first) and RESULTS.is_file():
-        outcomes = [Outcome(**one) for one in msgspec.json.decode(RESULTS.read_bytes())["outcomes"]]
+        found = msgspec.json.decode(RESULTS.read_bytes())
+        kept = found["rows"]
+        outcomes = [Outcome(**one) for one in found.get("outcomes", [])]
         outcomes = [one for one in outcomes if one.name not in chosen or one.seed not in seeds]
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
         runs = [pool.submit(run_seed, chosen, seed, given.num_actions, given.ratings) for seed in seeds]
@@ -191,8 +194,10 @@ def _run(argv: Sequence[str] | None) -> int:
             outcomes += run.result()
             print("\n".join(map(str, run.result())), flush=True)
             outcomes.sort(key=lambda one: (names.index(one.name), one.seed))
-            _write(summary(outcomes), outcomes, given)
-    print(table(summary(outcomes)))
+            made = {row["sabotage"]: row for row in (*kept, *summary(outcomes))}
+            rows = sorted(made.values(), key=lambda row: names.index(row["sabotage"]))
+            _write(rows, outcomes, given)
+    print(table(rows))
     return 0
 
 
