@@ -27,6 +27,7 @@ from contracts.event_segments import OPEN_SUFFIX, SEALED_SUFFIX, is_segment, ope
 
 # One poll reads at most this much, so that a job that starts on a long log reads it in bounded memory.
 BYTES_PER_POLL = 4 * BYTES_PER_BATCH
+_RESOLUTION_NANOSECONDS = 50_000_000
 
 
 class Arrivals(NamedTuple):
@@ -48,6 +49,8 @@ class SegmentTail:
         self._bytes_per_poll = bytes_per_poll
         self._read: dict[str, int] = {}  # bytes read of a segment, by its stem
         self._finished: set[str] = set()  # names of the sealed segments of which nothing is left to read
+        self._segments: list[Path] = []  # those that may have lines to read, oldest first
+        self._listed: int | None = None  # when the folder had changed last as it was listed, in nanoseconds
         self._batches = 0
         self._events = 0
 
@@ -58,28 +61,37 @@ class SegmentTail:
         """
         complete_until, left = datetime.now(UTC), self._bytes_per_poll
         batches: list[PayloadBatch] = []
+        ended: set[Path] = set()
         caught_up = True
-        for path in self._unfinished():
+        self._list()
+        for path in self._segments:
             added = self._added(path, left) if left > 0 else _Added(b"", ended=False, more=True)
             left -= len(added.data)
             batches += self._batched(path, added.data)
             if added.ended:
+                ended.add(path)
                 self._finished.add(path.name)
                 self._read.pop(stem(path.name), None)
             if added.more:
                 complete_until, caught_up = min(complete_until, opened_at(path)), False
+        self._segments = [path for path in self._segments if path not in ended]
         self._events += sum(len(batch.payloads) for batch in batches)
         return Arrivals(batches, complete_until, self._events, caught_up)
 
-    def _unfinished(self) -> list[Path]:
-        """The segments that may have lines to read, oldest first."""
+    def _list(self) -> None:
+        """Lists the folder if it has changed: a log of a day has many segments, and few of them are new."""
+        changed = self._folder.stat().st_mtime_ns
+        if changed == self._listed:
+            return
+        # Another change within the resolution of the file system's clock would not show: list once more after that.
+        self._listed = changed if time.time_ns() - changed > _RESOLUTION_NANOSECONDS else None
         paths: dict[str, Path] = {}
         # Sorted, the name of an open segment comes after that of the same one sealed: sealed while the folder was listed.
         for name in sorted(os.listdir(self._folder), reverse=True):  # noqa: PTH208
             if name in self._finished or not name.endswith((OPEN_SUFFIX, SEALED_SUFFIX)) or not is_segment(name):
                 continue
             paths[stem(name)] = self._folder / name
-        return [paths[key] for key in sorted(paths)]
+        self._segments = [paths[key] for key in sorted(paths)]
 
     def _added(self, path: Path, limit: int) -> "_Added":
         """Whole lines that were added to a segment."""
@@ -93,7 +105,8 @@ class SegmentTail:
                 file.seek(begin)
                 data = file.read(limit)
         except FileNotFoundError:
-            return _Added(b"", ended=False, more=True)  # sealed since it was listed: it has another name now
+            self._listed = None  # sealed since it was listed: it has another name now
+            return _Added(b"", ended=False, more=True)
         more = len(data) == limit
         if more or not sealed:
             data = data[: data.rfind(b"\n") + 1] or data[: limit if more else 0]

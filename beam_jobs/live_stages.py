@@ -158,7 +158,7 @@ class WatchRecordFn(beam.DoFn):
     ) -> Iterator[Any]:
         """Looks for the manifest of the first window that had none, and of those after it."""
         now = utc_microseconds(datetime.now(UTC))
-        if now < (looked_at.read() or 0) + round(WATCH_SECONDS * 1e6):
+        if 0 <= now - (looked_at.read() or 0) < round(WATCH_SECONDS * 1e6):
             return
         looked_at.write(now)
         if (begin := first.read()) is None:
@@ -312,9 +312,9 @@ class EmitSumsFn(beam.DoFn):
         """Once per `emit_seconds`: takes in what waits, and writes an emission when the job has caught up."""
         settings, plan = self._job.settings, self._job.plan
         now = utc_microseconds(datetime.now(UTC))
-        if now < (due.read() or 0):
-            return
         every = round(settings.emit_seconds * 1e6)
+        if 0 < (due.read() or 0) - now <= every:  # a clock that was set back must not stop the emissions
+            return
         due.write(now + every - now % every)  # on a grid of seconds, so that ticks do not drift
         timer.set(Timestamp(micros=now + 2 * every))
         state = live_windows.decode_state(sums.read())

@@ -83,3 +83,21 @@ def test_events_have_the_time_at_which_their_segment_was_opened(tmp_path: Path) 
     path = segment(tmp_path, 7, b"a\nb\n")
     [batch] = SegmentTail(tmp_path, LONG_AGO).poll().batches
     assert batch.received_at == [opened_at(path)] * 2
+
+
+def test_a_folder_that_does_not_change_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing = segment(tmp_path, 1, b"a\n", OPEN_SUFFIX)
+    os.utime(tmp_path, (100, 100))
+    tail = SegmentTail(tmp_path, LONG_AGO)
+    listed = []
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or real(folder))
+    assert lines(tail.poll().batches) == [b"a"]
+    segment(tmp_path, 1, b"b\n", OPEN_SUFFIX)
+    assert lines(tail.poll().batches) == [b"b"]
+    assert len(listed) == 1
+    seal(growing)
+    segment(tmp_path, 2, b"c\n")
+    assert lines(tail.poll().batches) == [b"c"]
+    segment(tmp_path, 3, b"d\n")
+    assert lines(tail.poll().batches) == [b"d"]
