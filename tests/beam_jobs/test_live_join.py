@@ -224,7 +224,10 @@ def test_the_number_of_chunks_grows_slowly() -> None:
     sizes = [len(chunk.ids) for chunk in bucket._chunks["decisions"]]
     assert sum(sizes) == 300
     [found] = bucket.add(*rows([reward(7, 0.08, 9.0)]), plan(), start_of(0))
-    assert {name: value for name, value in found.counts.items() if value} == {"repeated_rewards": 1}
+    assert {name: value for name, value in found.counts.items() if value} == {
+        "repeated_rewards": 1,
+        "rewards_in_time": 1,
+    }
 
 
 def test_ids_are_compared_as_16_bytes() -> None:
