@@ -47,6 +47,13 @@ BENCHMARKS: dict[str, tuple[str, str, str, str]] = {
         "held after a tenth of 10 minutes at 500 events/s",
         "held at the end",
     ),
+    "page": ("bench.page", "cost", "the live page at 400 decisions per second", "the same with 50 pages open"),
+    "page_memory": (
+        "bench.page",
+        "memory",
+        "held by the live page after 6 minutes at 400 decisions per second",
+        "held after 60 minutes",
+    ),
     "trainer_10k": (
         "bench.trainer",
         "trainer_10k",

@@ -28,8 +28,7 @@ class EventTail:
         """
         lines: list[bytes] = []
         left = limit_bytes
-        found = sorted(self._segments())
-        for name, sealed in found:
+        for name, sealed in sorted(self._segments()):
             if left <= 0:
                 break
             data = self._new_bytes(name, sealed, left)
@@ -42,22 +41,22 @@ class EventTail:
             if sealed and len(data) < limit_bytes and complete == len(data) and left > 0:
                 self._done.add(name)
                 self._offsets.pop(name)
-        self._forget(name for name, _ in found)
         return lines
 
     def _segments(self) -> list[tuple[str, bool]]:
-        """Name without its ending, and whether it is sealed, of each segment that may have something new."""
-        found = []
+        """Name without its ending, and whether it is sealed, of each segment that may have something new.
+
+        What is remembered of segments that were removed is forgotten.
+        """
         try:
-            names = [path.name for path in self._folder.iterdir()]
+            names = [path.name for path in self._folder.iterdir() if is_segment(path.name)]
         except FileNotFoundError:
             return []
-        for name in names:
-            sealed = name.endswith(SEALED_SUFFIX)
-            stem = name.removesuffix(SEALED_SUFFIX if sealed else OPEN_SUFFIX)
-            if stem != name and stem not in self._done and is_segment(name):
-                found.append((stem, sealed))
-        return found
+        sealed = {name.removesuffix(SEALED_SUFFIX) for name in names if name.endswith(SEALED_SUFFIX)}
+        still_open = {name.removesuffix(OPEN_SUFFIX) for name in names if name.endswith(OPEN_SUFFIX)}
+        self._done &= sealed
+        self._offsets = {name: at for name, at in self._offsets.items() if name in sealed or name in still_open}
+        return [(name, name in sealed) for name in (sealed | still_open) - self._done]
 
     def _new_bytes(self, name: str, sealed: bool, limit_bytes: int) -> bytes | None:
         path = self._folder / f"{name}{SEALED_SUFFIX if sealed else OPEN_SUFFIX}"
@@ -67,11 +66,6 @@ class EventTail:
                 return file.read(limit_bytes)
         except FileNotFoundError:
             return None
-
-    def _forget(self, there: object) -> None:
-        """Drops what is remembered of segments that were removed."""
-        names = set(there)  # type: ignore[call-overload]
-        self._offsets = {name: offset for name, offset in self._offsets.items() if name in names}
 
 
 class Logged(NamedTuple):

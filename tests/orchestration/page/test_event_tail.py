@@ -42,7 +42,7 @@ def test_a_segment_that_is_removed_is_forgotten(tmp_path):
     tail.read()
     path.unlink()
     assert tail.read() == []
-    assert tail._offsets == {}
+    assert (tail._offsets, tail._done) == ({}, set())
 
 
 def test_a_decision_is_found_with_its_rewards_in_other_segments_and_by_another_writer(tmp_path):
