@@ -73,6 +73,11 @@ def of_predictor(health: dict[str, Any] | None, expected: bool) -> list[Light]:
         )
     else:
         lights.append(Light(name="predictor", colour="ok", fact=f"{status}, serves {health.get('policy_version')}"))
+    live = health.get("live") or {}
+    if live.get("error"):
+        fact = f"the base decides: {live['error']}"
+        meaning = "live learning adds nothing until the cause is gone"
+        lights.append(Light(name="live learning", colour="warning", fact=fact, meaning=meaning))
     events = health.get("events") or {}
     dropped, logged = int(events.get("dropped", 0)), int(events.get("logged", 0))
     lights.append(

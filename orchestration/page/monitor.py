@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from contracts.policies import Champion, Movie
 from orchestration.loop.run_folder import JournalEntry
@@ -28,6 +29,7 @@ from orchestration.page.state import (
     Wrong,
 )
 
+Health = dict[str, Any] | None
 POINTS_SHOWN = 120
 SLOTS_OF_CHOICES = 12
 ITEMS_SHOWN = 12
@@ -61,6 +63,7 @@ class Monitor:
         """The document of this moment. Raises InputError for a file that cannot be read."""
         settings = self.sources.settings()
         running = self.sources.running()
+        health = self.sources.health()
         slots = self._slots.all()
         catalogue = self.sources.catalogue()
         return State(
@@ -75,9 +78,9 @@ class Monitor:
                 reference=Reference(oracle=running.oracle, best_fixed=running.best_fixed, uniform=running.uniform)
                 if running
                 else None,
-                serving=self._serving(),
+                serving=self._serving(health),
             ),
-            wrong=self._wrong(settings, now),
+            wrong=self._wrong(settings, health, now),
             choices=_choices(slots[-SLOTS_OF_CHOICES:], catalogue),
             stream=[
                 Decided(item=item_of(catalogue, decision.action), decision=decision)
@@ -87,7 +90,7 @@ class Monitor:
             rewarded=list(rewarded),
         )
 
-    def _serving(self) -> Serving | None:
+    def _serving(self, health: Health) -> Serving | None:
         champion = self.sources.champion()
         if champion is None:
             return None
@@ -101,10 +104,10 @@ class Monitor:
             windows=len({trained.window for trained in card.trained_on}),
             records=sum(trained.records for trained in card.trained_on),
             trained_until=max((trained.window.end for trained in card.trained_on), default=None),
-            beside=_beside(champion),
+            beside=_beside(champion, health),
         )
 
-    def _wrong(self, settings: LoopSettings | None, now: datetime) -> Wrong:
+    def _wrong(self, settings: LoopSettings | None, health: Health, now: datetime) -> Wrong:
         root = self.sources.folder.root
         guard = self.sources.guard()
         journal = self.sources.journal()
@@ -120,7 +123,7 @@ class Monitor:
         shown: list[Light] = [
             lights.of_guard(guard, root),
             *lights.of_audit(self.sources.audits(), root),
-            *lights.of_predictor(self.sources.health(), expected=running is not None and running.predictor is not None),
+            *lights.of_predictor(health, expected=running is not None and running.predictor is not None),
             lights.of_counts(counts, settings.fault_rate if settings else 0.0),
             *lights.of_windows(
                 newest,
@@ -209,12 +212,17 @@ def _choices(slots: Sequence[Slot], catalogue: Sequence[Movie]) -> Choices:
     )
 
 
-def _beside(champion: Champion) -> str | None:
+def _beside(champion: Champion, health: Health) -> str | None:
+    """What else decides: an anchor, a candidate, or a live version over the champion."""
+    parts = []
     if champion.anchor is not None:
-        return f"on probation; the anchor {champion.anchor} takes {champion.anchor_share:.0%} of the decisions"
+        parts.append(f"on probation; the anchor {champion.anchor} takes {champion.anchor_share:.0%} of the decisions")
     if champion.candidate is not None:
-        return f"{champion.mode}: {champion.candidate} takes {champion.candidate_share:.0%} of the decisions"
-    return None
+        parts.append(f"{champion.mode}: {champion.candidate} takes {champion.candidate_share:.0%} of the decisions")
+    live = (health or {}).get("live") or {}
+    if live.get("version"):
+        parts.append(f"live version {live['version']} decides, {float(live.get('age_seconds') or 0):.1f} s old")
+    return "; ".join(parts) or None
 
 
 def _in_a_line(settings: LoopSettings | None) -> str:

@@ -83,6 +83,10 @@ def test_a_contradiction_is_never_to_be_accepted():
         ({"status": "ok", "policy_version": "v1", "fallbacks": 0, "events": {"logged": 5, "dropped": 0}}, ["ok", "ok"]),
         ({"status": "degraded", "load_error": "broken", "events": {"logged": 5, "dropped": 2}}, ["bad", "bad"]),
         ({"status": "ok", "fallbacks": 3, "events": {}}, ["warning", "ok"]),
+        (
+            {"status": "ok", "events": {}, "live": {"version": None, "error": "held by the guard"}},
+            ["ok", "warning", "ok"],
+        ),
         (None, ["bad"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from orchestration import policy_store
@@ -87,3 +88,16 @@ def test_a_root_without_a_loop_is_shown_too(tmp_path):
     assert (state.settings, state.learning.serving, state.learning.reference) == ("", None, None)
     assert state.wrong.counts.decisions == 1
     assert [one.item for one in state.stream] == ["item 0"]
+
+
+def test_a_live_version_and_an_anchor_are_shown_beside_the_champion(folder, monkeypatch):
+    monitor = Monitor(folder.root)
+    monkeypatch.setattr(monitor.sources, "health", lambda: {"live": {"version": "v1+7", "age_seconds": 0.4}})
+    assert monitor.state([], NOW).learning.serving.beside == "live version v1+7 decides, 0.4 s old"
+    trial = msgspec.structs.replace(
+        policy_store.champion(folder.policies), mode="probation", anchor="v0", anchor_share=0.05
+    )
+    (folder.policies / "champion.json").write_bytes(msgspec.json.encode(trial))
+    assert monitor.state([], NOW).learning.serving.beside.startswith(
+        "on probation; the anchor v0 takes 5% of the decisions; live"
+    )
