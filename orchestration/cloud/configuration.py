@@ -24,6 +24,7 @@ from orchestration.cloud.target import VertexTarget
 FOLDER = Path(__file__).parents[1] / "configs"
 PIPELINES = ("bootstrap", "retrain", "tune")
 EMULATED_WAREHOUSE = "bigquery:local-emulators.bandit"
+EMULATED_WATERMARK = "ingest.json"  # below the root: what the streaming job has stored
 # Minute, hour, day, month and weekday of a cron line, each with its smallest and largest number.
 CRON_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
 _CRON = re.compile(r"(?:(?:CRON_)?TZ=(?P<zone>\S+)\s)?.+")
@@ -82,6 +83,11 @@ class Cloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return f"bigquery:{self.project}.{self.name.replace('-', '_')}"
 
     @property
+    def watermark(self) -> str:
+        """The subscription that the streaming job reads, in the form of the export's flag."""
+        return f"pubsub:projects/{self.project}/subscriptions/{self.name}-ingest"
+
+    @property
     def topic(self) -> str:
         """The Pub/Sub topic to which the predictors publish."""
         return f"projects/{self.project}/topics/{self.name}-events"
@@ -131,6 +137,13 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         if self.cloud is not None:
             return self.cloud.warehouse
         return EMULATED_WAREHOUSE if self.backend == "emulators" else ""
+
+    @property
+    def watermark(self) -> str:
+        """What the export job waits for: a subscription, or a file below the root; empty without such a job."""
+        if self.cloud is not None:
+            return self.cloud.watermark
+        return EMULATED_WATERMARK if self.backend == "emulators" else ""
 
     def needed_cloud(self) -> Cloud:
         """The cloud settings. Raises InputError if the backend is not gcp, or the project is missing."""

@@ -18,7 +18,7 @@ import msgspec
 
 from beam_jobs.payloads import DecisionShape
 from contracts.errors import InputError, OperationError
-from orchestration.cloud.configuration import EMULATED_WAREHOUSE
+from orchestration.cloud.configuration import EMULATED_WAREHOUSE, EMULATED_WATERMARK
 from orchestration.emulators.redirect import BigQueryEndpoint, redirect
 from orchestration.emulators.reliable_reader import ACK_DEADLINE_SECONDS
 from orchestration.processes import Child, free_port, wait_until
@@ -28,7 +28,6 @@ ENVIRONMENT = ROOT / ".emulators"
 REQUIREMENTS = ROOT / "requirements" / "emulators.txt"
 START_TIMEOUT_SECONDS = 60.0
 ADDRESSES_NAME = "emulators.json"
-STATUS_NAME = "ingest.json"
 TOPIC = "projects/local-emulators/topics/events"
 SUBSCRIPTION = "projects/local-emulators/subscriptions/ingest"
 
@@ -179,7 +178,7 @@ def up(root: Path, shape: DecisionShape, stop: threading.Event) -> None:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--root: {root} cannot be created: {error.strerror}") from None
-    with ingesting(root / "logs", root / STATUS_NAME, shape) as (addresses, job):
+    with ingesting(root / "logs", root / EMULATED_WATERMARK, shape) as (addresses, job):
         path.write_bytes(msgspec.json.encode(addresses) + b"\n")
         try:
             print(f"Up: {path}. Ctrl-C stops the emulators. Once a pipeline has promoted a champion, serve it with:")

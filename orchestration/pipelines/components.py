@@ -46,11 +46,11 @@ def bootstrap_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, d
     return window_tasks.bootstrap_jobs(plan, root_uri, warehouse)
 
 
-def export_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, dict[str, str]]]:
+def export_jobs(plan: str, root_uri: str, warehouse: str, watermark: str) -> list[dict[str, dict[str, str]]]:
     """The parameters of the Dataflow job that exports a window, for each window."""
     from orchestration.pipelines import window_tasks
 
-    return window_tasks.export_jobs(plan, root_uri, warehouse)
+    return window_tasks.export_jobs(plan, root_uri, warehouse, watermark)
 
 
 def run_jobs(plan: str, jobs: list) -> list:

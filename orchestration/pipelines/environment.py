@@ -26,6 +26,7 @@ class Environment:
         self.cloud = configuration.cloud
         self.vertex = msgspec.json.encode(self.cloud.target).decode() if self.cloud else ""
         self.warehouse = configuration.warehouse
+        self.watermark = configuration.watermark
         self._image = self.cloud.image("orchestration") if self.cloud else LOCAL_IMAGE
         self._components: dict[str, Any] = {}
 
@@ -82,7 +83,13 @@ class Environment:
         """Whether the windows of the plan were exported, and accepted by the guard."""
         if not self.warehouse:
             return self._audited(plan, self.task(components.export_windows, plan=plan).output)
-        jobs = self.task(components.export_jobs, plan=plan, root_uri=self._root_uri(root), warehouse=self.warehouse)
+        jobs = self.task(
+            components.export_jobs,
+            plan=plan,
+            root_uri=self._root_uri(root),
+            warehouse=self.warehouse,
+            watermark=self.watermark,
+        )
         ended = self._run_jobs(plan, jobs, "export_trajectories")
         return self._audited(plan, self.task(components.exported, plan=plan, jobs=ended).output)
 

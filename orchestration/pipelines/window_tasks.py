@@ -177,14 +177,21 @@ def bootstrap_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, d
         ]
 
 
-def export_jobs(plan: str, root_uri: str, warehouse: str) -> list[dict[str, dict[str, str]]]:
-    """The parameters of the Dataflow job that exports a window, by template: one entry per window of the plan."""
+def export_jobs(plan: str, root_uri: str, warehouse: str, watermark: str) -> list[dict[str, dict[str, str]]]:
+    """The parameters of the Dataflow job that exports a window, by template: one entry per window of the plan.
+
+    The job waits for `watermark`: `pubsub:` and a subscription, or a file below the root.
+    """
     made = decode_plan(plan)
     with runs.step(made.root, made.run_id, "export_jobs") as record:
         record.said = _describe(made)
         settings = made.settings.record_settings
+        waiting = {
+            "watermark": watermark if watermark.startswith("pubsub:") else f"{root_uri}/{watermark}",
+            "watermark_limit_seconds": str(made.settings.watermark_limit_seconds),
+        }
         return [
-            {"export_trajectories": _export_parameters(window, root_uri, warehouse, settings)}
+            {"export_trajectories": _export_parameters(window, root_uri, warehouse, settings) | waiting}
             for window in made.windows
         ]
 

@@ -72,6 +72,18 @@ def tables(events: Sequence[Decision | RewardEvent]) -> dict[str, pa.Table]:
     }
 
 
+def in_time(events: Sequence[Decision | RewardEvent]) -> int:
+    """How many different rewards came in time for decisions of the window."""
+    decided: dict[str, datetime] = {}
+    for event in events:
+        if isinstance(event, Decision):
+            decided[event.decision_id] = min(event.decided_at, decided.get(event.decision_id, event.decided_at))
+    wait = timedelta(seconds=settings().reward_window_seconds)
+    rewards = {event for event in events if isinstance(event, RewardEvent) and event.decision_id in decided}
+    moments = [(decided[event.decision_id], event.occurred_at) for event in rewards]
+    return sum(WINDOW.start <= made < WINDOW.end and made <= came <= made + wait for made, came in moments)
+
+
 def joined(
     events: Sequence[Decision | RewardEvent], missing: Literal["default", "drop"] = "default"
 ) -> tuple[list[tuple[int, float, float | None]], dict[str, int]]:
@@ -83,7 +95,8 @@ def joined(
     ]
     assert counts.decisions == counts.rewards + counts.defaulted + counts.dropped
     assert [row["defaulted"] for row in rows.to_pylist()] == [came is None for _, _, came in interactions]
-    names = WindowCounts.__struct_fields__
+    assert counts.rewards_in_time == in_time(events)
+    names = [name for name in WindowCounts.__struct_fields__ if name != "rewards_in_time"]
     return interactions, {name: getattr(counts, name) for name in names if getattr(counts, name)}
 
 

@@ -86,8 +86,13 @@ def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
     )
     plan = msgspec.json.encode(made).decode()
     (of_bootstrap,) = window_tasks.bootstrap_jobs(plan, "gs://b/f", "bigquery:films.recommender")
-    (again,) = window_tasks.export_jobs(plan, "gs://b/f", "bigquery:films.recommender")
-    assert again["export_trajectories"] == of_bootstrap["export_trajectories"]
+    subscription = "pubsub:projects/films/subscriptions/films-ingest"
+    (again,) = window_tasks.export_jobs(plan, "gs://b/f", "bigquery:films.recommender", subscription)
+    waiting = {"watermark": subscription, "watermark_limit_seconds": "60.0"}
+    assert again["export_trajectories"] == of_bootstrap["export_trajectories"] | waiting
+    export_trajectories.parser().parse_with_beam([f"--{k}={v}" for k, v in again["export_trajectories"].items()])
+    (emulated,) = window_tasks.export_jobs(plan, "/root", "bigquery:films.recommender", "ingest.json")
+    assert emulated["export_trajectories"]["watermark"] == "/root/ingest.json"
     assert (of_bootstrap["ingest_events"]["observation_dim"], of_bootstrap["ingest_events"]["num_actions"]) == (
         "5",
         "10",
