@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 BEAM = [
     "apache-beam[gcp]==2.77.0",
     "duckdb==2.0.0",
+    "google-crc32c",
     "numpy>=2,<3",
     "pyarrow>=20",
     "scipy>=1.15",

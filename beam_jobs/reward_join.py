@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.tables import arrow_schema, record_schema
+from contracts.id_hashes import ID_BYTES, mixed
 from contracts.records import Interaction, utc_microseconds
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
@@ -86,16 +87,16 @@ def join_rewards(
     """
     start, end = (utc_microseconds(moment) for moment in (window.start, window.end))
     decided = _microseconds(decisions["decided_at"])
-    occurred = _microseconds(rewards["occurred_at"])
-    value = rewards["reward"].to_numpy()
+    occurred, value = _microseconds(rewards["occurred_at"]), rewards["reward"].to_numpy()
     (decision_code, earlier_code, reward_code), num_ids = _encode_ids(decisions, earlier, rewards)
     kept = _earliest(decisions, decision_code, decided)
-    kept = kept[~np.isin(decision_code[kept], earlier_code)]  # its id was used before the window
     known = np.zeros(num_ids, bool)
+    known[earlier_code] = True
+    kept = kept[~known[decision_code[kept]]]  # its id was not used before the window
     decided_by_code = np.full(len(known), np.iinfo(np.int64).max)
     np.minimum.at(decided_by_code, earlier_code, _microseconds(earlier["decided_at"]))
     decided_by_code[decision_code[kept]] = decided[kept]
-    known[earlier_code] = known[decision_code] = True
+    known[decision_code] = True
 
     order = np.lexsort((value, occurred, reward_code))
     reward_code, occurred, value = reward_code[order], occurred[order], value[order]
@@ -107,15 +108,14 @@ def join_rewards(
     in_time = has_decision & (waited >= 0) & (waited <= round(settings.reward_window_seconds * 1e6)) & ~again
     candidates = np.flatnonzero(in_time)
     first = np.zeros(len(order), bool)
-    first[candidates[np.unique(reward_code[candidates], return_index=True)[1]]] = True
+    first[candidates[np.diff(reward_code[candidates], prepend=-1) != 0]] = True
 
     reward_at = np.full(len(known), -1)  # row of each decision's reward, after sorting
     reward_at[reward_code[first]] = np.flatnonzero(first)
     place = reward_at[decision_code[kept]]
     rewarded = place >= 0
     here = (occurred >= start) & (occurred < end)
-    missing = int((~rewarded).sum())
-    dropping = settings.missing_reward == "drop"
+    missing, dropping = int((~rewarded).sum()), settings.missing_reward == "drop"
     counts = WindowCounts(
         decisions=len(kept),
         rewards=int(rewarded.sum()),
@@ -130,12 +130,14 @@ def join_rewards(
     )
     if dropping:
         kept, place, rewarded = kept[rewarded], place[rewarded], rewarded[rewarded]
+    order = _in_order(decisions["decision_id"], decided, kept)
+    kept, place, rewarded = kept[order], place[order], rewarded[order]
     joined = {
         "reward": pa.array(np.where(rewarded, _take(value, place), settings.default_reward)),
         "rewarded_at": pa.array(_take(occurred, place), mask=~rewarded).cast(pa.timestamp("us", tz="UTC")),
         "defaulted": pa.array(~rewarded),
     }
-    return _interactions(decisions.take(pa.array(kept)), joined), counts
+    return _interactions(decisions, kept, joined), counts
 
 
 def _encode_ids(*tables: pa.Table) -> tuple[list[np.ndarray], int]:
@@ -145,12 +147,24 @@ def _encode_ids(*tables: pa.Table) -> tuple[list[np.ndarray], int]:
     return np.split(encoded.indices.to_numpy(), np.cumsum([len(part) for part in ids[:-1]])), len(encoded.dictionary)
 
 
-def _interactions(decisions: pa.Table, joined: dict[str, pa.Array]) -> pa.RecordBatch:
-    """The rows of `decisions` with the columns `joined`, ordered by `(decided_at, decision_id)`."""
+def _in_order(ids: pa.ChunkedArray, decided: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The places in `rows` in the order of `(decided_at, decision_id)`."""
+    moments = decided[rows]
+    order = np.argsort(moments, kind="stable")
+    if (np.diff(moments[order]) == 0).any():
+        keys = pa.table({"decided_at": moments, "decision_id": ids.take(pa.array(rows))})
+        order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names]).to_numpy()
+    return order
+
+
+def _interactions(decisions: pa.Table, rows: np.ndarray, joined: dict[str, pa.Array]) -> pa.RecordBatch:
+    """Those `rows` of `decisions` with the columns `joined`."""
+    decisions = decisions.combine_chunks()
+    if len(rows) != decisions.num_rows or (np.diff(rows) != 1).any():  # taking rows costs more than anything else here
+        decisions = decisions.take(pa.array(rows)).combine_chunks()
     schema = record_schema(Interaction)
     columns = [joined[name] if name in joined else decisions[name] for name in schema.names]
-    table = pa.table(columns, schema=schema).sort_by([("decided_at", "ascending"), ("decision_id", "ascending")])
-    batches = table.combine_chunks().to_batches()
+    batches = pa.table(columns, schema=schema).combine_chunks().to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema)
 
 
@@ -164,6 +178,8 @@ def _take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def _earliest(decisions: pa.Table, code: np.ndarray, decided: np.ndarray) -> np.ndarray:
     """The earliest row of each code; of different rows with one moment, the same row in whatever order they come."""
+    if len(code) and np.bincount(code).max() == 1:
+        return np.arange(len(code))
     order = np.lexsort((decided, code))
     begins = np.ones(len(order), bool)
     begins[1:] = np.diff(code[order]) != 0
@@ -181,14 +197,30 @@ def _text(rows: pa.Table, row: int) -> str:
 
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """[N] ids -> [N] uint64, evenly spread and the same in every process (Python's hash is neither)."""
-    digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in ids.to_pylist())
-    return np.frombuffer(digests, "<u8")
+    """[N] ids -> [N] uint64, evenly spread and the same for ever: what is held back depends on it."""
+    text = _text_of(ids).tobytes()
+    parts = [text[begin : begin + ID_BYTES] for begin in range(0, len(text), ID_BYTES)]
+    return np.frombuffer(b"".join([blake2b(part, digest_size=8).digest() for part in parts]), "<u8")
+
+
+def _text_of(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """[N, 36] uint8: the text of ids. Raises ValueError for one of another length."""
+    whole = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    if not len(whole):
+        return np.zeros((0, ID_BYTES), np.uint8)
+    _, ends, text = whole.buffers()
+    offsets = np.frombuffer(ends, np.int32)[whole.offset : whole.offset + len(whole) + 1]
+    if (wrong := np.diff(offsets) != ID_BYTES).any():
+        raise ValueError(f"ids must have {ID_BYTES} characters, got {whole[int(wrong.argmax())]}")
+    return np.frombuffer(text, np.uint8)[offsets[0] : offsets[-1]].reshape(-1, ID_BYTES)
 
 
 def split_into_buckets(rows: pa.Table, num_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(bucket, its rows), by the hash of `decision_id`."""
-    buckets = hash_ids(rows["decision_id"]) % num_buckets if num_buckets > 1 else np.zeros(rows.num_rows, np.uint64)
+    """(bucket, its rows), by a hash of `decision_id`."""
+    if num_buckets > 1:
+        buckets = mixed(_text_of(rows["decision_id"])) % np.uint64(num_buckets)
+    else:
+        buckets = np.zeros(rows.num_rows, np.uint64)
     for bucket in np.unique(buckets).tolist():
         inside = rows if num_buckets == 1 else rows.filter(pa.array(buckets == bucket))
         for batch in inside.combine_chunks().to_batches():
@@ -215,4 +247,4 @@ def observations(rows: pa.RecordBatch) -> np.ndarray:
             f"observations must have the same length, got {lengths[0]} and {lengths[odd]}"
             f" (decision_id={rows.column('decision_id')[odd]})"
         )
-    return column.flatten().to_numpy().astype(np.float32).reshape(len(lengths), -1)
+    return column.flatten().to_numpy().astype(np.float32).reshape(len(lengths), lengths[0] if len(lengths) else 0)

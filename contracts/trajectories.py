@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from contracts.id_hashes import ID_BYTES
 from contracts.offers import Offers
 
-SLATE_ID_BYTES = 36
 _PLACE_BYTES = 2  # at most: contracts.records.MAX_SLATE needs no more
 
 
@@ -87,9 +87,7 @@ def encode(batch: TrajectoryBatch) -> Iterator[bytes]:
     offers, offers_bytes, offers_starts = _packed(batch.offers)
     slate_id, place, place_bytes = _slate_bytes(batch)
     records: list[bytes] = [b""] * len(batch.action)
-    shapes, shape_of_row = _distinct(action_bytes, offers_bytes, place_bytes)
-    for number, shape in enumerate(shapes):
-        rows = np.flatnonzero(shape_of_row == number)
+    for shape, rows in _distinct(action_bytes, offers_bytes, place_bytes):
         layout = _layout(batch.observation.shape[1], shape)
         block = np.tile(layout.template, (len(rows), 1))
         values = {
@@ -151,7 +149,7 @@ def decode(serialized: list[bytes] | np.ndarray | tf.Tensor, observation_dim: in
     features = parse(
         tf.constant(serialized, tf.string) if isinstance(serialized, list) else serialized, observation_dim
     )
-    slate_id = features["slate_id"].numpy().astype(f"S{SLATE_ID_BYTES}")
+    slate_id = features["slate_id"].numpy().astype(f"S{ID_BYTES}")
     in_slate = bool((slate_id != b"").any())
     lists = features["candidates"]
     candidates = Offers(lists.values.numpy(), lists.row_lengths().numpy().astype(np.int64))
@@ -231,7 +229,7 @@ def _layout(observation_dim: int, shape: _Shape) -> _Layout:
         if shape.candidates:
             feature["candidates"].int64_list.value.extend([byte] * shape.candidates)
         if shape.place:
-            feature["slate_id"].bytes_list.value.append(bytes([byte] * SLATE_ID_BYTES))
+            feature["slate_id"].bytes_list.value.append(bytes([byte] * ID_BYTES))
             feature["place"].int64_list.value.append(sum(byte << (7 * index) for index in range(shape.place)))
         records.append(np.frombuffer(example.SerializeToString(deterministic=True), np.uint8))
     differs = np.flatnonzero(records[0] != records[1])
@@ -243,7 +241,7 @@ def _layout(observation_dim: int, shape: _Shape) -> _Layout:
         "place": shape.place,
         "propensity": 4,
         "reward": 4,
-        "slate_id": SLATE_ID_BYTES if shape.place else 0,
+        "slate_id": ID_BYTES if shape.place else 0,
     }
     places, fixed, first, end = {}, [], 0, 0
     for name, size in sizes.items():
@@ -297,7 +295,7 @@ def _by_place(rows: np.ndarray, layout: _Layout) -> tuple[TrajectoryBatch, np.nd
         candidates, whole = _unpacked(values["candidates"])
         valid &= whole
     if "slate_id" in values:
-        slate_id = np.ascontiguousarray(values["slate_id"]).view(f"S{SLATE_ID_BYTES}")[:, 0]
+        slate_id = np.ascontiguousarray(values["slate_id"]).view(f"S{ID_BYTES}")[:, 0]
         place, whole = _number(values["place"])
         valid &= whole
     batch = TrajectoryBatch(
@@ -368,7 +366,7 @@ def _slates(batch: TrajectoryBatch) -> tuple[np.ndarray, np.ndarray]:
     """The slate id and the place of each row."""
     count = len(batch.action)
     if batch.slate_id is None or batch.place is None:
-        return np.zeros(count, f"S{SLATE_ID_BYTES}"), np.zeros(count, np.int32)
+        return np.zeros(count, f"S{ID_BYTES}"), np.zeros(count, np.int32)
     return batch.slate_id, batch.place
 
 
@@ -376,11 +374,16 @@ def _slate_bytes(batch: TrajectoryBatch) -> tuple[np.ndarray, np.ndarray, np.nda
     """The bytes of slate ids [N, 36] and places [N, 5], and how many of a place's are written [N]: 0 outside a slate."""
     slate_id, number = _slates(batch)
     place, sizes = _varints(number)
-    ids = np.ascontiguousarray(slate_id, f"S{SLATE_ID_BYTES}").view(np.uint8).reshape(len(number), SLATE_ID_BYTES)
+    ids = np.ascontiguousarray(slate_id, f"S{ID_BYTES}").view(np.uint8).reshape(len(number), ID_BYTES)
     return ids, place, np.where(slate_id == b"", 0, sizes)
 
 
-def _distinct(*sizes: np.ndarray) -> tuple[list[_Shape], np.ndarray]:
-    """The different shapes of the rows, and which of them each row has [N]."""
-    table, inverse = np.unique(np.stack(sizes, axis=1), axis=0, return_inverse=True)
-    return [_Shape(*map(int, row)) for row in table], inverse.reshape(-1)
+def _distinct(*sizes: np.ndarray) -> Iterator[tuple[_Shape, np.ndarray]]:
+    """The different shapes of the rows, each with its rows."""
+    code = np.zeros(len(sizes[0]), np.int64)
+    for size in sizes:
+        code = code * (int(size.max(initial=0)) + 1) + size
+    order = np.argsort(code, kind="stable")
+    begins = np.flatnonzero(np.diff(code[order], prepend=-1))
+    for rows in np.split(order, begins[1:]) if len(begins) else []:
+        yield _Shape(*(int(size[rows[0]]) for size in sizes)), rows

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from contracts.errors import InputError
+from contracts.id_hashes import mixed
 from contracts.windows import (
     MANIFEST_NAME,
     Manifest,
@@ -153,13 +154,8 @@ def clusters(batch: "TrajectoryBatch", first: int = 0) -> np.ndarray:
     numbers = first + np.arange(len(batch.action))
     if batch.slate_id is None:
         return numbers
-    # The last eight digits of a UUIDv7 are random. The finalizer of splitmix64 spreads them over all bits.
-    text = np.ascontiguousarray(batch.slate_id).view(np.uint8).reshape(len(numbers), -1)
-    bits = np.ascontiguousarray(text[:, -8:]).view("<u8")[:, 0]
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed = ((bits ^ (bits >> np.uint64(31))) >> np.uint64(2)).astype(np.int64)
-    return np.where(batch.slate_id == b"", numbers, mixed)
+    slates = mixed(np.ascontiguousarray(batch.slate_id).view(np.uint8).reshape(len(numbers), -1)) >> np.uint64(2)
+    return np.where(batch.slate_id == b"", numbers, slates.astype(np.int64))
 
 
 def read_serialized(path: str, file: WindowFile, batch_bytes: int = BATCH_BYTES) -> Iterator[list[bytes]]:

@@ -304,11 +304,16 @@ def test_hash_is_the_same_everywhere_and_splits_independently_of_buckets() -> No
     assert hash_ids(ids[:1]).tolist() == [1194195870553447747]  # the splits of windows exported already depend on it
     held_back = in_holdback(ids, 0.1)
     assert held_back.mean() == pytest.approx(0.1, abs=0.01)
-    buckets = hash_ids(ids) % 10
-    assert np.bincount(buckets.astype(int)).min() > 1_800
-    for bucket in range(10):
-        assert held_back[buckets == bucket].mean() == pytest.approx(0.1, abs=0.03)
+    everything = pa.table({"decision_id": ids})
+    buckets = {bucket: rows["decision_id"] for bucket, rows in split_into_buckets(everything, 10)}
+    for part in buckets.values():
+        assert len(part) > 1_800
+        assert in_holdback(part, 0.1).mean() == pytest.approx(0.1, abs=0.03)
+    for bucket, part in split_into_buckets(everything.slice(777, 300), 10):  # also where the rows are a part of others
+        assert set(part["decision_id"].to_pylist()) <= set(buckets[bucket].to_pylist())
     assert not in_holdback(ids, 0.0).any()
+    with pytest.raises(ValueError, match="ids must have 36 characters, got short"):
+        hash_ids(pa.array([decision_id(1), "short"]))
 
 
 def test_a_slate_is_held_back_as_a_whole() -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import tensorflow as tf
 
 from beam_jobs.reward_join import JoinedBucket
 from beam_jobs.tables import record_schema
-from beam_jobs.window_files import WriteBucketFn, add_up, set_aside, trajectories, write_file, write_manifest
+from beam_jobs.window_files import WriteBucketFn, add_up, set_aside, tfrecords, trajectories, write_file, write_manifest
 from contracts.errors import OperationError
 from contracts.records import Interaction
 from contracts.windows import MANIFEST_NAME, TrainingWindow, WindowCounts, WindowSettings, decode_manifest
@@ -109,3 +110,14 @@ def test_offers_and_slates_become_arrays() -> None:
     assert batch.place is not None and batch.place.tolist() == [0, 0, 1]
     alone = trajectories(bucket([1, 1]).interactions)
     assert alone.candidates is None and alone.slate_id is None and alone.place is None
+
+
+def test_files_are_what_tensorflow_writes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    records = [random.bytes(size) for size in (0, 1, 300, 70_000, 300)]
+    path = tmp_path / "records"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    assert tfrecords(records) == path.read_bytes()
+    assert tfrecords([]) == b""
