@@ -21,8 +21,9 @@ from contracts import policies
 from contracts.policies import STRATEGIES, Exploration, Strategy, TrainedWindow
 from contracts.records import Decision, RewardEvent, encoder, event_decoder
 from contracts.schemas import DECISIONS, REWARDS
-from contracts.windows import TrainingWindow, WindowSettings
+from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 from orchestration import gate, held_back
+from orchestration.audit import evidence
 from orchestration.held_back import Judged
 from predictor import deciding
 from predictor import policy as serving
@@ -87,8 +88,19 @@ def served(policy: Policy, offer: Offer, requests: int) -> list[list[Decision]]:
     return slates  # type: ignore[return-value]
 
 
-def export(folder: Path, slates: list[list[Decision]], version: str) -> TrainingWindow:
-    """A window with all of these decisions held back but those of the train split, joined with their rewards."""
+SETTINGS = WindowSettings(reward_window_seconds=2, holdback_share=0.8)
+
+
+class Joined(NamedTuple):
+    """Interactions of one window."""
+
+    window: TrainingWindow
+    rows: pa.RecordBatch
+    counts: WindowCounts
+
+
+def joined(slates: list[list[Decision]]) -> Joined:
+    """The decisions with their rewards."""
     decisions = [decision for slate in slates for decision in slate]
     rewards = [
         RewardEvent(
@@ -100,32 +112,38 @@ def export(folder: Path, slates: list[list[Decision]], version: str) -> Training
     ]
     start = decisions[0].decided_at.replace(microsecond=0)
     window = TrainingWindow(start, start + timedelta(seconds=5))
-    settings = WindowSettings(reward_window_seconds=2, holdback_share=0.8)
-    tables = {"decisions": record_batch(DECISIONS, decisions), "rewards": record_batch(REWARDS, rewards)}
-    earlier = tables["decisions"].slice(0, 0).select(["decision_id", "decided_at"])
-    rows, counts = join_rewards(
-        decisions=pa.Table.from_batches([tables["decisions"]]),
-        earlier=pa.Table.from_batches([earlier]),
-        rewards=pa.Table.from_batches([tables["rewards"]]),
+    rows = record_batch(DECISIONS, decisions)
+    interactions, counts = join_rewards(
+        decisions=pa.Table.from_batches([rows]),
+        earlier=pa.Table.from_batches([rows.slice(0, 0).select(["decision_id", "decided_at"])]),
+        rewards=pa.Table.from_batches([record_batch(REWARDS, rewards)]),
         window=window,
-        settings=settings,
+        settings=SETTINGS,
     )
     assert counts.rewards == len(decisions)
-    held = in_holdback(holdback_ids(rows), settings.holdback_share)
-    target = folder / window.folder
+    return Joined(window, interactions, counts)
+
+
+def export(folder: Path, found: Joined, version: str) -> TrainingWindow:
+    """Writes the window: four fifths of its interactions are held back."""
+    held = in_holdback(holdback_ids(found.rows), SETTINGS.holdback_share)
+    target = folder / found.window.folder
     target.mkdir(parents=True)
     files = [
-        write_file(str(target), f"part-{split}-00000.tfrecord", split, trajectories(rows.filter(pa.array(chosen))))
+        write_file(
+            str(target), f"part-{split}-00000.tfrecord", split, trajectories(found.rows.filter(pa.array(chosen)))
+        )
         for split, chosen in (("train", ~held), ("holdback", held))
     ]
-    write_manifest(WrittenBucket(files, counts, {version: len(decisions)}), str(target), window, settings, D)
-    return window
+    written = WrittenBucket(files, found.counts, {version: found.rows.num_rows})
+    write_manifest(written, str(target), found.window, SETTINGS, D)
+    return found.window
 
 
 def log(folder: Path, policy: Policy, offer: Offer, requests: int) -> tuple[Path, TrainingWindow]:
     """The windows folder, and the window of what the policy decided."""
     windows = folder / "windows"
-    return windows, export(windows, served(policy, offer, requests), policy.card.version)
+    return windows, export(windows, joined(served(policy, offer, requests)), policy.card.version)
 
 
 def judged(store: Path, windows: Path, window: TrainingWindow, policy: Policy) -> Judged:
@@ -164,6 +182,17 @@ def test_another_policys_mean_weight_is_one_at_every_place(tmp_path: Path, strat
     for each in np.unique(place):
         here = weight[place == each]
         assert abs(here.mean() - 1) < 4 * here.std() / np.sqrt(len(here))
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_audit_replays_every_place(tmp_path: Path, strategy: Strategy, offer: str) -> None:
+    policy = make_policy(tmp_path, "v", Exploration(strategy=strategy, **EXPLORATION), 0, OFFERS[offer].masked)
+    rows = joined(served(policy, OFFERS[offer], 100)).rows
+    found = evidence.gather(rows, 2.0, lambda _: evidence.Decider(policy, np.full(K, 100.0)))
+    own = found.versions["v"]
+    assert (own.replayed, own.propensity_differs, own.action_differs) == (rows.num_rows, 0, 0)
+    assert sum(found.expected) == pytest.approx(rows.num_rows)
 
 
 def test_the_gate_finds_what_slates_earned(tmp_path: Path) -> None:
