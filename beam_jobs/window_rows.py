@@ -8,7 +8,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from beam_jobs.reward_join import KEY_COLUMNS, split_into_buckets
-from beam_jobs.tables import RowsPart
+from beam_jobs.tables import RowsPart, arrow_schema
 from beam_jobs.warehouses import Warehouse
 from contracts.schemas import DECISIONS, REWARDS, Table
 from contracts.windows import TrainingWindow, WindowSettings
@@ -34,6 +34,16 @@ def row_ranges(window: TrainingWindow, settings: WindowSettings) -> list[RowRang
         RowRange("earlier", DECISIONS, earliest, window.start, KEY_COLUMNS),
         RowRange("rewards", REWARDS, window.start - reward_window, window.end + reward_window + just_after, None),
     ]
+
+
+def read_tables(source: Warehouse, window: TrainingWindow, settings: WindowSettings) -> dict[str, pa.Table]:
+    """The three inputs of the join of `window`, by name, read here: for windows that fit into memory."""
+    tables = {}
+    for rows in row_ranges(window, settings):
+        parts = source.parts(rows.table, rows.start, rows.end, rows.columns)
+        schema = arrow_schema(rows.table, rows.columns)
+        tables[rows.name] = pa.Table.from_batches([batch for part in parts for batch in part.read()], schema)
+    return tables
 
 
 class ReadWindowRows(beam.PTransform):

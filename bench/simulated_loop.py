@@ -13,19 +13,18 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import generate_movielens, tables, warehouse, window_files
 from beam_jobs.movielens import MovieLens
 from beam_jobs.reward_join import JoinedBucket, join_rewards
 from beam_jobs.warehouses import Warehouse, open_warehouse
-from beam_jobs.window_rows import row_ranges
-from contracts.policies import Exploration
+from beam_jobs.window_rows import read_tables
+from contracts.policies import Champion, Exploration
 from contracts.records import Decision, RewardEvent
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import TrainingWindow, WindowSettings
-from orchestration import gate, policy_store
+from orchestration import gate, policy_store, probation
 from orchestration.audit import guard
 from orchestration.audit.auditor import Auditor
 from orchestration.audit.guard import Guard
@@ -33,8 +32,10 @@ from orchestration.audit.settings import GuardSettings
 from orchestration.audit.window_audits import WindowAudit
 from orchestration.loop.audience import LATE_SECONDS, SHARE_LATE
 from orchestration.places import Places
+from orchestration.watch import Caution, Look
 from predictor import exploration as explorers
 from predictor import policy as serving
+from predictor.line_up import LineUp
 from trainer import training
 
 WINDOW = timedelta(seconds=5)
@@ -77,6 +78,7 @@ class Served(NamedTuple):
     share_of_oracle: float  # expected reward of what was served, by the viewers' truth
     audit: WindowAudit
     held: bool
+    look: Look | None  # at the version on probation
 
 
 class SimulatedLoop:
@@ -91,12 +93,14 @@ class SimulatedLoop:
         decisions: int = 2000,
         conditions: Conditions = Conditions(),  # noqa: B008 - immutable
         exploration: Exploration = Exploration(strategy="ucb", alpha=0.2, epsilon=0.02),  # noqa: B008 - frozen
+        caution: Caution = Caution(anchor_share=0.0),  # noqa: B008 - frozen
     ) -> None:
         self.places = Places(root)
         self._viewers = viewers
         self._decisions = decisions
         self._conditions = conditions
         self._exploration = exploration
+        self._caution = caution
         self._rng = np.random.default_rng([seed, 0])
         self._sabotage_rng = np.random.default_rng([seed, 1])
         self._fault_rng = np.random.default_rng([seed, 2])
@@ -135,10 +139,12 @@ class SimulatedLoop:
         self._export(window)
         audit = self._guard.check(window, now)
         held = guard.is_held(self.places.root)
+        source = probation.Source(self._source, SETTINGS)
+        look = probation.step(self.places, source, window, now) if audit.accepted else None
         if not held:
             self._learn(now)
         self._number += 1
-        return Served(self._number - 1, version, share, audit, held)
+        return Served(self._number - 1, version, share, audit, held, look)
 
     def _serve(self, window: TrainingWindow) -> tuple[Rows, float]:
         count, viewers, rng = self._decisions, self._viewers, self._rng
@@ -148,16 +154,18 @@ class SimulatedLoop:
         decided_at = first + np.sort(rng.integers(0, round(WINDOW.total_seconds() * 1e6), count))
         ids = generate_movielens.uuid7(decided_at, rng).astype("U36")
         champion = policy_store.champion(self.places.policies) if self.places.policies.is_dir() else None
+        version = np.full(count, generate_movielens.POLICY_VERSION, dtype=object)
         if champion is None:
-            version = generate_movielens.POLICY_VERSION
             on_offer = viewers.masking(viewers.drawn_actions(self._conditions.new_movies)).on_offer
             action = on_offer[rng.integers(0, len(on_offer), count)]
             propensity = np.full(count, 1 / len(on_offer))
         else:
-            version = champion.version
-            probabilities = serving.load(self.places.policies / version).probabilities(observation)
-            action = explorers.draw(probabilities, ids.tolist(), version)
-            propensity = probabilities[np.arange(count), action]
+            action, propensity = np.zeros(count, np.int64), np.zeros(count)
+            for policy, of_policy in self._line_up(champion).shares(ids.tolist()):
+                probabilities = policy.probabilities(observation[of_policy])
+                version[of_policy] = policy.card.version
+                action[of_policy] = explorers.draw(probabilities, ids[of_policy].tolist(), policy.card.version)
+                propensity[of_policy] = probabilities[np.arange(len(of_policy)), action[of_policy]]
         angle = self._conditions.drift * self._number
         expected = viewers.expected_of_all_actions(users, angle)
         reward = viewers.observed_rewards(users, action, rng, angle)
@@ -165,7 +173,7 @@ class SimulatedLoop:
         rows = Rows(
             decision_id=ids,
             decided_at=decided_at,
-            version=np.full(count, version),
+            version=version.astype(str),
             observation=observation,
             action=action,
             propensity=propensity,
@@ -174,6 +182,13 @@ class SimulatedLoop:
             answered=rng.random(count) >= self._conditions.silent_share,
         )
         return rows, float(expected[np.arange(count), action].mean() / expected.max(axis=1).mean())
+
+    def _line_up(self, champion: Champion) -> LineUp:
+        serves = serving.load(self.places.policies / champion.version)
+        if champion.anchor is None:
+            return LineUp(serves, serves)
+        anchor = serving.load(self.places.policies / champion.anchor)
+        return LineUp(serves, serves, anchor=anchor, anchor_share=champion.anchor_share)
 
     def _store(self, rows: Rows) -> None:
         decisions = [
@@ -225,17 +240,7 @@ class SimulatedLoop:
 
     def _export(self, window: TrainingWindow) -> None:
         """The export's own functions, one after the other: starting a Beam pipeline takes longer than all they do."""
-        inputs = {
-            rows.name: pa.Table.from_batches(
-                [
-                    batch
-                    for part in self._source.parts(rows.table, rows.start, rows.end, rows.columns)
-                    for batch in part.read()
-                ],
-                tables.arrow_schema(rows.table, rows.columns),
-            )
-            for rows in row_ranges(window, SETTINGS)
-        }
+        inputs = read_tables(self._source, window, SETTINGS)
         joined = JoinedBucket(
             0, *join_rewards(inputs["decisions"], inputs["earlier"], inputs["rewards"], window, SETTINGS)
         )
@@ -262,9 +267,11 @@ class SimulatedLoop:
         )
         if card.version == before:
             return
-        result = gate.evaluate(self.places.policies, self.places.windows, card.version, before)
+        anchor = champion.anchor if champion else None
+        result = gate.evaluate(self.places.policies, self.places.windows, card.version, before, anchor=anchor)
         if result.promoted:
-            policy_store.roll_out(self.places.policies, card.version, result.reason, now)
+            source = probation.Source(self._source, SETTINGS)
+            probation.enter(self.places, source, card.version, self._caution, result.reason, now)
 
 
 def _moment(microseconds: int) -> datetime:

@@ -1,7 +1,8 @@
 """What every command line shares: the flag parser, flags derived from structs, the reading of times, and exit codes.
 
 Exit codes: 0 done, 1 a bug (with its traceback), 2 wrong input, 3 a failed operation, 4 done but the records do not add
-up, 5 held by the guard, 6 done but a window waited for its events longer than it may, 130 interrupted.
+up, 5 held by the guard, 6 done but a window waited for its events longer than it may, 7 done but a version was rolled
+back, 130 interrupted.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from contracts.errors import InputError, OperationError
 UNACCOUNTED = 4
 HELD = 5
 OVERDUE = 6
+ROLLED_BACK = 7
 INTERRUPTED = 130
 _CLEAR = "\r\x1b[2K"  # to the beginning of the line, and erase it
 _METAVARS = {"seconds": "SECONDS", "ratings": "SOURCE", "out": "FOLDER", "str": "NAME", "int": "N", "float": "X"}

@@ -45,6 +45,7 @@ MENU = {
         "docs/serving",
         "docs/guard",
         "docs/live",
+        "docs/probation",
         "docs/emulators",
         "docs/pipelines",
         "infra/README",

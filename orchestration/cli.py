@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from contracts.command_line import HELD, INTERRUPTED, OVERDUE, UNACCOUNTED, FlagParser, add_flags, run_main
+from contracts.command_line import HELD, INTERRUPTED, OVERDUE, ROLLED_BACK, UNACCOUNTED, FlagParser, add_flags, run_main
 from contracts.errors import InputError
 from orchestration import policy_store
 from orchestration.audit import commands as audit_commands
@@ -232,8 +232,8 @@ def _loop(arguments: argparse.Namespace) -> int:
     print(f"Look into it: python -m orchestration.page --root {path}")
     print(f"Compare it:   python -m orchestration.cli compare {path} …")
     unaccounted = _unaccounted(folder)
-    overdue = _overdue(folder)
-    return _held(folder) or unaccounted or overdue
+    overdue, rolled_back = _overdue(folder), _rolled_back(folder)
+    return _held(folder) or unaccounted or overdue or rolled_back
 
 
 def _unaccounted(folder: RunFolder) -> int:
@@ -255,6 +255,16 @@ def _overdue(folder: RunFolder) -> int:
     for window in overdue:
         print(f"✗ {report.waited(window)}; the limit is {found.settings.watermark_limit_seconds:g} s")
     return OVERDUE if overdue else 0
+
+
+def _rolled_back(folder: RunFolder) -> int:
+    """Prints which versions were rolled back on probation, and returns the exit code."""
+    looks = [entry.look for entry in folder.journal() if entry.look and entry.look.outcome == "rolled back"]
+    for look in looks:
+        print(f"ROLLED BACK {look.version} to {look.anchor}: {look.reason}")
+    if looks:
+        print("Windows that only such versions were trained on are set aside; audit --accept WINDOW accepts one again")
+    return ROLLED_BACK if looks else 0
 
 
 def _held(folder: RunFolder) -> int:

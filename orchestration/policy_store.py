@@ -34,17 +34,29 @@ def champion(store: Path) -> Champion | None:
     return policies.decode_champion(path.read_bytes(), str(path)) if path.is_file() else None
 
 
-def roll_out(store: Path, version: str, reason: str, now: datetime) -> Champion:
+def roll_out(store: Path, version: str, reason: str, now: datetime, anchor_share: float = 0.0) -> Champion:
     """Makes `version` the champion, and returns it. Changes nothing when it is the champion already.
+
+    With `anchor_share`, it is on probation: the anchor, which is the champion before it or that one's anchor, keeps this
+    share of the decisions. The first champion has no anchor.
 
     Raises InputError when the store has no such version, or when the policy cannot be loaded. Then nothing has changed.
     """
     before = champion(store)
-    return _point(
-        store,
-        version,
-        Champion(version=version, previous=before.version if before else None, promoted_at=now, reason=reason),
-    )
+    pointer = Champion(version=version, previous=before.version if before else None, promoted_at=now, reason=reason)
+    if before is not None and anchor_share:
+        pointer = msgspec.structs.replace(
+            pointer, mode="probation", anchor=before.anchor or before.version, anchor_share=anchor_share
+        )
+    return _point(store, version, pointer)
+
+
+def confirm(store: Path) -> None:
+    """Ends the probation of the champion, which serves alone from then on. Does nothing if it is not on probation."""
+    current = champion(store)
+    if current is not None and current.anchor is not None:
+        confirmed = msgspec.structs.replace(current, mode="canary", anchor=None, anchor_share=0.0)
+        replace_file(store / policies.CHAMPION_NAME, policies.encode_json(confirmed))
 
 
 def roll_back(store: Path, reason: str, now: datetime) -> Champion:

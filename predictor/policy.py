@@ -35,6 +35,14 @@ class Policy:
         """[K] bool, false for arms that are not on offer, because their movie is masked or retired; None if all are."""
         return active_arms(self.card)
 
+    def can_choose(self, candidates: Sequence[int]) -> bool:
+        """Whether `candidates` (empty: all arms) are arms of this policy, at least one of them on offer."""
+        if not candidates:
+            return True
+        if max(candidates) >= self.card.num_actions:
+            return False
+        return self.active is None or bool(self.active[list(candidates)].any())
+
     def scores(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The expected reward of each arm, and its standard deviation.
 

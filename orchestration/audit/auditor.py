@@ -16,9 +16,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from scipy import stats
 
 from beam_jobs.reward_join import holdback_ids, in_holdback
-from beam_jobs.tables import arrow_schema, choose_dim
+from beam_jobs.tables import choose_dim
 from beam_jobs.warehouses import Warehouse
-from beam_jobs.window_rows import row_ranges
+from beam_jobs.window_rows import read_tables
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration import policy_store
 from orchestration.audit import checks, evidence_job, window_audits
@@ -93,11 +93,7 @@ class Auditor:
             champions = frozenset(past.version for past in policy_store.history(self._store))
             policies = evidence_job.Policies(unmounted(str(self._store)), champions, self._live)
             return evidence_job.gather(self._source, policies, question, dims, self._beam)
-        tables = {}
-        for rows in row_ranges(window, self._settings):
-            schema = arrow_schema(rows.table, rows.columns)
-            parts = self._source.parts(rows.table, rows.start, rows.end, rows.columns)
-            tables[rows.name] = pa.Table.from_batches([batch for part in parts for batch in part.read()], schema)
+        tables = read_tables(self._source, window, self._settings)
         return gather_window(tables, question, self._load)
 
 

@@ -171,7 +171,7 @@ def _of_version(
     rows = np.arange(len(action))
     candidates = interactions.column("candidates").to_pylist()
     inside = action < policy.card.num_actions
-    possible = np.array([_offers(policy, on_offer) for on_offer in candidates])
+    possible = np.array([policy.can_choose(on_offer) for on_offer in candidates])
     candidates = [on_offer if row else [] for on_offer, row in zip(candidates, possible, strict=True)]
     probabilities = policy.probabilities(observation, candidates)
     inside &= possible
@@ -222,15 +222,6 @@ def _bet(probabilities: np.ndarray, action: np.ndarray) -> tuple[float, float]:
     p = probabilities[np.arange(len(best)), best]
     x = (action == best) - p
     return float(x.sum()), float((x @ x + 2 * (p * (1 - p)).sum()) / 3)
-
-
-def _offers(policy: Policy, candidates: list[int]) -> bool:
-    """Whether the policy can choose among `candidates`: all are arms of it, and one of them is on offer."""
-    if not candidates:
-        return True
-    if max(candidates) >= policy.card.num_actions:
-        return False
-    return policy.active is None or bool(policy.active[candidates].any())
 
 
 def _delays(interactions: pa.RecordBatch, rewarded: np.ndarray, reward_window_seconds: float) -> list[float]:

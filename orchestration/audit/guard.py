@@ -8,6 +8,7 @@
 The state is `<root>/guard.json`; `<root>/guard.jsonl` holds every change of it.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -165,6 +166,15 @@ def accept(places: Places, window: TrainingWindow, reason: str, now: datetime) -
     held = is_held(places.root)
     _change(places.root, GuardState(held=held, changed_at=now, verb="accept", reason=reason, window=window))
     return accepted
+
+
+def set_aside(places: Places, windows: Sequence[TrainingWindow], reason: str) -> None:
+    """Keeps windows from being trained on, without holding the loop. A person can accept them again."""
+    for window in windows:
+        audit = window_audits.read(places.audit, window)
+        if audit is not None and audit.accepted:
+            set_aside = msgspec.structs.replace(audit, accepted=False, released=True, reason=reason)
+            window_audits.write(places.audit, set_aside)
 
 
 def refused_windows(places: Places) -> list[datetime]:

@@ -29,7 +29,7 @@ from contracts.event_segments import sealed_segments
 from contracts.policies import PolicyCard
 from contracts.windows import TrainingWindow
 from orchestration import gate as gates
-from orchestration import policy_store
+from orchestration import policy_store, probation
 from orchestration.audit import guard
 from orchestration.audit.auditor import Auditor
 from orchestration.endpoint import wait_until_served
@@ -41,6 +41,7 @@ from orchestration.loop.run_folder import JournalEntry, RunFolder, point_latest
 from orchestration.loop.settings import WATCHING, LoopSettings, changed
 from orchestration.loop.truth import SessionStart, TruthReader
 from orchestration.processes import Child, check_port, free_port, wait_until
+from orchestration.watch import Look
 from predictor import policy
 from trainer import agents, dataset, training
 
@@ -252,7 +253,7 @@ class LocalLoop:
         endpoint: str | None,
         waited: Waited | None = None,
     ) -> None:
-        """Processes windows: export, audit, train, evaluate, and roll out if promoted.
+        """Processes windows: export, audit, watch, train, evaluate, and roll out if promoted.
 
         The loop has `waited` for the windows to close; without it, it waits here.
         """
@@ -263,6 +264,7 @@ class LocalLoop:
                 export_trajectories.export(self._backend.source, self._folder.windows, window, self._window_settings)
         with _timed() as audit_seconds:
             self._audit([window for _, window in closed], interrupted, endpoint)
+        looks = self._watch([window for _, window in closed], endpoint)
         learned = self._learn(endpoint)
         for index, (number, window) in enumerate(closed):
             entry = JournalEntry(
@@ -281,6 +283,7 @@ class LocalLoop:
                 train_seconds=learned.train_seconds,
                 gate_seconds=learned.gate_seconds,
                 serving_at=learned.serving_at,
+                look=looks[index],
             )
             self._folder.append(entry)
             say(self._progress.line(entry))
@@ -312,25 +315,39 @@ class LocalLoop:
             if endpoint is not None:
                 wait_until_served(endpoint, after.version, check=self._check_children)
 
+    def _watch(self, windows: list[TrainingWindow], endpoint: str | None) -> list[Look | None]:
+        """A look at the version on probation after each accepted window. Waits until a roll-back serves."""
+        refused = guard.refused_windows(self._folder)
+        source = probation.Source(self._backend.source, self._window_settings)
+        looks: list[Look | None] = []
+        for window in windows:
+            look = None if window.start in refused else probation.step(self._folder, source, window, datetime.now(UTC))
+            looks.append(look)
+            if look is not None:
+                say(f"{look.outcome.upper()} {look.version}: {look.reason}")
+                if look.outcome == "rolled back" and endpoint is not None:
+                    wait_until_served(endpoint, look.anchor, check=self._check_children)
+        return looks
+
     def _learn(self, endpoint: str | None) -> "_Learned":
         """Trains, judges and rolls out the champion's next update, unless the guard holds the loop."""
         champion = policy_store.champion(self._folder.policies)
+        before, anchor = (champion.version, champion.anchor) if champion else (None, None)
         held = guard.state(self._folder.root)
         if held is not None and held.held:
             since = held.window.folder if held.window else f"{held.changed_at:%H:%M:%S}"
-            return _Learned(champion.version if champion else "", _unchanged(f"held since {since}"))
+            return _Learned(before or "", _unchanged(f"held since {since}"))
         with _timed() as train_seconds:
-            card = self._train(champion.version if champion else None)
-        if champion is not None and card.version == champion.version:
+            card = self._train(before)
+        if card.version == before:
             return _Learned(card.version, _unchanged("nothing new to train on"), train_seconds=train_seconds[0])
         with _timed() as gate_seconds:
-            gate = gates.evaluate(
-                self._folder.policies, self._folder.windows, card.version, champion.version if champion else None
-            )
+            gate = gates.evaluate(self._folder.policies, self._folder.windows, card.version, before, anchor=anchor)
         learned = _Learned(card.version, gate, self._progress.true_value(card), train_seconds[0], gate_seconds[0])
         if not gate.promoted:
             return learned
-        policy_store.roll_out(self._folder.policies, card.version, gate.reason, datetime.now(UTC))
+        source = probation.Source(self._backend.source, self._window_settings)
+        probation.enter(self._folder, source, card.version, self._settings.caution(), gate.reason, datetime.now(UTC))
         if endpoint is not None:
             wait_until_served(endpoint, card.version, check=self._check_children)
         return learned._replace(serving_at=datetime.now(UTC))

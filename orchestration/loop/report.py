@@ -21,6 +21,8 @@ from orchestration.loop.accounting import Happened, Stored, Totals, inside
 from orchestration.loop.audience import new_movies
 from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings
+from orchestration.loop.trials import Trials, trials
+from orchestration.watch import Look
 from predictor import policy as serving
 from trainer import dataset
 
@@ -91,6 +93,7 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
     train_seconds: float
     gate_seconds: float
     freshness_seconds: Seconds  # from a reward's being sent to a policy trained on it serving
+    look: Look | None = None  # at the version on probation, after the window
 
 
 class ReferenceReport(msgspec.Struct, frozen=True):
@@ -111,6 +114,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     totals: Totals
     champion: str
     freshness_seconds: Seconds
+    trials: Trials = Trials()
 
 
 def read(folder: RunFolder) -> Report:
@@ -179,6 +183,7 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
         totals=accounting.totals(folder, happened, stored, card, movielens),
         champion=champion.version,
         freshness_seconds=_percentiles(np.concatenate([*freshness[1:], np.zeros(0)])),
+        trials=trials([entry.look for entry in journal]),
     )
 
 
@@ -240,6 +245,7 @@ def _window_report(
         train_seconds=entry.train_seconds,
         gate_seconds=entry.gate_seconds,
         freshness_seconds=_percentiles(freshness),
+        look=entry.look,
     )
 
 

@@ -24,6 +24,7 @@ from orchestration.loop.report_tables import (
     waits,
 )
 from orchestration.loop.run_folder import RunFolder
+from orchestration.loop.trials_section import section
 from orchestration.loop.troubles import troubles
 from orchestration.places import replace_file
 
@@ -107,6 +108,7 @@ the interval is wider. The gate promotes a policy that is better, and refuses on
 undecided, it promotes a policy only if it is the champion's own next update: the same settings, with more data. A
 policy's name here is the end of its version.</p>
 <div class="scroll gate">{gate_table(windows)}</div>
+{section(windows, report.trials)}
 <h2>Is anything lost or counted twice?</h2>
 <div class="scroll">{ledger(report.totals)}</div>
 <h2>Faults injected and found</h2>

@@ -6,6 +6,7 @@ events/         the event log
 warehouse/      decisions, rewards, dead letters
 audit/          what the audit of each window found
 guard.json      whether the loop is held, and guard.jsonl, every change of that
+probation.json  the evidence about the version on probation, and probation.jsonl, every look at it
 windows/        training windows
 policies/       the policy store
 truth/          what the viewers did, written by themselves
@@ -36,9 +37,11 @@ import msgspec
 from contracts.errors import InputError
 from contracts.policies import Movie
 from contracts.windows import TrainingWindow
+from orchestration import probation
 from orchestration.gate import GateResult
 from orchestration.loop.settings import LoopSettings
 from orchestration.places import Places, append_line, replace_file, whole_lines
+from orchestration.watch import Look
 
 T = TypeVar("T")
 
@@ -64,6 +67,7 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     train_seconds: float
     gate_seconds: float
     serving_at: datetime | None  # when the policy trained on it served; None if it was not promoted
+    look: Look | None = None  # at the version on probation, after the window's decisions; None if there was none
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +109,8 @@ class RunFolder(Places):
         self.page = root / "page.json"
         self.guard = root / "guard.json"
         self.guard_history = root / "guard.jsonl"
+        self.probation = root / probation.STATE_NAME
+        self.probation_history = root / probation.HISTORY_NAME
 
     def check_usable(self) -> None:
         """Raises InputError when no run can be written here: changes nothing, and takes no time."""

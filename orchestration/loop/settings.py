@@ -16,6 +16,7 @@ from contracts.policies import STRATEGIES, Exploration
 from contracts.watermarks import WaitSettings
 from contracts.windows import WindowSettings
 from orchestration.audit.settings import GuardSettings
+from orchestration.watch import Caution
 
 if TYPE_CHECKING:
     from trainer.agents import Hyperparameters
@@ -99,6 +100,8 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     epsilon: Annotated[float, owned(Exploration, "epsilon")] = 0.02
     holdback_share: Annotated[float, owned(WindowSettings, "holdback_share")] = 0.1
     accept_consistent_after: Annotated[int, owned(GuardSettings, "accept_consistent_after")] = 0
+    anchor_share: Annotated[float, owned(Caution, "anchor_share")] = 0.1
+    margin: Annotated[float, owned(Caution, "margin")] = 0.02
     backend: Annotated[
         Literal["local", "emulators"],
         _described("local: events and tables in files; emulators: in the emulators of Pub/Sub and BigQuery"),
@@ -143,6 +146,10 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def guard_settings(self) -> GuardSettings:
         """What ends a hold without a person."""
         return GuardSettings(accept_consistent_after=self.accept_consistent_after)
+
+    def caution(self) -> Caution:
+        """How new versions are tried."""
+        return Caution(anchor_share=self.anchor_share, margin=self.margin)
 
     def exploration_settings(self) -> Exploration:
         """How the trained policies draw actions. Raises InputError for an unknown strategy."""

@@ -7,11 +7,14 @@ import msgspec
 import pytest
 
 from contracts import policies
+from contracts.windows import TrainingWindow
 from orchestration import cli, policy_store
 from orchestration.audit.guard import GuardState
+from orchestration.gate import GateResult
 from orchestration.loop import report_page
-from orchestration.loop.run_folder import RunFolder
+from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings
+from orchestration.watch import Look
 from tests.linear_policies import write_policy
 from tests.orchestration.loop import runs
 from tests.orchestration.loop.reports import kept, window
@@ -133,6 +136,48 @@ def test_a_folder_that_cannot_take_a_run_is_refused_before_anything_is_loaded(tm
         ran = subprocess.run([sys.executable, "-c", script, *flags], capture_output=True, text=True)
         assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
         assert ran.stderr.startswith("orchestration.cli: error: --out: must be a folder")
+
+
+def test_a_run_in_which_a_version_was_rolled_back_says_so_in_its_last_lines(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    look = Look(
+        version="v2",
+        anchor="v1",
+        anchor_share=0.1,
+        outcome="on probation",
+        decisions=900,
+        gain=-0.2,
+        low=-0.5,
+        high=0.1,
+        margin=0.05,
+        needed=400,
+        needed_at_equal_share=200,
+        cost=-18.0,
+        reason="too early",
+    )
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    entry = JournalEntry(
+        number=1,
+        window=TrainingWindow(start, start.replace(second=5)),
+        interrupted=False,
+        candidate="v3",
+        gate=GateResult(verdict="undecided", promoted=True, reason="", evaluation=None),
+        true_value=None,
+        ingest_seconds=0.0,
+        export_seconds=0.0,
+        train_seconds=0.0,
+        gate_seconds=0.0,
+        serving_at=None,
+        look=look,
+    )
+    folder.append(entry)
+    assert cli._rolled_back(folder) == 0
+    worse = msgspec.structs.replace(look, outcome="rolled back", reason="earns less")
+    folder.append(msgspec.structs.replace(entry, number=2, look=worse))
+    assert cli._rolled_back(folder) == 7
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "ROLLED BACK v2 to v1: earns less"
+    assert "audit --accept WINDOW" in second
 
 
 def test_a_run_that_is_held_says_so_in_its_last_lines(tmp_path, capsys):

@@ -139,6 +139,41 @@ def test_another_setting_waits_though_undecided(shop, champion):
     assert result.reason.startswith("not the champion's own next update, undecided: gain ")
 
 
+def test_another_setting_passes_if_it_is_tried_beside_the_champion(shop, champion):
+    rng = np.random.default_rng(1)
+    shop.window(1, logged(rng, 400), logged(rng, 400))
+    bolder = shop.train(champion.version, exploration=Exploration(alpha=0.6)).version
+    result = gate.evaluate(shop.store, shop.windows, bolder, champion.version, tried=True)
+    assert (result.verdict, result.promoted) == ("undecided", True)
+    assert result.reason.startswith("another algorithm or setting, to be tried beside the champion, undecided: gain ")
+
+
+def test_an_update_of_a_version_on_probation_is_compared_with_the_anchor(shop, champion):
+    rng = np.random.default_rng(1)
+    shop.window(1, logged(rng, 400), logged(rng, 400))
+    worse = shop.fake(-THETA, champion, "upside-down")
+    update = shop.fake(-THETA, serving.read_card(shop.store / worse), "upside-down-too")
+    beside_worse = gate.evaluate(shop.store, shop.windows, update, worse)
+    assert (beside_worse.verdict, beside_worse.promoted) == ("undecided", True)
+    beside_anchor = gate.evaluate(shop.store, shop.windows, update, worse, anchor=champion.version)
+    assert (beside_anchor.verdict, beside_anchor.promoted) == ("worse", False)
+
+
+def test_a_loss_that_the_model_expects_is_refused_where_the_log_cannot_tell(shop, champion):
+    """Twelve decisions, of which the candidate would have made hardly one."""
+    shop.window(1, logged(np.random.default_rng(2), 400), logged(np.random.default_rng(3), 400))
+    own = shop.train(champion.version)
+    shop.window(1, logged(np.random.default_rng(2), 400), logged(np.random.default_rng(3), 12))
+    sound = gate.evaluate(shop.store, shop.windows, own.version, champion.version)
+    assert (sound.verdict, sound.promoted) == ("undecided", True)
+    worst = shop.fake(-THETA, own, "worst")
+    card = msgspec.structs.replace(own, version=worst, parent=champion.version)
+    (shop.store / worst / policies.CARD_NAME).write_bytes(policies.encode_json(card))
+    result = gate.evaluate(shop.store, shop.windows, worst, champion.version)
+    assert (result.verdict, result.promoted) == ("worse", False)
+    assert re.search(r"a loss of at least \d\.\d+ by the model of what serves", result.reason)
+
+
 def test_a_worse_candidate_is_refused_and_a_better_one_promoted(shop, champion):
     worse = shop.fake(-THETA, champion, "upside-down")
     result = gate.evaluate(shop.store, shop.windows, worse, champion.version)

@@ -162,3 +162,24 @@ def test_every_change_of_the_pointer_is_recorded(store):
         file.write(b"{}\n")
     with pytest.raises(InputError, match=r"pointers\.jsonl, line 6: not a change of the pointer"):
         policy_store.pointers(store)
+
+
+def test_updates_on_probation_keep_the_anchor_until_one_is_confirmed(store):
+    for number in (4, 5):
+        write_policy(store / f"v{number}", seed=number)
+        policy_store.roll_out(store, f"v{number}", "better", NOW + timedelta(days=number), anchor_share=0.2)
+        found = champion(store)
+        assert (found.version, found.mode, found.anchor, found.anchor_share) == (f"v{number}", "probation", "v3", 0.2)
+    policy_store.confirm(store)
+    found = champion(store)
+    assert (found.version, found.mode, found.anchor, found.anchor_share) == ("v5", "canary", None, 0.0)
+    before = files(store)
+    policy_store.confirm(store)
+    assert files(store) == before
+    assert served(store) == ["v1", "v2", "v3", "v4", "v5"]
+    assert policy_store.roll_back(store, "", NOW).version == "v4"
+
+
+def test_the_first_champion_has_no_anchor(tmp_path):
+    write_policy(tmp_path / "v1")
+    assert policy_store.roll_out(tmp_path, "v1", "first", NOW, anchor_share=0.2).mode == "canary"

@@ -160,4 +160,17 @@ def test_a_person_holds_the_loop_once_and_releases_it(places: Places) -> None:
         guard.hold(places, "again", START)
     assert policy_store.champion(places.policies).version == "v2"  # it serves on
     assert not guard.release(places, "done", START).held
+
+
+def test_windows_that_are_set_aside_are_not_trained_on_and_hold_nothing(places):
+    guard.set_aside(
+        places, [window(1), window(7)], "what was trained on it was rolled back"
+    )  # the last was never audited
+    assert guard.refused_windows(places) == [window(1).start]
+    assert not guard.is_held(places.root)
+    aside = window_audits.read(places.audit, window(1))
+    assert aside is not None and (aside.accepted, aside.released) == (False, True)
+    guard.set_aside(places, [window(1)], "again")
+    assert window_audits.read(places.audit, window(1)) == aside
+    guard.accept(places, window(1), "looked at it", START)
     assert guard.refused_windows(places) == []

@@ -1,6 +1,7 @@
 """The closed loop with its real processes, small: what it promises is checked on what it leaves behind."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -141,6 +142,21 @@ def test_it_says_how_fresh_it_is_and_what_was_promoted(finished):
     for window in promoted:
         assert 0 < window["freshness_seconds"]["p50"] <= window["freshness_seconds"]["p99"]
     assert printed.count("\nwindow ") == 3
+
+
+def test_each_new_version_is_watched_beside_an_anchor(finished):
+    out, printed = finished
+    looks = [entry.look for entry in RunFolder(out).journal() if entry.look is not None]
+    assert looks
+    for look in looks:
+        assert look.anchor_share == 0.1
+        assert look.anchor != look.version
+        assert f"{look.outcome.upper()} {look.version}: {look.reason}" in printed
+    assert all(
+        earlier.decisions <= later.decisions
+        for earlier, later in itertools.pairwise(looks)
+        if earlier.anchor == later.anchor
+    )
 
 
 def test_the_page_is_whole_and_self_contained(finished):
