@@ -1,6 +1,6 @@
 """Learns from windows that are still open, and publishes what it learned as live versions of the champion.
 
-    python -m trainer.live --live runs/loop/live --policies runs/loop/policies
+    python -m trainer.live --live runs/latest/live --policies runs/latest/policies
 
 It adds the provisional sums in `<live>/sums/` (`beam_jobs.learn_live` writes them about once per second) to the sufficient
 statistics of the champion, the base, solves the arms that changed, and publishes a live version `<base>+<sequence>` in

@@ -12,8 +12,10 @@ function shape(name, attributes, text) {
 /** Lines over slots. lines: [{name, kind, values}], values may hold null; kind is the CSS class that draws it. */
 export function lineChart(title, numbers, lines, xLabel) {
   const width = Math.max(320, Math.min(1100, document.documentElement.clientWidth - 32));
-  const height = width < 600 ? 300 : 320;
-  const [left, right, top, bottom] = [44, 12, 12, 84];
+  const columns = width < 600 ? 2 : lines.length;
+  const legend = 18 * Math.ceil(lines.length / columns);
+  const [left, right, top, bottom] = [44, 12, 12, 48 + legend];
+  const height = 230 + bottom;
   const known = lines.flatMap((line) => line.values).filter((value) => value !== null);
   const high = Math.max(1e-9, ...known) * 1.08;
   const low = Math.min(0, ...known);
@@ -40,9 +42,8 @@ export function lineChart(title, numbers, lines, xLabel) {
       if (points.length === 1) points.push(points[0]);
       svg.append(shape("polyline", { points: points.join(" "), class: `line ${line.kind}` }));
     }
-    const columns = width < 600 ? 2 : lines.length;
     const at = left + (index % columns) * ((width - left) / columns);
-    const down = height - 32 + Math.floor(index / columns) * 18;
+    const down = height - legend + 8 + Math.floor(index / columns) * 18;
     svg.append(shape("line", { x1: at, x2: at + 26, y1: down - 4, y2: down - 4, class: `line ${line.kind}` }));
     svg.append(shape("text", { x: at + 32, y: down }, line.name));
   });
