@@ -1,15 +1,19 @@
 """What a person can do on the page: look into a decision, be a viewer, roll back, hold and release."""
 
+import contextlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
 from contracts.errors import InputError, OperationError
+from contracts.records import utc_microseconds
 from orchestration import policy_store
 from orchestration.audit import guard
+from orchestration.loop import truth
 from orchestration.page.event_tail import find, moment_of
 from orchestration.page.explain import Explainer, Explanation
 from orchestration.page.sources import Sources
@@ -77,7 +81,7 @@ class Actions:
 
     def recommend(self, observation: list[float], user_id: str | None) -> Recommended:
         """What the policy that serves chooses. Raises InputError when the predictor refuses, OperationError without one."""
-        request = PredictRequest([Instance(observation, user_id)])
+        request = PredictRequest([Instance(observation, self._user_of(observation, user_id))])
         answer = msgspec.json.decode(self._post("/predict", request), type=PredictResponse).predictions[0]
         item = answer.title or answer.movie_id or f"item {answer.action}"
         self._asked[answer.decision_id] = item
@@ -100,7 +104,8 @@ class Actions:
         if item is None:
             raise InputError("decision_id: one that was recommended on this page expected")
         sent_at = datetime.now(UTC)
-        self._post("/rewards", RewardsRequest([SentReward(decision_id, reward, sent_at)]))
+        with self._written_down(decision_id, reward, sent_at):
+            self._post("/rewards", RewardsRequest([SentReward(decision_id, reward, sent_at)]))
         self._followed.add(Sent(decision_id=decision_id, item=item, reward=reward, sent_at=sent_at))
         return {"accepted": 1}
 
@@ -116,6 +121,32 @@ class Actions:
     def release(self, reason: str) -> dict[str, Any]:
         """Ends a hold. Raises InputError when nothing is held."""
         return {"held": guard.release(self._sources.folder, f"by hand: {reason}", datetime.now(UTC)).held}
+
+    def _user_of(self, observation: list[float], user_id: str | None) -> str | None:
+        """The user, unless it is a viewer of the run with another observation: its decisions would seem to be lost."""
+        if user_id is None or not user_id.isdecimal() or self._sources.settings() is None:
+            return user_id
+        audience = self._known_audience()
+        known = int(user_id) in audience.user_ids()
+        return None if known and audience.observation(int(user_id)) != observation else user_id
+
+    @contextlib.contextmanager
+    def _written_down(self, decision_id: str, reward: float, sent_at: datetime) -> Iterator[None]:
+        """Writes the reward into the truth, as every viewer does: in the report it would seem to be another's."""
+        settings = self._sources.settings()
+        if settings is None:
+            yield
+            return
+        late = (sent_at - moment_of(decision_id)).total_seconds() > settings.reward_window_seconds
+        occurred_at = utc_microseconds(sent_at)
+        log = truth.TruthLog(self._sources.folder.truth / "page.jsonl")
+        try:
+            log.append([truth.OfferedReward(decision_id, reward, occurred_at)])
+            yield
+            now = datetime.now(UTC).timestamp()
+            log.append([truth.SentReward(decision_id, reward, occurred_at, now, "late" if late else "")])
+        finally:
+            log.close()
 
     def _known_audience(self) -> Audience:
         if self._audience is None:

@@ -9,6 +9,7 @@ from contracts.errors import InputError, OperationError
 from contracts.event_segments import sealed_segments
 from orchestration import policy_store
 from orchestration.audit import guard
+from orchestration.loop.truth import OfferedReward, SentReward, TruthReader
 from orchestration.page.actions import Actions
 from orchestration.page.sources import Sources
 from tests import servers
@@ -91,3 +92,26 @@ def test_without_a_predictor_nothing_is_recommended(tmp_path):
 def test_without_a_loop_there_are_no_viewers(tmp_path):
     with pytest.raises(InputError, match="viewers: a run of the loop has them"):
         Actions(Sources(tmp_path)).viewers()
+
+
+def test_a_reward_is_written_down_as_every_viewer_does_and_late_ones_as_late(served):
+    folder, actions = served
+    reader = TruthReader(folder.truth)
+    reader.read()
+    found = [actions.recommend([0.1, 0.2, 0.3], None).decision_id for _ in range(2)]
+    actions.reward(found[0], 4.0)
+    time.sleep(folder.settings().reward_window_seconds + 0.2)
+    actions.reward(found[1], 3.0)
+    offered, sent, _, late = reader.read()
+    assert isinstance(offered, OfferedReward) and isinstance(sent, SentReward)
+    assert (sent.decision_id, sent.reward, sent.fault) == (found[0], 4.0, "")
+    assert (late.decision_id, late.fault) == (found[1], "late")
+
+
+def test_a_viewer_with_another_observation_is_not_that_viewer(served):
+    actions = served[1]
+    user = actions.viewers()["user_ids"][0]
+    observation = actions.viewer(user)["observation"]
+    assert f'"user_id":"{user}"' in actions.recommend(observation, str(user)).curl
+    assert "user_id" not in actions.recommend([0.5, *observation[1:]], str(user)).curl
+    assert '"user_id":"me"' in actions.recommend(observation, "me").curl
