@@ -97,7 +97,6 @@ def join_rewards(
     np.minimum.at(decided_by_code, earlier_code, _microseconds(earlier["decided_at"]))
     decided_by_code[decision_code[kept]] = decided[kept]
     known[decision_code] = True
-
     order = np.lexsort((value, occurred, reward_code))
     reward_code, occurred, value = reward_code[order], occurred[order], value[order]
     again = np.zeros(len(order), bool)
