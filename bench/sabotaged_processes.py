@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from contracts.errors import OperationError
 from orchestration.loop.run_folder import RunFolder
+from orchestration.loop.truth import ServedDecision, TruthReader, decided_milliseconds
 
 FIRST_BAD = 5
 WINDOWS = 8
@@ -69,7 +71,7 @@ def run_one(name: str, seed: int) -> ProcessOutcome:
 def _outcome(name: str, seed: int, folder: RunFolder, code: int) -> ProcessOutcome:
     report: dict[str, Any] = msgspec.json.decode(folder.report_json.read_bytes())
     windows = report["windows"]
-    shares = [one["mean_expected_reward"] / one["oracle_reward"] for one in windows]
+    shares = _shares(folder, [datetime.fromisoformat(one["start"]).timestamp() * 1e3 for one in windows])
     starts = [one["start"] for one in windows]
     history = folder.guard_history.read_bytes().splitlines() if folder.guard_history.is_file() else []
     holds = [change for change in map(msgspec.json.decode, history) if change["verb"] == "hold"]
@@ -84,6 +86,14 @@ def _outcome(name: str, seed: int, folder: RunFolder, code: int) -> ProcessOutco
         segments=0,
         too_late=0,
     )
+
+
+def _shares(folder: RunFolder, starts: Sequence[float]) -> list[float]:
+    """What was served in each window, as a share of the oracle: from what viewers saw, as the log may name other actions."""
+    served = [entry for entry in TruthReader(folder.truth).read() if isinstance(entry, ServedDecision)]
+    window = np.searchsorted(starts, [decided_milliseconds(one.decision_id) for one in served], side="right") - 1
+    expected, oracle = np.array([(one.expected_reward, one.oracle_reward) for one in served]).T
+    return [float(expected[window == row].sum() / oracle[window == row].sum()) for row in range(len(starts))]
 
 
 def process_rows(outcomes: Sequence[ProcessOutcome]) -> list[dict[str, Any]]:
