@@ -90,6 +90,12 @@ BENCHMARKS: dict[str, tuple[str, str, str, str]] = {
         "a SavedModel called with lists, a client and .result() per request",
         "this server, event log on",
     ),
+    "canary": (
+        "bench.canary",
+        "run",
+        "all rewards of ten minutes, 300,000, at each look",
+        "the rewards since the last look, a second ago",
+    ),
     "loop": ("bench.loop", "run", "rewards of a random other user, as the demo's Logger pays them", "the loop"),
     "live_sums": (
         "bench.live_sums",

@@ -6,10 +6,10 @@ and the difference of their mean rewards estimates the candidate's gain, whateve
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -17,10 +17,7 @@ from msgspec import Meta
 from contracts import policies
 from contracts.errors import InputError
 from contracts.policies import Champion
-from contracts.schemas import DECISIONS, REWARDS, Table
-from contracts.windows import WindowSettings
-from orchestration import ingestion, policy_store
-from orchestration.places import Places
+from orchestration import policy_store
 
 STANDARD_ERRORS = 1.96  # a two-sided interval of 95%, tested once, at the end
 HARM_STANDARD_ERRORS = 4.0  # tested every second, so each test has a false alarm rate of only 1 in 30,000
@@ -140,61 +137,6 @@ def watch(measure: Callable[[datetime], Trial], begin: datetime, settings: Canar
                 return Verdict("roll back", f"worse in the canary: {trial}")
             return Verdict("promote", f"not worse in the canary: {trial}")
         time.sleep(min(POLL_SECONDS, max(0.05, (deadline - now).total_seconds())))
-
-
-def measure(
-    places: Places,
-    warehouse: str,
-    champion: str,
-    candidate: str,
-    begin: datetime,
-    end: datetime,
-    settings: WindowSettings,
-) -> Trial:
-    """The trial on decisions made in `[begin, end)`, with rewards counted as the export counts them for training.
-
-    Decisions and rewards are read from `warehouse` (`bigquery:PROJECT.DATASET`). If it is empty, the new segments of the
-    event log are ingested into the embedded warehouse, and read from there.
-    """
-    if end <= begin:
-        return Trial(Arm.of([]), Arm.of([]))
-    window = timedelta(seconds=settings.reward_window_seconds)
-    if not warehouse:
-        ingestion.ingest(places)
-    decisions = _rows(places, warehouse, DECISIONS, begin, end, ("decision_id", "decided_at", "policy_version"))
-    found: dict[str, tuple[datetime, float]] = {}
-    for row in _rows(places, warehouse, REWARDS, begin, end + window + timedelta(microseconds=1), None):
-        reward = (row["occurred_at"], row["reward"])
-        found[row["decision_id"]] = min(reward, found.get(row["decision_id"], reward))
-    by_version: dict[str, list[float]] = {champion: [], candidate: []}
-    for decision in {
-        row["decision_id"]: row for row in decisions
-    }.values():  # each once, although it may be stored twice
-        given = by_version.get(decision["policy_version"])
-        if given is None:
-            continue
-        came = found.get(decision["decision_id"])
-        if came is not None and decision["decided_at"] <= came[0] <= decision["decided_at"] + window:
-            given.append(came[1])
-        elif settings.missing_reward == "default":
-            given.append(settings.default_reward)
-    return Trial(Arm.of(by_version[candidate]), Arm.of(by_version[champion]))
-
-
-def _rows(
-    places: Places, warehouse: str, table: Table, begin: datetime, end: datetime, names: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    if warehouse:
-        from beam_jobs import bigquery
-        from beam_jobs.places import parse_dataset
-
-        found = bigquery.read_all(parse_dataset(warehouse), table, begin, end, names)
-    else:
-        from beam_jobs import warehouse as embedded
-
-        found = embedded.read(places.warehouse, table, begin, end, names).rows
-    rows: list[dict[str, Any]] = found.to_pylist()
-    return rows
 
 
 def _point(store: Path, pointer: Champion) -> Champion:

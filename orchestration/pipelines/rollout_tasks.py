@@ -17,6 +17,7 @@ from orchestration import policy_store
 from orchestration.gate import GateResult
 from orchestration.pipelines import canary, runs
 from orchestration.pipelines.canary import Canary
+from orchestration.pipelines.canary_rewards import CanaryRewards
 from orchestration.pipelines.plan import Plan, decode_plan
 from orchestration.places import Places, replace_file
 
@@ -63,12 +64,8 @@ def try_out(plan: str, candidate: str, settings: dict[str, Any], warehouse: str,
         champion = made.champion
         canary.start(made.places.policies, candidate, wanted.share)
         begin = datetime.now(UTC)
-        verdict = canary.watch(
-            lambda end: canary.measure(made.places, warehouse, champion, candidate, begin, end, made.settings),
-            begin,
-            wanted,
-            made.settings.closing_seconds,
-        )
+        rewards = CanaryRewards(made.places, warehouse, (candidate, champion), begin, made.settings)
+        verdict = canary.watch(rewards.trial, begin, wanted, made.settings.closing_seconds)
         record.said = verdict.reason
         return verdict.action
 

@@ -1,24 +1,13 @@
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
-from beam_jobs import ingest_events
 from contracts.errors import InputError
-from contracts.event_segments import SEALED_SUFFIX, segment_name
-from contracts.policies import Movie
-from contracts.records import Decision, RewardEvent
-from contracts.windows import WindowSettings
 from orchestration import policy_store
 from orchestration.pipelines import canary
 from orchestration.pipelines.canary import Arm, Canary, Trial
-from orchestration.places import Places
 from tests.linear_policies import point_at, write_policy
-
-START = datetime(2026, 1, 1, tzinfo=UTC)
-ID = "018f0000-0000-7000-8000-{:012x}"
 
 
 def trial(candidate: float, champion: float, decisions: int = 100) -> Trial:
@@ -104,67 +93,3 @@ def test_wrong_canaries(tmp_path, version, share, message):
     point_at(tmp_path, "old")
     with pytest.raises(InputError, match=message):
         canary.start(tmp_path, version, share)
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Places:
-    """With events: in time, too late, repeated, missing, of a third policy, before the canary."""
-    places = Places(tmp_path)
-    places.events.mkdir()
-    places.catalogue.write_bytes(msgspec.json.encode([Movie(action=0, movie_id="1")]))
-    events: list[Decision | RewardEvent] = []
-
-    def decide(number: int, version: str, second: float, *rewards: tuple[float, float]) -> None:
-        moment = START + timedelta(seconds=second)
-        decided = Decision(
-            decision_id=ID.format(number),
-            decided_at=moment,
-            policy_version=version,
-            observation=[1.0],
-            action=0,
-            propensity=0.5,
-        )
-        events.append(decided)
-        for delay, reward in rewards:
-            occurred = moment + timedelta(seconds=delay)
-            events.append(RewardEvent(decision_id=ID.format(number), occurred_at=occurred, reward=reward))
-
-    decide(1, "new", 1, (0.5, 3.0))
-    decide(2, "new", 1, (0.9, 5.0), (0.2, 4.0))  # the first one counts
-    decide(3, "new", 1, (2.5, 9.0))  # too late
-    decide(4, "old", 1, (2.0, 2.0))  # at the very end
-    decide(5, "old", 1)
-    decide(6, "other", 1, (0.1, 9.0))
-    decide(7, "new", -1, (0.1, 9.0))
-    events.append(events[0])  # delivered twice
-    lines = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
-    (places.events / (segment_name(START, "w") + SEALED_SUFFIX)).write_bytes(lines)
-    return places
-
-
-def check_counts(places: Places, warehouse: str) -> None:
-    def counted(missing: str) -> Trial:
-        settings = WindowSettings(missing_reward=missing, default_reward=-1)
-        found = canary.measure(places, warehouse, "old", "new", START, START + timedelta(seconds=5), settings)
-        # BigQuery gives rows in no order, and the last bit of a variance depends on it.
-        return Trial(*(Arm(arm.decisions, arm.mean, pytest.approx(arm.variance)) for arm in found))
-
-    assert counted("drop") == Trial(Arm.of([3.0, 4.0]), Arm.of([2.0]))
-    assert counted("default") == Trial(Arm.of([3.0, 4.0, -1.0]), Arm.of([2.0, -1.0]))
-
-
-def test_rewards_are_counted_as_in_training(places):
-    check_counts(places, "")
-
-
-def test_rewards_are_counted_the_same_from_bigquery(places, dataset):
-    warehouse = f"bigquery:{dataset.project}.{dataset.name}"
-    assert ingest_events.main(["--events", str(places.events), "--warehouse", warehouse]) == 0
-    check_counts(places, warehouse)
-    assert not places.warehouse.exists()  # nothing was ingested beside it
-
-
-def test_a_warehouse_that_is_not_there_is_one_line(places, dataset):
-    settings = WindowSettings(missing_reward="drop")
-    with pytest.raises(InputError, match=r"table local-test\.nothing\.decisions does not exist"):
-        canary.measure(places, "bigquery:local-test.nothing", "old", "new", START, datetime.now(UTC), settings)
