@@ -46,6 +46,7 @@ MENU = {
         "docs/guard",
         "docs/live",
         "docs/probation",
+        "docs/erasure",
         "docs/emulators",
         "docs/pipelines",
         "infra/README",

@@ -165,13 +165,13 @@ def _learn_linear(
         if parent is not None
         else SufficientStatistics.zeros(card.num_actions, card.observation_dim)
     )
-    parts = [(window, split, _weight(card, window.start)) for window, split in new]
+    parts = [(window, split, evidence_weight(card, window.start)) for window, split in new]
     if parent is not None:
-        scale = _weight(card, max(trained.window.start for trained in parent.trained_on))
+        scale = evidence_weight(card, max(trained.window.start for trained in parent.trained_on))
         statistics.scale(scale)
         # With the weight that the window's evidence has in the sums.
         parts += [
-            (window, split, sign * scale * _weight(parent, start)) for window, split, start, sign in signed(fixes)
+            (window, split, sign * scale * evidence_weight(parent, start)) for window, split, start, sign in signed(fixes)
         ]
     if settings.beam_options is not None:
         statistics.merge(_sum_with_beam(settings.policies, settings.beam_options, card, parts))
@@ -180,6 +180,12 @@ def _learn_linear(
             for batch in dataset.read(window, split, card.num_actions):
                 statistics.add(batch.observation, batch.action, batch.reward, weight)
     np.maximum(statistics.n, 0.0, out=statistics.n)  # weights that were rounded may leave just below 0
+    arrays = solved(statistics, card)
+    return arrays, lambda folder: checkpoint.write(folder, statistics)
+
+
+def solved(statistics: SufficientStatistics, card: PolicyCard) -> PolicyArrays:
+    """The arrays of a linear policy with this evidence. Raises InputError if the regression has no unique solution."""
     hyperparameters = card.hyperparameters
     try:
         posterior = linear.posterior(
@@ -192,8 +198,7 @@ def _learn_linear(
     except np.linalg.LinAlgError:
         tikhonov = hyperparameters["tikhonov"]
         raise InputError(f"tikhonov: {tikhonov} is too small: the regression has no unique solution") from None
-    arrays = PolicyArrays.linear(posterior.theta, posterior.covariance, statistics.n)
-    return arrays, lambda folder: checkpoint.write(folder, statistics)
+    return PolicyArrays.linear(posterior.theta, posterior.covariance, statistics.n)
 
 
 def _sum_with_beam(
@@ -221,7 +226,7 @@ def _sum_with_beam(
         output.unlink(missing_ok=True)
 
 
-def _weight(card: PolicyCard, start: datetime) -> float:
+def evidence_weight(card: PolicyCard, start: datetime) -> float:
     """The weight of evidence from the window that starts at `start`: it halves per half-life of later windows."""
     half_life = float(card.hyperparameters["half_life"])
     later = {trained.window.start for trained in card.trained_on if trained.window.start > start}

@@ -73,8 +73,8 @@ class CanaryRewards:
         for row in sorted(decisions, key=lambda row: (row["decided_at"], row["decision_id"])):
             if row["policy_version"] in found and row["decision_id"] not in self._seen:
                 self._seen.add(row["decision_id"])
-                rewards = self._waiting.pop(row["decision_id"], [])
-                found[row["policy_version"]] += self._counted(row["decided_at"], rewards)
+                given = self._waiting.pop(row["decision_id"], [])
+                found[row["policy_version"]] += self._counted(row["decided_at"], given)
         for version, rewards in found.items():
             self._arms[version] = merged(self._arms[version], Arm.of(rewards))
         self._decided_until, self._rewarded_until = end, rewarded_until
