@@ -17,6 +17,7 @@ check      check the configurations against the pipelines, and compile each
 compile    write a pipeline's YAML
 history    what each run of a pipeline did, and which policy served when
 submit     run a pipeline on Vertex AI
+cost       estimate what an environment on Google Cloud costs per month
 schedule   create, pause, resume, delete or list the schedules on Vertex AI
 
 status, rollback and promote take a policy store (--policies) or an environment on Vertex AI (--config); history, a root
@@ -42,6 +43,7 @@ from contracts.command_line import HELD, INTERRUPTED, OVERDUE, ROLLED_BACK, UNAC
 from contracts.errors import InputError
 from orchestration import erasure, policy_store
 from orchestration.audit import commands as audit_commands
+from orchestration.cloud import cost
 from orchestration.loop.run_folder import LATEST_NAME, RunFolder, latest_folder, new_folder
 from orchestration.loop.settings import LoopSettings, loop_settings
 from orchestration.pipelines import commands
@@ -145,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     promote.set_defaults(command=_promote)
     audit_commands.add_commands(subparsers)
     erasure.add_command(subparsers)
+    cost.add_command(subparsers)
     commands.add_commands(subparsers)
     return parser
 

@@ -14,6 +14,7 @@ import pytest
 
 from beam_jobs import table_schemas
 from contracts.schemas import TABLES
+from orchestration import cli
 from orchestration.cloud import configuration
 from orchestration.pipelines import triggers
 
@@ -224,3 +225,14 @@ def test_the_environments_are_what_is_set_up() -> None:
     # Rights are for folders of the bucket: the policies are where the predictor may read them.
     policies = cloud.target.policies
     assert policies == f"gs://{cloud.bucket}/policies"
+
+
+def test_the_cost_in_the_readme_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (INFRA / "README.md").read_text()
+    shown = re.search(r"\$ python -m orchestration.cli cost --config prod --rate 1000\n(.*?)```", page, re.DOTALL)
+    assert shown is not None
+    assert cli.main(["cost", "--config", "prod", "--rate", "1000"]) == 0
+    assert capsys.readouterr().out == shown[1]
+    for rate, total in (("100", "1,109"), ("10000", "6,047")):
+        assert cli.main(["cost", "--config", "prod", "--rate", rate]) == 0
+        assert re.search(rf"^together +{total} ", capsys.readouterr().out, re.MULTILINE) and total in page

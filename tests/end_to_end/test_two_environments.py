@@ -41,7 +41,7 @@ COMMANDS = [
     ["schedule", "create", "tune"],
     ["schedule", "delete"],
 ]
-HERE = {"run-local", "check", "compile"}  # take a configuration, and ask no service
+HERE = {"run-local", "check", "compile", "cost"}  # take a configuration, and ask no service
 
 
 class Project:
