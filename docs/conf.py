@@ -24,6 +24,7 @@ include_patterns = [
     "*.md",
     "docs/*.md",
     "docs/evidence/*.md",
+    "docs/runbook/*.md",
     "bench/README.md",
     "infra/README.md",
     "templates/README.md",
@@ -52,6 +53,7 @@ MENU = {
         "infra/README",
         "templates/README",
     ],
+    "Runbook": ["docs/runbook", *(f"docs/runbook/{path.stem}" for path in sorted(ROOT.glob("docs/runbook/*.md")))],
     "Evidence": ["docs/evidence/estimates"],
     "Reference": [
         "docs/commands",

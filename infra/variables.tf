@@ -117,3 +117,9 @@ variable "traffic_rate" {
     error_message = "traffic_rate must be 0 or more."
   }
 }
+
+variable "alert_email" {
+  description = "Where alerts are sent; empty: they are shown in Cloud Monitoring only."
+  type        = string
+  default     = ""
+}
