@@ -1,10 +1,14 @@
 """Files that exist completely or not at all, on this machine or in a bucket."""
 
+import contextlib
 import fcntl
+import glob
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -12,26 +16,56 @@ from apache_beam.io.filesystems import FileSystems
 from contracts.errors import InputError, OperationError
 from contracts.records import one_line
 
+UNFINISHED_SUFFIX = ".unfinished"
+
 
 def publish(path: str, chunks: Iterable[bytes]) -> None:
     """Writes `chunks` to `path`, replacing a file of that name.
 
-    On this machine the file has another name until all of it is on the disk. In a bucket an object appears once its
-    last byte is written. Raises OperationError when the file cannot be written, such as on a full disk.
+    On this machine, or on a disk that several machines mount, the file has another name until all of it is on the disk;
+    the name differs between attempts, so two workers that write the same file do not write into each other's. In a
+    bucket an object appears once its last byte is written. Raises OperationError when the file cannot be written, such
+    as on a full disk.
     """
-    local = path_is_local(path)
-    written_to = f"{path}.unfinished" if local else path
     try:
-        with FileSystems.create(written_to, "application/octet-stream", CompressionTypes.UNCOMPRESSED) as file:
+        if path_is_local(path):
+            _publish_on_disk(path, chunks)
+            return
+        with FileSystems.create(path, "application/octet-stream", CompressionTypes.UNCOMPRESSED) as file:
             for chunk in chunks:
                 file.write(chunk)
-            if local:
-                file.flush()
-                os.fsync(file.fileno())
-        if local:
-            FileSystems.rename([written_to], [path])
     except (OSError, BeamIOError) as error:
         raise OperationError(f"{path}: cannot be written: {one_line(str(error), 200)}") from None
+
+
+def _publish_on_disk(path: str, chunks: Iterable[bytes]) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written_to = target.with_name(f"{target.name}.{uuid.uuid4().hex}{UNFINISHED_SUFFIX}")
+    try:
+        with written_to.open("xb") as file:
+            _lock(file)  # until it has its name: a free lock means that its writer died
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            written_to.rename(target)
+    except BaseException:
+        written_to.unlink(missing_ok=True)
+        raise
+    for abandoned in target.parent.glob(f"{glob.escape(target.name)}.*{UNFINISHED_SUFFIX}"):
+        with contextlib.suppress(OSError), abandoned.open("rb") as file:
+            if _lock(file):
+                abandoned.unlink(missing_ok=True)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Locks a file if no other process has; False if one has, or where the disk has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def path_is_local(path: str) -> bool:

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from beam_jobs.files import clear, path_is_local, publish, read
+from beam_jobs.files import UNFINISHED_SUFFIX, clear, path_is_local, publish, read
 from contracts.errors import OperationError
 
 
@@ -49,11 +50,42 @@ def test_a_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     assert read(str(tmp_path / "file")) is None
 
 
-def test_a_full_disk_is_an_operation_that_failed(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_operation_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`/dev/full` answers every write as a full disk does."""
-    (tmp_path / "file.unfinished").symlink_to("/dev/full")
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r") -> Any:
+        return opened(Path("/dev/full"), "wb") if mode == "xb" else opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OperationError, match=rf"file: cannot be written: .*{os.strerror(errno.ENOSPC)}"):
         publish(str(tmp_path / "file"), [b"x"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_attempts_at_one_file_do_not_write_into_each_other_s(tmp_path: Path) -> None:
+    """A runner may give a bundle to a second worker while the first one still has it."""
+    path = str(tmp_path / "file")
+
+    def slow() -> Iterator[bytes]:
+        yield b"first, "
+        publish(path, [b"second, all of it"])
+        assert read(path) == b"second, all of it"
+        yield b"all of it"
+
+    publish(path, slow())
+    assert read(path) == b"first, all of it"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_attempt_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    test_a_killed_writer_leaves_no_half_file(tmp_path)
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(UNFINISHED_SUFFIX)
+    publish(str(tmp_path / "other"), [b"x"])
+    assert left.exists()  # it is not the other file's
+    publish(str(tmp_path / "file"), [b"y"])
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "other"]
 
 
 def test_a_folder_is_cleared_of_its_files(tmp_path: Path) -> None:
