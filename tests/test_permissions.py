@@ -275,4 +275,6 @@ def test_the_page_lists_every_call():
     for call in calls():
         for permission in call["permissions"]:
             assert f"`{permission}`" in page
-    assert "| dataflow | `roles/storage.objectAdmin` | bucket: events/, live/, temp/, windows/, catalogue.json |" in page
+    assert (
+        "| dataflow | `roles/storage.objectAdmin` | bucket: events/, live/, temp/, windows/, catalogue.json |" in page
+    )
