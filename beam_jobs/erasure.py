@@ -137,7 +137,7 @@ def share_of(folder: Path, manifest: Manifest, rows: UserRows) -> WindowShare:
         alone = export(source, root / "windows", manifest.window, manifest.settings, observation_dim=dim)
         wanted: dict[Split, Counter[bytes]] = {"train": Counter(), "holdback": Counter()}
         for file in alone.files:
-            wanted[file.split].update(_records(root / "windows" / manifest.window.folder / file.name))
+            wanted[file.split].update(_records(root / "windows" / alone.folder / file.name))
     found: dict[str, list[bytes]] = {}
     for file in manifest.files:
         for record in _records(folder / file.name):
@@ -160,9 +160,9 @@ def remove_from_window(folder: Path, manifest: Manifest, share: WindowShare) -> 
                 kept.append(record)
         if kept:
             files.append(_write_records(folder, file, kept))
-    counts = {
-        name: max(0, getattr(manifest.counts, name) - getattr(share.manifest.counts, name))
-        for name in WindowCounts.__struct_fields__
+    counts: dict[str, Any] = {
+        name: None if before is None else max(0, before - (getattr(share.manifest.counts, name) or 0))
+        for name, before in msgspec.structs.asdict(manifest.counts).items()
     }
     versions = Counter(manifest.policy_versions)
     versions.subtract(share.manifest.policy_versions)

@@ -18,6 +18,7 @@ from contracts.command_line import FlagParser
 from contracts.errors import InputError, OperationError
 from contracts.event_segments import open_segments
 from contracts.policies import CARD_NAME, decode_card
+from contracts.windows import MANIFEST_NAME, decode_manifest
 from orchestration import policy_store
 from orchestration.places import Places, append_line
 from orchestration.processes import native_messages_withheld
@@ -135,14 +136,15 @@ def _alone(places: Places) -> Iterator[None]:
 
 
 def _shares(places: Places, rows: "UserRows") -> "list[tuple[Path, Manifest, WindowShare]]":
-    """The windows that the user may have contributed to, and what the user contributed."""
+    """The windows, in all revisions, that the user may have contributed to, and what the user contributed."""
     from beam_jobs import erasure as data
-    from trainer import dataset
 
+    paths = sorted(places.windows.glob(f"window=*/{MANIFEST_NAME}"))
+    manifests = [(path.parent, decode_manifest(path.read_bytes(), str(path))) for path in paths]
     return [
-        (ready.folder, ready.manifest, data.share_of(ready.folder, ready.manifest, rows))
-        for ready in dataset.ready_windows(places.windows)
-        if data.touches(ready.manifest, rows)
+        (folder, manifest, data.share_of(folder, manifest, rows))
+        for folder, manifest in manifests
+        if data.touches(manifest, rows)
     ]
 
 
@@ -158,7 +160,7 @@ def _parts(shares: "list[tuple[Path, Manifest, WindowShare]]") -> "list[Part]":
             records: list[bytes] = [record for name in names for record in share.records.get(name, [])]
             if records:
                 batch = decode(records, manifest.observation_dim)
-                parts.append(Part(manifest.window, split, manifest.records(split), batch))
+                parts.append(Part(manifest.window, split, manifest.records(split), batch, manifest.revision))
     return parts
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from contracts import policy_arrays
-from contracts.policies import SAVED_MODEL_NAME, PolicyCard, TrainedWindow
+from contracts.policies import SAVED_MODEL_NAME, PolicyCard
 from contracts.trajectories import TrajectoryBatch
 from contracts.windows import Split, TrainingWindow
 from trainer import agents, artifact, checkpoint, saved_model, training
@@ -30,6 +30,7 @@ class Part(NamedTuple):
     split: Split
     records: int  # of the split, these included
     batch: TrajectoryBatch
+    revision: int = 0  # of the window
 
 
 def subtract(policies: Path, card: PolicyCard, parts: Sequence[Part]) -> str:
@@ -44,8 +45,8 @@ def subtract(policies: Path, card: PolicyCard, parts: Sequence[Part]) -> str:
       InputError: the policy's checkpoint is missing or unreadable.
       OperationError: the policy could not be written.
     """
-    trained = {(one.window, one.split): one.records for one in card.trained_on}
-    mine = [part for part in parts if trained.get((part.window, part.split)) == part.records]
+    trained = {(one.window, one.split): (one.revision, one.records) for one in card.trained_on}
+    mine = [part for part in parts if trained.get((part.window, part.split)) == (part.revision, part.records)]
     if not mine:
         return "not trained on them"
     if card.algorithm not in agents.LINEAR_ALGORITHMS:
@@ -62,11 +63,7 @@ def subtract(policies: Path, card: PolicyCard, parts: Sequence[Part]) -> str:
     after = msgspec.structs.replace(
         card,
         trained_on=[
-            TrainedWindow(
-                window=one.window,
-                split=one.split,
-                records=one.records - removed.get((one.window, one.split), 0),
-            )
+            msgspec.structs.replace(one, records=one.records - removed.get((one.window, one.split), 0))
             for one in card.trained_on
         ],
     )

@@ -171,7 +171,8 @@ def _learn_linear(
         statistics.scale(scale)
         # With the weight that the window's evidence has in the sums.
         parts += [
-            (window, split, sign * scale * evidence_weight(parent, start)) for window, split, start, sign in signed(fixes)
+            (window, split, sign * scale * evidence_weight(parent, start))
+            for window, split, start, sign in signed(fixes)
         ]
     if settings.beam_options is not None:
         statistics.merge(_sum_with_beam(settings.policies, settings.beam_options, card, parts))
