@@ -48,6 +48,7 @@ MENU = {
         "docs/live",
         "docs/probation",
         "docs/erasure",
+        "docs/runners",
         "docs/emulators",
         "docs/pipelines",
         "infra/README",
