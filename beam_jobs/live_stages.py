@@ -156,7 +156,7 @@ class WatchRecordFn(beam.DoFn):
         first: Any = beam.DoFn.StateParam(FIRST),
         looked_at: Any = beam.DoFn.StateParam(LOOKED_AT),
     ) -> Iterator[Any]:
-        """Looks for the manifest of the first window that had none, and of those after it."""
+        """Looks for the manifests of the windows that had none."""
         now = utc_microseconds(datetime.now(UTC))
         if 0 <= now - (looked_at.read() or 0) < round(WATCH_SECONDS * 1e6):
             return
@@ -167,14 +167,22 @@ class WatchRecordFn(beam.DoFn):
             for start in self._job.at_start.recent:
                 yield beam.pvalue.TaggedOutput("recorded", (start, False))
         start = begin
-        while (there := self._job.record.is_there(start)) or self._given_up(start, element[1].complete_until):
-            if there:
-                yield beam.pvalue.TaggedOutput("recorded", (start, True))
+        for one in self._begun(begin, element[1].complete_until):
+            if self._job.record.is_there(one):
+                yield beam.pvalue.TaggedOutput("recorded", (one, True))
+                start = self._job.plan.after(one)  # windows are exported in order: those before it never will be
+        while self._given_up(start, element[1].complete_until):
             start = self._job.plan.after(start)
         if start != begin:
             first.write(start)
             for bucket in range(self._job.buckets):
                 yield bucket, start
+
+    def _begun(self, start: int, reached: datetime | None) -> Iterator[int]:
+        """The window that starts at `start`, and those after it that have begun."""
+        yield start
+        while reached is not None and (start := self._job.plan.after(start)) <= utc_microseconds(reached):
+            yield start
 
     def _given_up(self, start: int, reached: datetime | None) -> bool:
         waited = timedelta(seconds=self._job.settings.record_wait_seconds)
