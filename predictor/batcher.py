@@ -132,6 +132,8 @@ class Batcher:
         if decided.shadows:
             self._shadows.append(encoder.encode_lines(decided.shadows), len(decided.shadows))
         self._metrics.decided(decisions)
+        if self._follower.live is not None:
+            self._follower.live.observe(slate[0].observation for slate in decided.slates if slate)
         self._metrics.shadows += len(decided.shadows)
         self._metrics.fallbacks += len(decided.failures)
 

@@ -92,7 +92,7 @@ class PolicyFollower:
 
     def _refresh_live(self) -> None:
         if self.live is not None and (line_up := self.line_up) is not None:
-            live = self.live.refresh(line_up.serving)
+            live = self.live.refresh(line_up.serving, line_up.anchor or line_up.serving)
             if live is not line_up.live:
                 share = self.live.base_share if live is not None else 0.0
                 self.line_up = dataclasses.replace(line_up, live=live, base_share=share)

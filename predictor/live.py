@@ -2,11 +2,17 @@
 
 A version is applied to a copy of what scoring reads, so the requests in hand keep theirs. The base serves wherever there
 is no live version of it that may serve: before the first one, while the guard holds live learning, after a file that
-cannot be read, and when no new version has come for `live_age_seconds`.
+cannot be read, when no new version has come for `live_age_seconds`, and when the version is refused.
+
+Each version is judged before it serves, by the model of the anchor, or of the base where there is no anchor, on the
+observations of the last requests: it is refused if that model expects it to lose more than `max_live_loss`, see
+`expected_loss`. The base serves until there are enough observations to judge on.
 """
 
 import logging
 import time
+from collections import deque
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +32,9 @@ from predictor.storage import Bucket, Disk
 
 _log = logging.getLogger(__name__)
 
+JUDGED_ON = 64  # observations, the newest
+_MIN_JUDGED_ON = 8
+_STANDARD_ERRORS = 1.96  # how far the judge's model may be off before a loss counts
 _LOOK_SECONDS = 1.0  # without the next delta for so long, a snapshot is looked for
 
 
@@ -43,6 +52,15 @@ class LiveServing(msgspec.Struct, frozen=True, kw_only=True):
             description="live: share of the decisions that the base keeps, by which live versions are watched",
         ),
     ] = 0.05
+    max_live_loss: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="live: a version does not serve if the anchor's (or base's) model expects it to lose more than"
+            " this share of the range of expected rewards",
+        ),
+    ] = 0.15
 
 
 class LiveStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +70,8 @@ class LiveStatus(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int  # of the last version applied; 0: none
     age_seconds: float | None  # since it came
     applied: int  # versions, since the server started
+    refused: int  # of those, since the server started
+    expected_loss: float | None  # of the version that was judged last, as a share of the range of expected rewards
     error: str | None  # why the base decides
 
 
@@ -71,7 +91,10 @@ class LiveVersions:
         self._policy: Policy | None = None
         self._sequence = 0
         self._came_at = self._looked_at = -float("inf")  # by the monotonic clock
-        self._applied = 0
+        self._applied = self._refused = 0
+        self._recent: deque[list[float]] = deque(maxlen=JUDGED_ON)
+        self._judged: Policy | None = None  # the version that `_loss` is of
+        self._loss: float | None = None
         self._error: str | None = None
 
     @property
@@ -79,8 +102,19 @@ class LiveVersions:
         """The share of the decisions that the base keeps."""
         return self._settings.base_share
 
-    def refresh(self, base: Policy) -> Policy | None:
-        """The live version that decides in the place of `base`; None while the base does. Raises nothing that it expects."""
+    def observe(self, observations: Iterable[list[float]]) -> None:
+        """Remembers the newest observations. May be called from another thread than the rest."""
+        self._recent.extend(observations)
+
+    def refresh(self, base: Policy, judge: Policy) -> Policy | None:
+        """The live version that decides in the place of `base`; None while the base does.
+
+        A file that cannot be read is logged, and is no exception.
+
+        Args:
+          base: the policy of the store that serves.
+          judge: whose model judges a version before it serves.
+        """
         if base is not self._base:
             self._forget()
             self._base = base
@@ -93,10 +127,27 @@ class LiveVersions:
             age = time.monotonic() - self._came_at
             if age > self._settings.live_age_seconds:
                 error = f"no live version for {age:.0f} s"
-        if error != self._error and error is not None:
-            _log.error("%s serves without what was learned live: %s", base.card.version, error)
+            else:
+                error = self._judge(self._policy, judge)
+        if error is not None and (self._error is None or _kind(error) != _kind(self._error)):
+            _log.warning("%s serves without what was learned live: %s", base.card.version, error)
         self._error = error
         return self._policy if error is None else None
+
+    def _judge(self, version: Policy, judge: Policy) -> str | None:
+        """Why the version may not serve, if it may not."""
+        if version is not self._judged:
+            observations = np.array(list(self._recent), np.float32)
+            if len(observations) < _MIN_JUDGED_ON:
+                return f"too few observations to judge a version on: {len(observations)} of {_MIN_JUDGED_ON}"
+            self._loss, self._judged = expected_loss(version, judge, observations), version
+            self._refused += self._loss > self._settings.max_live_loss
+        if self._loss is not None and self._loss > self._settings.max_live_loss:
+            return (
+                f"refused: {judge.card.version} expects a loss of {self._loss:.2f} of the range of rewards, above"
+                f" {self._settings.max_live_loss:g}"
+            )
+        return None
 
     def status(self) -> LiveStatus:
         """What became of live versions so far."""
@@ -106,6 +157,8 @@ class LiveVersions:
             sequence=self._sequence,
             age_seconds=time.monotonic() - self._came_at if self._sequence else None,
             applied=self._applied,
+            refused=self._refused,
+            expected_loss=self._loss,
             error=self._error,
         )
 
@@ -167,6 +220,35 @@ class LiveVersions:
     def _forget(self) -> None:
         self._policy, self._sequence = None, 0
         self._came_at = self._looked_at = -float("inf")
+
+
+def _kind(error: str) -> str:
+    """The part of an error that does not change from one version to the next."""
+    return error.partition(":")[0]
+
+
+def expected_loss(version: Policy, judge: Policy, observations: np.ndarray) -> float:
+    """How much less reward the judge's model expects of the version's best arms than of its own, at least.
+
+    From the difference of the two arms 1.96 standard deviations are subtracted, because a model overrates the arms that
+    it prefers: to it, a version that learned more looks a little worse. The loss is a share of the mean difference of the
+    best and the worst arm on offer, by the judge's model; 0 where all arms look alike.
+
+    Args:
+      version: a live version.
+      judge: the anchor or the base.
+      observations: [B, D] float32.
+    """
+    mean, std = judge.scores(observations)
+    own, _ = version.scores(observations)
+    if judge.active is not None:
+        mean, std, own = mean[:, judge.active], std[:, judge.active], own[:, judge.active]
+    rows = np.arange(len(mean))
+    before, after = mean.argmax(axis=1), own.argmax(axis=1)
+    unsure = _STANDARD_ERRORS * np.hypot(std[rows, before], std[rows, after])
+    loss = np.where(before == after, 0.0, mean[rows, before] - mean[rows, after] - unsure).mean()
+    spread = float((mean.max(axis=1) - mean.min(axis=1)).mean())
+    return max(float(loss), 0.0) / spread if spread else 0.0
 
 
 def apply(version: LiveVersion, base: Policy, scorer: Scorer) -> Policy:

@@ -164,6 +164,7 @@ def _live_families(live: LiveStatus | None) -> Iterator[Metric]:
     if live is None:
         return
     yield CounterMetricFamily("predictor_live_versions", "Live versions applied.", live.applied)
+    yield CounterMetricFamily("predictor_live_refused", "Live versions refused before serving.", live.refused)
     yield GaugeMetricFamily(
         "predictor_live", "1 while a live version decides, 0 while its base does.", int(live.version is not None)
     )

@@ -46,6 +46,7 @@ def test_what_is_learned_decides_replays_and_gives_way_to_its_base(tmp_path):
     point_at(store, "v1")
     emitter = Emitter(folder)
     flags = ("--live", str(folder), "--base-share", "0", "--live-age-seconds", "2", "--poll-seconds", "0.02")
+    flags += ("--max-live-loss", "1")  # the rewards are random, and the base knows little
     with predictor(store, tmp_path / "events", *flags) as server:
         assert ask(server) == {"v1"}
         with live_trainer(folder, store) as trainer:

@@ -10,11 +10,13 @@ import pytest
 from contracts import live_versions
 from contracts.errors import InputError
 from contracts.live_versions import CONTROL_NAME, VERSIONS_NAME, Control, LiveVersion
-from contracts.policy_arrays import ArmChanges
+from contracts.policies import LINEAR_NAME, Exploration, PolicyCard
+from contracts.policy_arrays import ArmChanges, PolicyArrays, Scorer
 from predictor import live, storage
 from predictor import policy as policy_files
 from predictor.follower import PolicyFollower
 from predictor.live import LiveServing, LiveVersions
+from predictor.policy import Policy
 from tests.linear_policies import point_at, write_policy
 
 K, D = 5, 3
@@ -67,7 +69,9 @@ def publish(folder, sequence, kind, changed, base="v1", age_seconds=0.0, num_act
 
 
 def following(folder, store, **settings):
+    settings = {"max_live_loss": 1.0} | settings  # the coefficients are random
     follower = PolicyFollower(store, live=LiveVersions(storage.place(folder), LiveServing(**settings)))
+    follower.live.observe(OBSERVATIONS.tolist())
     follower.start()
     return follower
 
@@ -192,8 +196,78 @@ def test_the_base_keeps_its_share_and_an_anchor_takes_its_place(folder, store):
 
 def test_a_policy_without_arrays_serves_as_it_is(folder, store):
     versions = LiveVersions(storage.place(folder), LiveServing())
-    assert versions.refresh(policy_files.baseline(policy_files.read_card(store / "v1"))) is None
+    baseline = policy_files.baseline(policy_files.read_card(store / "v1"))
+    assert versions.refresh(baseline, baseline) is None
     assert "no arrays" in versions.status().error
+
+
+def sure(policy_folder, theta):
+    """Rewrites the policy with these coefficients, of which it is sure."""
+    covariance = np.tile(1e-6 * np.eye(D, dtype=np.float32), (K, 1, 1))
+    np.savez(policy_folder / LINEAR_NAME, theta=theta, covariance=covariance, num_samples=np.ones(K, np.float32))
+
+
+def replacing(theta):
+    """The changes that give all arms these coefficients."""
+    every = np.arange(K, dtype=np.int32)
+    return ArmChanges(every, theta, np.ones(K, np.float32), every, np.ones((K, D * (D + 1) // 2), np.float32))
+
+
+def test_a_version_that_its_base_expects_to_be_much_worse_never_serves(folder, store):
+    theta = np.random.default_rng(9).normal(size=(K, D)).astype(np.float32)
+    sure(store / "v1", theta)
+    publish(folder, 1, "snapshot", replacing(-theta))  # as if every reward had been flipped
+    follower = following(folder, store, max_live_loss=0.15)
+    assert serves(follower) == "v1"
+    status = follower.live.status()
+    assert (status.refused, status.version) == (1, None)
+    assert status.error.startswith("refused: v1 expects a loss of 1.00 of the range of rewards, above 0.15")
+    publish(folder, 2, "delta", replacing(theta * np.float32(0.9)))  # a sound one follows
+    assert serves(follower) == "v1+2"
+    status = follower.live.status()
+    assert (status.refused, status.expected_loss) == (1, 0.0)
+
+
+def test_an_anchor_judges_where_there_is_one(folder, store):
+    theta = np.random.default_rng(9).normal(size=(K, D)).astype(np.float32)
+    sure(store / "v1", theta)
+    sure(store / "v2", -theta)
+    publish(folder, 1, "snapshot", replacing(-theta))
+    point_at(store, "v1", mode="probation", anchor="v2", anchor_share=0.1)
+    follower = following(folder, store, max_live_loss=0.15)
+    assert serves(follower) == "v1+1"
+
+
+def test_a_model_that_is_unsure_refuses_nothing():
+    def policy(theta, variance):
+        arrays = PolicyArrays.linear(theta, np.tile(variance * np.eye(D), (K, 1, 1)), np.ones(K))
+        return Policy(card, Scorer(arrays))
+
+    card = PolicyCard(
+        version="v",
+        parent=None,
+        algorithm="lin_ucb",
+        hyperparameters={},
+        observation_dim=D,
+        num_actions=K,
+        catalogue=[],
+        trained_on=[],
+        exploration=Exploration(),
+    )
+    theta = np.random.default_rng(9).normal(size=(K, D))
+    worse = policy(-theta, 0.01)
+    assert live.expected_loss(worse, policy(theta, 1e-6), OBSERVATIONS) == pytest.approx(1.0, abs=0.01)
+    assert live.expected_loss(worse, policy(theta, 4.0), OBSERVATIONS) == 0.0
+    assert live.expected_loss(worse, policy(0 * theta, 1e-6), OBSERVATIONS) == 0.0
+
+
+def test_the_base_serves_until_there_is_something_to_judge_on(folder, store):
+    publish(folder, 1, "snapshot", changes(1, [0]))
+    follower = PolicyFollower(store, live=LiveVersions(storage.place(folder), LiveServing(max_live_loss=1.0)))
+    assert serves(follower) == "v1"
+    assert follower.live.status().error == "too few observations to judge a version on: 0 of 8"
+    follower.live.observe(OBSERVATIONS.tolist())
+    assert serves(follower) == "v1+1"
 
 
 def test_what_cannot_be_replayed(folder, store):
