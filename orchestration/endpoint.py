@@ -8,6 +8,7 @@ import msgspec
 
 from contracts.errors import InputError, OperationError
 from orchestration.processes import wait_until
+from predictor.live import LiveStatus
 
 SWAP_TIMEOUT_SECONDS = 30.0
 HEALTH_TIMEOUT_SECONDS = 10.0
@@ -50,16 +51,25 @@ def wait_until_served(
 
 
 def served(endpoint: str) -> str:
-    """The version of the policy that the predictor at `endpoint` serves.
+    """The version of the policy that the predictor at `endpoint` serves; the base where a live version decides.
 
     Raises OperationError when the predictor does not answer, or has no policy yet, and InputError when `endpoint` is not
     a predictor.
     """
+    return _health(endpoint).policy_version
+
+
+def live_status(endpoint: str) -> LiveStatus | None:
+    """The state of live versions at the predictor; None if it follows none. Raises the errors of `served`."""
+    return _health(endpoint).live
+
+
+def _health(endpoint: str) -> "_Health":
     answer = b""
     try:
         with urllib.request.urlopen(f"{endpoint.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS) as response:
             answer = response.read()
-        return msgspec.json.decode(answer, type=_Health).policy_version
+        return msgspec.json.decode(answer, type=_Health)
     except msgspec.DecodeError:
         raise InputError(
             f"endpoint: {endpoint} is not a predictor: its /health answers {answer.decode(errors='replace')!r:.200}"
@@ -72,3 +82,4 @@ def served(endpoint: str) -> str:
 
 class _Health(msgspec.Struct):
     policy_version: str
+    live: LiveStatus | None = None

@@ -11,8 +11,7 @@ then one update learns from all of them.
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -33,10 +32,10 @@ from orchestration import policy_store, probation
 from orchestration.audit import guard
 from orchestration.audit.auditor import Auditor
 from orchestration.endpoint import wait_until_served
-from orchestration.loop import live_page, report, report_page
+from orchestration.loop import live, live_page, report, report_page
 from orchestration.loop.audience import load_movielens, new_movies
 from orchestration.loop.backends import Backend, EmbeddedBackend, open_backend
-from orchestration.loop.progress import Progress
+from orchestration.loop.progress import Progress, timed
 from orchestration.loop.run_folder import JournalEntry, RunFolder, point_latest
 from orchestration.loop.settings import WATCHING, LoopSettings, changed
 from orchestration.loop.truth import SessionStart, TruthReader
@@ -61,6 +60,7 @@ def run(settings: LoopSettings, resume: bool = False, latest: bool = False) -> P
     if not settings.exploration:
         settings = msgspec.structs.replace(settings, exploration=agents.EXPLORATION[settings.algorithm])
     settings.exploration_settings()
+    live.check(settings)
     folder = RunFolder(Path(settings.out))
     if resume:
         started_with = folder.settings()
@@ -108,6 +108,7 @@ class LocalLoop:
         self._shape = DecisionShape(movielens.observation_dim, movielens.num_actions)
         self._backend: Backend = EmbeddedBackend(folder, self._shape)
         self._progress = Progress(folder, movielens, settings)
+        self._live_guard = live.LiveGuard(folder, settings)
 
     def run(self) -> None:
         """Trains the first policy if there is none yet, then serves the remaining windows."""
@@ -172,13 +173,14 @@ class LocalLoop:
         endpoint = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "predictor.app", "--policy", str(self._folder.policies)]
         command += ["--events", str(self._folder.events), "--port", str(port)]
-        command += self._backend.predictor_flags
+        command += [*self._backend.predictor_flags, *live.predictor_flags(self._folder, self._settings)]
         self._children.append(children.enter_context(Child("predictor", command, self._folder.logs / "predictor.log")))
         champion = policy_store.champion(self._folder.policies)
         assert champion is not None  # the bootstrap made one, or raised an error
         wait_until_served(endpoint, champion.version, START_TIMEOUT_SECONDS, self._check_children)
         say(f"Predictor: {endpoint} serves {champion.version}")
         live_page.tell(self._folder, self._movielens.reference, endpoint)
+        self._live_guard.watch(endpoint)
         return endpoint
 
     def _catch_up(self, journal: list[JournalEntry], endpoint: str) -> None:
@@ -196,6 +198,9 @@ class LocalLoop:
 
     def _serve(self, endpoint: str, children: ExitStack, first: int, session: int) -> None:
         count = self._settings.windows - first + 1
+        if (grid := live.grid(self._settings)) is not None:
+            self._children += live.start(self._folder, self._settings, self._shape, grid, children)
+            live.wait_until_learning(self._folder, self._check_children)
         launched = time.time()
         viewers = Child(
             "simulator",
@@ -203,6 +208,7 @@ class LocalLoop:
                 *(sys.executable, "-m", "orchestration.loop.simulator"),
                 *("--endpoint", endpoint, "--events", str(self._folder.events), "--session", str(session)),
                 *("--truth", str(self._folder.truth / f"viewers-{session:04d}.jsonl"), "--first-window", str(first)),
+                *(("--grid", grid.isoformat()) if grid is not None else ()),
                 *msgspec.structs.replace(self._settings, windows=count).flags(),
             ],
             self._folder.logs / "simulator.log",
@@ -213,6 +219,8 @@ class LocalLoop:
             f"{self._settings.decisions_per_window} decisions each"
         )
         start = self._first_window_starts(launched)
+        if grid is None:
+            self._children += live.start(self._folder, self._settings, self._shape, start, children)
         length = timedelta(seconds=self._settings.window_seconds)
         windows = [(first + i, TrainingWindow(start + i * length, start + (i + 1) * length)) for i in range(count)]
         while windows:
@@ -258,11 +266,11 @@ class LocalLoop:
         The loop has `waited` for the windows to close; without it, it waits here.
         """
         waited = waited or self._wait_until_complete(self._closes_at(closed[-1][1]))
-        with _timed() as export_seconds:
+        with timed() as export_seconds:
             self._take_in_late_rows(closed[0][1].start)
             for _, window in closed:
                 export_trajectories.export(self._backend.source, self._folder.windows, window, self._window_settings)
-        with _timed() as audit_seconds:
+        with timed() as audit_seconds:
             self._audit([window for _, window in closed], interrupted, endpoint)
         looks = self._watch([window for _, window in closed], endpoint)
         learned = self._learn(endpoint)
@@ -305,10 +313,10 @@ class LocalLoop:
         auditor = Auditor(self._backend.source, folder.policies, folder.audit, self._window_settings, folder.live)
         watch = guard.Guard(self._folder, auditor, self._settings.guard_settings())
         before = policy_store.champion(self._folder.policies)
-        for window in windows:
-            audit = watch.check(window, datetime.now(UTC), interrupted)
-            if not audit.accepted:
-                say(f"REFUSED {window.folder}: {audit.reason}")
+        audits = [watch.check(window, datetime.now(UTC), interrupted) for window in windows]
+        for audit in (one for one in audits if not one.accepted):
+            say(f"REFUSED {audit.window.folder}: {audit.reason}")
+        self._live_guard.after_audit(all(audit.accepted for audit in audits))
         after = policy_store.champion(self._folder.policies)
         if after is not None and after != before:
             say(f"Rolled back to {after.version}, which was trained on no refused window")
@@ -337,11 +345,11 @@ class LocalLoop:
         if held is not None and held.held:
             since = held.window.folder if held.window else f"{held.changed_at:%H:%M:%S}"
             return _Learned(before or "", _unchanged(f"held since {since}"))
-        with _timed() as train_seconds:
+        with timed() as train_seconds:
             card = self._train(before)
         if card.version == before:
             return _Learned(card.version, _unchanged("nothing new to train on"), train_seconds=train_seconds[0])
-        with _timed() as gate_seconds:
+        with timed() as gate_seconds:
             gate = gates.evaluate(self._folder.policies, self._folder.windows, card.version, before, anchor=anchor)
         learned = _Learned(card.version, gate, self._progress.true_value(card), train_seconds[0], gate_seconds[0])
         if not gate.promoted:
@@ -374,6 +382,7 @@ class LocalLoop:
         for child in self._children:
             child.check()
         self._progress.show()
+        self._live_guard.look()
 
 
 class _Learned(NamedTuple):
@@ -389,12 +398,3 @@ class _Learned(NamedTuple):
 
 def _unchanged(reason: str) -> gates.GateResult:
     return gates.GateResult(verdict="undecided", promoted=False, reason=reason, evaluation=None)
-
-
-@contextmanager
-def _timed() -> Iterator[list[float]]:
-    """Yields a list whose only element becomes the seconds spent in the block."""
-    spent = [0.0]
-    begin = time.monotonic()
-    yield spent
-    spent[0] = time.monotonic() - begin

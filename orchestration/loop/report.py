@@ -12,13 +12,14 @@ import pyarrow as pa
 from beam_jobs.movielens import MovieLens
 from beam_jobs.reward_join import in_holdback
 from contracts.errors import InputError
-from contracts.policies import PolicyCard
+from contracts.policies import PolicyCard, base_of
 from contracts.records import utc_microseconds
 from contracts.windows import Manifest
 from orchestration import policy_store
 from orchestration.loop import accounting
 from orchestration.loop.accounting import Happened, Stored, Totals, inside
 from orchestration.loop.audience import new_movies
+from orchestration.loop.live import ServedVersions, holds
 from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings
 from orchestration.loop.trials import Trials, trials
@@ -63,7 +64,8 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
     end: datetime
     interrupted: bool
     policy_version: str
-    policy_versions: dict[str, VersionShare]
+    policy_versions: dict[str, VersionShare]  # live versions count as their base
+    live_decisions: int = 0  # made by live versions
     decisions: int
     rewards: int
     defaulted: int
@@ -115,6 +117,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     champion: str
     freshness_seconds: Seconds
     trials: Trials = Trials()
+    # From a reward's being sent to the first decision by a live version that learned it; null without live learning.
+    live_freshness_seconds: Seconds | None = None
+    live_holds: int = 0  # how often live learning was held
 
 
 def read(folder: RunFolder) -> Report:
@@ -136,6 +141,24 @@ def came_late(folder: RunFolder, manifest: Manifest) -> int:
 def waited(window: WindowReport) -> str:
     """That the window waited for its events, and why."""
     return f"window {window.number} waited {window.ingest_seconds:.1f} s for its events: held by {window.held_by}"
+
+
+def freshness_in_words(report: Report) -> tuple[str, str]:
+    """How long a reward takes to serve: the median, and what it is measured to."""
+    trained, live = report.freshness_seconds, report.live_freshness_seconds
+    to_a_policy = f"serving a policy that was trained on it{_spread(trained, with_median=live is not None)}"
+    if live is None:
+        title = "freshness unknown" if trained.p50 is None else f"fresh after {trained.p50:.1f} s"
+        return title, f"median time from sending a reward to {to_a_policy}"
+    title = "live freshness unknown" if live.p50 is None else f"fresh after {live.p50:.2f} s"
+    to_a_decision = f"a decision by a live version that learned it{_spread(live)}"
+    return title, f"median time from sending a reward to {to_a_decision}. To {to_a_policy}"
+
+
+def _spread(seconds: Seconds, with_median: bool = False) -> str:
+    if seconds.p50 is None or seconds.p99 is None:
+        return ": none"
+    return (f": {seconds.p50:.1f} s" if with_median else "") + f"; 99%: {seconds.p99:.1f} s"
 
 
 def noted_manifests(folder: RunFolder, journal: list[JournalEntry]) -> dict[datetime, Manifest]:
@@ -184,7 +207,27 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
         champion=champion.version,
         freshness_seconds=_percentiles(np.concatenate([*freshness[1:], np.zeros(0)])),
         trials=trials([entry.look for entry in journal]),
+        live_freshness_seconds=_live_freshness(settings, folder, happened, stored),
+        live_holds=holds(folder.live),
     )
+
+
+def _live_freshness(settings: LoopSettings, folder: RunFolder, happened: Happened, stored: Stored) -> Seconds | None:
+    """Of the rewards in time that are not held back and that a live version learned before the run ended."""
+    if settings.learning == "windows":
+        return None
+    decided, began = stored.moments, min((session.start for session in happened.sessions), default=0.0)
+    held_back = in_holdback(pa.array([reward.decision_id for reward in happened.rewards]), settings.holdback_share)
+    in_time = [
+        reward.sent_at
+        for reward, is_held_back in zip(happened.rewards, held_back.tolist(), strict=True)
+        if not is_held_back
+        and reward.sent_at >= began  # not of the bootstrap
+        and reward.occurred_at - decided.get(reward.decision_id, reward.occurred_at)
+        <= settings.reward_window_seconds * 1e6
+    ]
+    lags = ServedVersions(folder.live, stored.policy_version, stored.decided_at).lags(np.array(in_time))
+    return _percentiles(lags[~np.isnan(lags)])
 
 
 def _window_report(
@@ -197,7 +240,8 @@ def _window_report(
 ) -> WindowReport:
     counts, gate = manifest.counts, entry.gate
     here = inside(stored.decided_at, entry.window) & (stored.user >= 0)
-    decided_by, actions = stored.policy_version[here], stored.action[here]
+    versions_here, actions = stored.policy_version[here].tolist(), stored.action[here]
+    decided_by = np.array([base_of(version) for version in versions_here], object)
     of_all = movielens.expected_of_all_actions(stored.user[here], stored.angle[here])
     expected, of_all = of_all[np.arange(len(actions)), actions], of_all[:, movielens.on_offer]
     oracle = of_all.max(axis=1)
@@ -215,6 +259,7 @@ def _window_report(
         interrupted=entry.interrupted,
         policy_version=max(versions, key=lambda version: versions[version].decisions, default=""),
         policy_versions=versions,
+        live_decisions=sum(base != version for base, version in zip(decided_by, versions_here, strict=True)),
         decisions=counts.decisions,
         rewards=counts.rewards,
         defaulted=counts.defaulted,

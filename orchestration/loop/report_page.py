@@ -10,14 +10,13 @@ import numpy as np
 
 from beam_jobs.movielens import MovieLens
 from contracts.policies import Movie
-from orchestration.loop.report import Report, WindowReport, build
+from orchestration.loop.report import Report, WindowReport, build, freshness_in_words
 from orchestration.loop.report_tables import (
     fault_table,
     gate_table,
     ledger,
     moment_text,
     outcome_table,
-    seconds_text,
     share,
     share_of_best_fixed,
     table,
@@ -133,7 +132,7 @@ def _served(report: Report) -> list[WindowReport]:
 
 def _tiles(report: Report) -> str:
     """The four answers at the top: does it learn, what was lost, what was promoted, how fresh is it."""
-    totals, served, fresh = report.totals, _served(report), report.freshness_seconds
+    totals, served = report.totals, _served(report)
     last = served[-1]
     sound = totals.lost == totals.duplicated == totals.misattributed_rewards == 0
     promoted = sum(window.promoted for window in report.windows)
@@ -155,11 +154,7 @@ def _tiles(report: Report) -> str:
             f"{promoted} of {len(report.windows)} promoted",
             f"updates of the policy; {f'not promoted: {kept}' if kept else 'each of them served'}",
         ),
-        (
-            None,
-            "freshness unknown" if fresh.p50 is None else f"fresh after {seconds_text(fresh.p50)}",
-            f"median time from sending a reward to serving a policy that was trained on it; 99%: {seconds_text(fresh.p99) or 'none'}",
-        ),
+        (None, *freshness_in_words(report)),
     ]
     tiles.sort(key=lambda tile: tile[0] is not False)  # what is wrong comes first
     marks = {True: ' class="good">✓ ', False: ' class="bad">✗ ', None: ">"}

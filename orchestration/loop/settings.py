@@ -102,6 +102,13 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     accept_consistent_after: Annotated[int, owned(GuardSettings, "accept_consistent_after")] = 0
     anchor_share: Annotated[float, owned(Caution, "anchor_share")] = 0.1
     margin: Annotated[float, owned(Caution, "margin")] = 0.02
+    learning: Annotated[
+        Literal["windows", "live"],
+        _described(
+            "windows: a policy learns from a training window when it has closed; live: between two such policies, what "
+            "is learned from the rewards of open windows decides within about a second"
+        ),
+    ] = "windows"
     backend: Annotated[
         Literal["local", "emulators"],
         _described("local: events and tables in files; emulators: in the emulators of Pub/Sub and BigQuery"),

@@ -32,7 +32,7 @@ import msgspec
 import numpy as np
 
 from beam_jobs.movielens import MovieLens
-from contracts.command_line import FlagParser, add_flags, parse_time, run_main
+from contracts.command_line import FlagParser, add_flags, parse_time, run_main, time_flag
 from contracts.errors import InputError, OperationError
 from contracts.event_segments import SEALED_SUFFIX, sealed_segments, segment_name
 from contracts.records import utc_microseconds
@@ -310,10 +310,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start", help="start of the first window, ISO 8601 with time zone (default: the next second when ready)"
     )
+    parser.add_argument(
+        "--grid",
+        type=time_flag,
+        metavar="TIME",
+        help="the first window starts a whole number of windows after this time, as soon as the viewers are ready",
+    )
     parser.add_argument("--first-window", type=int, default=1, help="its number (default: %(default)s)")
     parser.add_argument("--session", type=int, default=0, help="which run of a resumed loop this is (default: 0)")
     add_flags(parser, LoopSettings)
     return parser
+
+
+def next_on_grid(origin: float, length: float, now: float) -> float:
+    """The next start of a window of that length, not before `now`, on the grid from `origin`; to the microsecond."""
+    return round(origin + max(math.ceil((now - origin) / length), 0) * length, 6)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -330,6 +341,8 @@ def _run(argv: Sequence[str] | None) -> None:
     movielens = load_movielens(settings)
     truth = TruthLog(arguments.truth)
     simulator = Simulator(settings, movielens, arguments.endpoint, arguments.events, truth, arguments.session)
+    if start is None and arguments.grid is not None:
+        start = next_on_grid(arguments.grid.timestamp(), settings.window_seconds, time.time())
     start = start or math.ceil(time.time())
     asyncio.run(simulator.run(start, settings.windows, arguments.first_window))
     truth.close()

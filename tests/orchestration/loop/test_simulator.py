@@ -14,7 +14,7 @@ from contracts.event_segments import SEALED_SUFFIX, sealed_segments, segment_nam
 from contracts.records import UNREADABLE, event_decoder
 from orchestration.loop import simulator
 from orchestration.loop.settings import LoopSettings
-from orchestration.loop.simulator import BadTransport
+from orchestration.loop.simulator import BadTransport, next_on_grid
 from orchestration.loop.truth import InjectedFaults, TruthLog
 from orchestration.processes import free_port
 
@@ -109,3 +109,10 @@ def test_viewers_without_a_predictor_write_down_their_failures(tmp_path):
     entries = [json.loads(line) for line in (tmp_path / "truth" / "viewers.jsonl").read_text().splitlines()]
     assert [entry[0] for entry in entries] == ["session", "failed", "failed"]
     assert sum(entry[2] for entry in entries[1:]) == 40
+
+
+def test_the_first_window_is_on_the_grid_and_not_in_the_past():
+    assert next_on_grid(100.0, 5.0, 100.0) == 100.0
+    assert next_on_grid(100.0, 5.0, 101.0) == 105.0
+    assert next_on_grid(100.0, 2.5, 111.0) == 112.5
+    assert next_on_grid(100.0, 5.0, 90.0) == 100.0

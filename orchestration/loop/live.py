@@ -1,0 +1,213 @@
+"""Live learning in the loop: the two processes that learn from open windows, and how fresh what they learned was.
+
+`beam_jobs.learn_live` joins events as they come and writes provisional sums, `trainer.live` makes live versions of them,
+and the predictor follows these. The windows go on as without it: they are the record, and the champion is trained on them.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from beam_jobs.payloads import DecisionShape
+from contracts import live_emissions, live_versions
+from contracts.command_line import say
+from contracts.errors import InputError, OperationError
+from contracts.live_versions import CONTROL_NAME, Control
+from contracts.policies import split_version
+from orchestration import endpoint
+from orchestration.audit import guard
+from orchestration.loop.run_folder import RunFolder
+from orchestration.loop.settings import LoopSettings
+from orchestration.places import append_line, replace_file, whole_lines
+from orchestration.processes import Child, wait_until
+from trainer import agents
+
+# A version's watermark is by the event log; a reward is in the log at most so long after it was sent, or its sender waits.
+LOGGED_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 60.0
+LOOK_SECONDS = 0.5
+HISTORY_NAME = "control.jsonl"
+START_TIMEOUT_SECONDS = 120.0
+# How long the files of versions are kept at least: the audit of a window replays its decisions from them.
+KEEP_SECONDS = 3600.0
+
+
+def check(settings: LoopSettings) -> None:
+    """Raises InputError for settings with which live learning does not run."""
+    if settings.learning == "windows":
+        return
+    if settings.algorithm not in agents.LINEAR_ALGORITHMS:
+        allowed = ", ".join(agents.LINEAR_ALGORITHMS)
+        raise InputError(f"--learning: live needs --algorithm {allowed}, got {settings.algorithm}")
+    if settings.backend != "local":
+        raise InputError(f"--learning: live needs --backend local, got {settings.backend}")
+
+
+def predictor_flags(folder: RunFolder, settings: LoopSettings) -> list[str]:
+    """The predictor's flags by which it follows live versions."""
+    return ["--live", str(folder.live)] if settings.learning == "live" else []
+
+
+def grid(settings: LoopSettings) -> datetime | None:
+    """A start of windows from which live learning can begin before the viewers come, so that it misses none of them.
+
+    None without live learning, and where windows are so long that the viewers should not wait for the next one: there it
+    begins once they have come.
+    """
+    if settings.learning == "windows" or settings.window_seconds > LONGEST_WAIT_SECONDS:
+        return None
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def wait_until_learning(folder: RunFolder, check_children: Callable[[], None]) -> None:
+    """Returns once provisional sums have been written in this run. Raises OperationError when none come."""
+    sums = folder.live / live_emissions.SUMS_FOLDER
+    before = live_emissions.sequences(sums)[-1:]
+    if not wait_until(lambda: live_emissions.sequences(sums)[-1:] != before, START_TIMEOUT_SECONDS, check_children):
+        raise OperationError(f"{sums}: no provisional sums came within {START_TIMEOUT_SECONDS:.0f} s")
+
+
+def start(
+    folder: RunFolder, settings: LoopSettings, shape: DecisionShape, first_window: datetime, children: ExitStack
+) -> list[Child]:
+    """Starts the two processes, which `children` will stop; none unless the settings ask for live learning."""
+    if settings.learning == "windows":
+        return []
+    window = settings.window_settings()
+    sums = [
+        *("beam_jobs.learn_live", "--events", str(folder.events), "--windows", str(folder.windows)),
+        *("--live", str(folder.live), "--start", first_window.isoformat()),
+        *("--window-seconds", str(settings.window_seconds)),
+        *("--observation-dim", str(shape.observation_dim), "--num-actions", str(shape.num_actions)),
+    ]
+    for name in window.__struct_fields__:
+        sums += [f"--{name.replace('_', '-')}", str(getattr(window, name))]
+    keep_seconds = max(KEEP_SECONDS, 4 * (settings.window_seconds + window.closing_seconds))
+    versions = ["trainer.live", "--live", str(folder.live), "--policies", str(folder.policies)]
+    versions += ["--keep-seconds", str(keep_seconds)]
+    return [
+        children.enter_context(
+            Child(command[0], [sys.executable, "-m", *command], folder.logs / f"{command[0].split('.')[1]}.log")
+        )
+        for command in (sums, versions)
+    ]
+
+
+class LiveGuard:
+    """Holds live learning in a run, by `<live>/control.json`, and releases it.
+
+    It is held while the guard holds the loop, and from the moment at which the predictor refuses a version until the next
+    audited window is accepted. What refused windows taught stays out after a release.
+    """
+
+    def __init__(self, folder: RunFolder, settings: LoopSettings) -> None:
+        self._folder = folder
+        self._learns_live = settings.learning == "live"
+        self._endpoint: str | None = None
+        self._next_look = 0.0
+
+    def watch(self, endpoint: str) -> None:
+        """Says where the predictor is."""
+        self._endpoint = endpoint
+
+    def look(self) -> None:
+        """Asks the predictor, at most twice per second, whether it refused a live version, and holds if it did."""
+        if not self._learns_live or self._endpoint is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        try:
+            status = endpoint.live_status(self._endpoint)
+        except OperationError:
+            return  # it is busy, or has ended, which its parent notices
+        if status is not None and status.error is not None and status.error.startswith("refused:"):
+            self._write(held=True, reason=status.error)
+
+    def after_audit(self, accepted: bool) -> None:
+        """Takes over the guard's state after windows have been audited; `accepted`: all of them were."""
+        state = guard.state(self._folder.root)
+        if not self._learns_live:
+            return
+        if state is not None and state.held:
+            self._write(held=True, reason=state.reason)
+        elif accepted:
+            self._write(held=False, reason="the window was accepted" if self._control().held else "")
+
+    def _control(self) -> Control:
+        path = self._folder.live / CONTROL_NAME
+        if not path.is_file():
+            return Control(changed_at=datetime.fromtimestamp(0, UTC))
+        return live_versions.decode_control(path.read_bytes(), str(path))
+
+    def _write(self, held: bool, reason: str) -> None:
+        before, refused = self._control(), guard.refused_windows(self._folder)
+        if (before.held, before.refused) == (held, refused):
+            return  # the first reason stands
+        control = Control(held=held, reason=reason, changed_at=datetime.now(UTC), refused=refused)
+        replace_file(self._folder.live / CONTROL_NAME, msgspec.json.encode(control))
+        append_line(self._folder.live / HISTORY_NAME, msgspec.json.encode(control))
+        if held != before.held:
+            say(f"HELD live learning: {reason}" if held else f"Live learning goes on: {reason}")
+
+
+def holds(live: Path) -> int:
+    """How often live learning was held in a run."""
+    past = [live_versions.decode_control(line, HISTORY_NAME).held for line in whole_lines(live / HISTORY_NAME)]
+    return sum(held and not before for before, held in zip([False, *past], past, strict=False))
+
+
+class ServedVersions:
+    """When live versions first decided, and up to when the events are in each."""
+
+    def __init__(self, live: Path, policy_version: np.ndarray, decided_at: np.ndarray) -> None:
+        """Reads the files of versions that are kept in `live`.
+
+        Args:
+          live: the folder of live learning.
+          policy_version: [N] the version of each decision.
+          decided_at: [N] microseconds since the epoch.
+        """
+        complete = _watermarks(live)
+        names, first = np.unique(policy_version.astype(str), return_inverse=True)
+        earliest = np.full(len(names), np.iinfo(np.int64).max)
+        np.minimum.at(earliest, first, decided_at)
+        served = [
+            (complete[sequence], at / 1e6)
+            for name, at in zip(names.tolist(), earliest.tolist(), strict=True)
+            if (sequence := split_version(name)[1]) in complete
+        ]
+        served.sort()
+        self._complete = np.array([complete_until for complete_until, _ in served])
+        decided = np.array([at for _, at in served])
+        # The first decision by a version whose watermark is that one, or a later one.
+        self._decided = np.minimum.accumulate(decided[::-1])[::-1]
+
+    def lags(self, sent_at: np.ndarray) -> np.ndarray:
+        """[M] seconds from sending a reward to the first decision by a version that learned it; NaN without one.
+
+        A version counts as having learned it when every event logged up to 0.1 s after it was sent is in the version.
+        """
+        place = np.searchsorted(self._complete, sent_at + LOGGED_SECONDS)
+        found = place < len(self._complete)
+        lags = np.full(len(sent_at), np.nan)
+        lags[found] = self._decided[place[found]] - sent_at[found]
+        return lags
+
+
+def _watermarks(live: Path) -> dict[int | None, float]:
+    """Up to when every event is in a version, seconds since the epoch, by its sequence number."""
+    versions = live / live_versions.VERSIONS_NAME
+    if not versions.is_dir():
+        return {}
+    files = live_versions.listed([path.name for path in versions.iterdir()])
+    found: dict[int | None, float] = {}
+    for sequence, kind in files:
+        version = live_versions.read(versions / live_versions.file_name(sequence, kind))
+        if version.complete_until is not None:
+            found[sequence] = version.complete_until.timestamp()
+    return found
