@@ -104,6 +104,8 @@ BENCHMARKS: dict[str, tuple[str, str, str, str]] = {
         "learn_live: chunks of Arrow bytes, joined as the export does",
     ),
     "freshness": ("bench.freshness", "run", "a process for each step", "the loop"),
+    "freshness_live": ("bench.live", "freshness", "the loop's policies", "its live versions, in the same runs"),
+    "loop_live": ("bench.live", "regret", "the loop, by windows", "the loop, live"),
 }
 
 
