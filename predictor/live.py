@@ -34,7 +34,9 @@ _log = logging.getLogger(__name__)
 
 JUDGED_ON = 64  # observations, the newest
 _MIN_JUDGED_ON = 8
-_STANDARD_ERRORS = 1.96  # how far the judge's model may be off before a loss counts
+# How far the judge's model may be off before a loss counts. Its standard deviations are those for rewards with a noise of
+# variance 1, and the loss is a mean over many observations.
+_STANDARD_DEVIATIONS = 0.5
 _LOOK_SECONDS = 1.0  # without the next delta for so long, a snapshot is looked for
 
 
@@ -60,7 +62,7 @@ class LiveServing(msgspec.Struct, frozen=True, kw_only=True):
             description="live: a version does not serve if the anchor's (or base's) model expects it to lose more than"
             " this share of the range of expected rewards",
         ),
-    ] = 0.15
+    ] = 0.05
 
 
 class LiveStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,7 +232,7 @@ def _kind(error: str) -> str:
 def expected_loss(version: Policy, judge: Policy, observations: np.ndarray) -> float:
     """How much less reward the judge's model expects of the version's best arms than of its own, at least.
 
-    From the difference of the two arms 1.96 standard deviations are subtracted, because a model overrates the arms that
+    From the difference of the two arms half a standard deviation is subtracted, because a model overrates the arms that
     it prefers: to it, a version that learned more looks a little worse. The loss is a share of the mean difference of the
     best and the worst arm on offer, by the judge's model; 0 where all arms look alike.
 
@@ -245,7 +247,7 @@ def expected_loss(version: Policy, judge: Policy, observations: np.ndarray) -> f
         mean, std, own = mean[:, judge.active], std[:, judge.active], own[:, judge.active]
     rows = np.arange(len(mean))
     before, after = mean.argmax(axis=1), own.argmax(axis=1)
-    unsure = _STANDARD_ERRORS * np.hypot(std[rows, before], std[rows, after])
+    unsure = _STANDARD_DEVIATIONS * np.hypot(std[rows, before], std[rows, after])
     loss = np.where(before == after, 0.0, mean[rows, before] - mean[rows, after] - unsure).mean()
     spread = float((mean.max(axis=1) - mean.min(axis=1)).mean())
     return max(float(loss), 0.0) / spread if spread else 0.0

@@ -19,7 +19,7 @@ from beam_jobs.movielens import MovieLens
 from contracts import schemas
 from contracts.errors import InputError
 from contracts.event_segments import sealed_segments
-from contracts.policies import PolicyCard
+from contracts.policies import PolicyCard, base_of
 from contracts.records import Decision, event_decoder, utc_microseconds
 from contracts.windows import Split, TrainingWindow, revision_folder
 from orchestration.audit import guard
@@ -177,6 +177,11 @@ class Stored(NamedTuple):
             duplicate_rewards=duplicate_rewards,
             failed_at=_microseconds(dead_letters["failed_at"]),
         )
+
+    @property
+    def base(self) -> np.ndarray:
+        """[N] the version that each decision counts for: the base of a live one."""
+        return np.array([base_of(version) for version in self.policy_version.tolist()], object)
 
     @property
     def rewards(self) -> Iterator[tuple[str, int, float]]:

@@ -12,10 +12,11 @@ import pyarrow as pa
 from beam_jobs.movielens import MovieLens
 from beam_jobs.reward_join import in_holdback
 from contracts.errors import InputError
-from contracts.policies import PolicyCard, base_of
+from contracts.policies import PolicyCard
 from contracts.records import utc_microseconds
 from contracts.windows import Manifest
 from orchestration import policy_store
+from orchestration.gate import GateResult
 from orchestration.loop import accounting
 from orchestration.loop.accounting import Happened, Stored, Totals, inside
 from orchestration.loop.audience import new_movies
@@ -240,8 +241,7 @@ def _window_report(
 ) -> WindowReport:
     counts, gate = manifest.counts, entry.gate
     here = inside(stored.decided_at, entry.window) & (stored.user >= 0)
-    versions_here, actions = stored.policy_version[here].tolist(), stored.action[here]
-    decided_by = np.array([base_of(version) for version in versions_here], object)
+    decided_by, actions = stored.base[here], stored.action[here]
     of_all = movielens.expected_of_all_actions(stored.user[here], stored.angle[here])
     expected, of_all = of_all[np.arange(len(actions)), actions], of_all[:, movielens.on_offer]
     oracle = of_all.max(axis=1)
@@ -259,7 +259,7 @@ def _window_report(
         interrupted=entry.interrupted,
         policy_version=max(versions, key=lambda version: versions[version].decisions, default=""),
         policy_versions=versions,
-        live_decisions=sum(base != version for base, version in zip(decided_by, versions_here, strict=True)),
+        live_decisions=int((stored.policy_version[here] != decided_by).sum()),
         decisions=counts.decisions,
         rewards=counts.rewards,
         defaulted=counts.defaulted,
@@ -277,9 +277,7 @@ def _window_report(
         regret=float((oracle - expected).sum()),
         candidate=entry.candidate,
         off_policy=_off_policy(entry),
-        gain=None
-        if gate.gain is None or gate.gain_low is None or gate.gain_high is None
-        else (gate.gain, gate.gain_low, gate.gain_high),
+        gain=_gain(gate),
         promoted=gate.promoted,
         reason=gate.reason,
         ingest_seconds=entry.ingest_seconds,
@@ -292,6 +290,12 @@ def _window_report(
         freshness_seconds=_percentiles(freshness),
         look=entry.look,
     )
+
+
+def _gain(gate: GateResult) -> tuple[float, float, float] | None:
+    if gate.gain is None or gate.gain_low is None or gate.gain_high is None:
+        return None
+    return gate.gain, gate.gain_low, gate.gain_high
 
 
 def _off_policy(entry: JournalEntry) -> OffPolicy | None:

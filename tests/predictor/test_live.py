@@ -257,7 +257,7 @@ def test_a_model_that_is_unsure_refuses_nothing():
     theta = np.random.default_rng(9).normal(size=(K, D))
     worse = policy(-theta, 0.01)
     assert live.expected_loss(worse, policy(theta, 1e-6), OBSERVATIONS) == pytest.approx(1.0, abs=0.01)
-    assert live.expected_loss(worse, policy(theta, 4.0), OBSERVATIONS) == 0.0
+    assert live.expected_loss(worse, policy(theta, 100.0), OBSERVATIONS) == 0.0
     assert live.expected_loss(worse, policy(0 * theta, 1e-6), OBSERVATIONS) == 0.0
 
 
