@@ -200,6 +200,7 @@ def test_rights_are_the_least() -> None:
         "roles/dataflow.worker",
         "roles/eventarc.eventReceiver",
         "roles/logging.logWriter",
+        "roles/monitoring.viewer",
     }
 
 
