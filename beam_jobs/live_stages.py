@@ -167,10 +167,13 @@ class WatchRecordFn(beam.DoFn):
             for start in self._job.at_start.recent:
                 yield beam.pvalue.TaggedOutput("recorded", (start, False))
         start = begin
-        for one in self._begun(begin, element[1].complete_until):
-            if self._job.record.is_there(one):
+        begun = list(self._begun(begin, element[1].complete_until))
+        newest = max((one for one in begun if self._job.record.is_there(one)), default=None)
+        # Windows are exported in order: once the newest was seen, those before it are there, or never will be.
+        for one in begun:
+            if newest is not None and one <= newest and self._job.record.is_there(one):
                 yield beam.pvalue.TaggedOutput("recorded", (one, True))
-                start = self._job.plan.after(one)  # windows are exported in order: those before it never will be
+                start = self._job.plan.after(one)
         while self._given_up(start, element[1].complete_until):
             start = self._job.plan.after(start)
         if start != begin:
