@@ -55,7 +55,7 @@ MENU = {
         "templates/README",
     ],
     "Runbook": ["docs/runbook", *(f"docs/runbook/{path.stem}" for path in sorted(ROOT.glob("docs/runbook/*.md")))],
-    "Evidence": ["docs/evidence/estimates"],
+    "Evidence": ["docs/evidence/estimates", "docs/evidence/gate"],
     "Reference": [
         "docs/commands",
         "docs/records",
