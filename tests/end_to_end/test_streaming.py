@@ -103,7 +103,10 @@ def exported(folder: Path, windows: Path) -> tuple[list[tuple[float, float, bool
         found = list(
             zip(batch.observation[:, 0].tolist(), batch.reward.tolist(), batch.defaulted.tolist(), strict=True)
         )
-    names = manifest.counts.__struct_fields__
+    counts = manifest.counts
+    # No case has a reward in time that occurs in another window than its decision.
+    assert counts.rewards_in_time == counts.rewards + counts.repeated_rewards
+    names = [name for name in counts.__struct_fields__ if name != "rewards_in_time"]
     return found, {name: getattr(manifest.counts, name) for name in names if getattr(manifest.counts, name)}
 
 
