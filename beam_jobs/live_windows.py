@@ -42,7 +42,7 @@ class LiveSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             description="how long after its close a window stays in the emissions once its record is there, so that a"
             " policy can be trained on the record meanwhile",
         ),
-    ] = 60.0
+    ] = 600.0
     record_wait_seconds: Annotated[
         float,
         Meta(
