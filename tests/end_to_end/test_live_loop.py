@@ -7,7 +7,7 @@ import pytest
 
 from contracts.policies import split_version
 from contracts.windows import decode_manifest
-from orchestration.audit import auditor
+from orchestration.audit import window_audits
 from orchestration.loop import report
 from orchestration.loop.run_folder import RunFolder
 
@@ -30,7 +30,7 @@ def test_what_is_learned_live_decides_between_two_champions_and_is_audited(tmp_p
         manifest = decode_manifest((folder.windows / f"window={_name(window)}" / "manifest.json").read_bytes(), "")
         for version in [*window.policy_versions, *manifest.policy_versions]:
             assert split_version(version)[1] is None  # counted by base
-    served = [audit for audit in auditor.read_all(folder.audit) if audit.window.start >= figures.windows[0].start]
+    served = [audit for audit in window_audits.read_all(folder.audit) if audit.window.start >= figures.windows[0].start]
     assert len(served) == 3
     for audit in served:
         for version in audit.evidence.versions.values():
