@@ -12,6 +12,7 @@ LOOP_ARGS ?=
 BACKEND ?= local
 ONLY ?=
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
 PEERS := .peers
 LEARNING_ARGS ?=
 SABOTAGE_ARGS ?=
@@ -42,8 +43,8 @@ ifeq ($(BACKEND),emulators)
 endif
 	$(BIN)/python -m orchestration.cli loop --backend $(BACKEND) $(LOOP_ARGS)
 
-test: $(INSTALLED) ## Run the tests (PYTEST_ARGS="-k …")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(INSTALLED) ## Run the tests (PYTEST_ARGS="-k …"; PYTEST_WORKERS=0 for one process)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## Lint, types, import rules, generated files, documentation
 	$(BIN)/ruff check .

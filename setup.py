@@ -65,6 +65,7 @@ DEV = [
     "psutil",
     "pytest",
     "pytest-timeout",
+    "pytest-xdist",
     "ruff",
     "schemathesis==4.32.0",
     "playwright==1.65.0",
