@@ -25,9 +25,10 @@ STANDARD_ERRORS = 1.96  # on either side: 95% of a normal distribution
 MIN_EFFECTIVE_SAMPLE_SIZE = 20.0
 MAX_MEAN_WEIGHT_ERROR = 0.5
 # A candidate is not even tried if the model of what serves expects it to lose more than this share of the mean absolute
-# reward. In trials with MovieLens, candidates that were no worse lost 10% at most by that model, and those that were 50%
-# worse at least 40%.
-MAX_EXPECTED_LOSS = 0.25
+# reward. In trials on four seeds of the built-in ratings at 20, 100 and 500 actions, candidates that were as good as the
+# champion lost at most 15% by that model, and those that were 50% worse at least 33%. Good updates of a champion that has
+# learned from few decisions lost up to 22%.
+MAX_EXPECTED_LOSS = 0.3
 
 
 class GateResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +183,8 @@ def compare(new: serving.Policy, old: serving.Policy, everything: HeldBack, how:
     interval = Interval(gain.gain.value, gain.gain.low - unknown, gain.gain.high + unknown)
     verdict, doubt = _verdict(interval, gain)
     overrated = chosen_before / decisions.propensity * (q_logged - decisions.reward)
-    feared = _feared_loss((old_probabilities * mean).sum(axis=1) - overrated - q_candidate, decisions.reward)
+    expected_loss = (old_probabilities * mean).sum(axis=1) - q_candidate
+    feared = _feared_loss(expected_loss, overrated, decisions.reward)
     # Decisions that show a gain weigh more than what a model expects, which may be wrong itself.
     verdict = "worse" if feared is not None and verdict != "better" else verdict
     reason = f"{verdict}: {_shown(interval, len(rows), feared, float(untried.sum(axis=1).mean()))}"
@@ -199,17 +201,21 @@ def _shown(gain: Interval, decisions: int, feared: float | None, untried: float)
     return text if untried <= 0.01 else f"{text}, {untried:.0%} of its choices untried by the champion"
 
 
-def _feared_loss(losses: np.ndarray, rewards: np.ndarray) -> float | None:
+def _feared_loss(losses: np.ndarray, overrated: np.ndarray, rewards: np.ndarray) -> float | None:
     """The loss per decision that the model of what serves expects of a candidate at least, if it is too large to try it.
 
-    It is the lower end of a 95% interval.
+    It is the lower end of a 95% interval. What serves chooses what its model overrates (the winner's curse), so the model
+    alone would see a loss in anything else: what it overrates is subtracted. The candidate's choices may never have been
+    tried, so for them there is nothing but the model. A model that has seen little underrates all choices, as its
+    coefficients are shrunk; that is not added to the loss, because it holds for the candidate's choices as well.
 
     Args:
-      losses: [N], of each decision: the value of what serves, doubly robust, less what the model expects of the candidate.
-        What serves chooses what its model overrates (the winner's curse), so the model alone would see a loss in anything
-        else. The candidate's choices may never have been tried, so for them there is nothing but the model.
+      losses: [N], the model's values of what serves less those of the candidate.
+      overrated: [N], how much the model overrates what serves, doubly robust.
       rewards: [N].
     """
+    if overrated.mean() > 0:
+        losses = losses - overrated
     loss = float(losses.mean() - STANDARD_ERRORS * losses.std() / math.sqrt(len(losses)))
     return loss if loss > MAX_EXPECTED_LOSS * float(np.abs(rewards).mean()) else None
 

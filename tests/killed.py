@@ -9,16 +9,14 @@ name (`unnamed`), or just after it has its name (`named`).
 import os
 import signal
 import sys
-from typing import Any
-
-from apache_beam.io.filesystems import FileSystems
+from pathlib import Path
 
 MOMENTS = ("torn", "unnamed", "named")
 
 
 def arm(moment: str, count: int) -> None:
     """Makes `beam_jobs.files.publish`, through which all files are written, deadly."""
-    fsync, rename = os.fsync, FileSystems.rename
+    fsync, rename = os.fsync, Path.rename
     begun = 0
 
     def deadly_fsync(descriptor: int) -> None:
@@ -29,15 +27,16 @@ def arm(moment: str, count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(descriptor)
 
-    def deadly_rename(*paths: Any) -> None:
+    def deadly_rename(path: Path, target: Path) -> Path:
         if begun == count and moment == "unnamed":
             os.kill(os.getpid(), signal.SIGKILL)
-        rename(*paths)
+        renamed = rename(path, target)
         if begun == count:
             os.kill(os.getpid(), signal.SIGKILL)
+        return renamed
 
     os.fsync = deadly_fsync
-    FileSystems.rename = deadly_rename
+    Path.rename = deadly_rename
 
 
 if __name__ == "__main__":
