@@ -72,9 +72,15 @@ def serve(settings: PageSettings) -> None:
         app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=2, ws="none"
     )
     server = _Server(config, feed)
-    # uvicorn raises the signal again once it has shut down; with these handlers the exit code is 0.
+
+    def stop(*_: object) -> None:
+        feed.ended = True
+        server.should_exit = True
+
+    # uvicorn handles signals while it serves, and raises them again once it has shut down. These handlers see those that
+    # come before it serves, and make the exit code 0.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, stop)
     os.nice(NICENESS)
     folder.write_page(page)
     sys.stdout.write(f"{page.address}\n")
