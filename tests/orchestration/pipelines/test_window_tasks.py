@@ -91,8 +91,8 @@ def test_dataflow_is_given_flags_that_the_jobs_have(tmp_path):
     waiting = {"watermark": subscription, "watermark_limit_seconds": "60.0"}
     assert again["export_trajectories"] == of_bootstrap["export_trajectories"] | waiting
     export_trajectories.parser().parse_with_beam([f"--{k}={v}" for k, v in again["export_trajectories"].items()])
-    (emulated,) = window_tasks.export_jobs(plan, "/root", "bigquery:films.recommender", "ingest.json")
-    assert emulated["export_trajectories"]["watermark"] == "/root/ingest.json"
+    (emulated,) = window_tasks.export_jobs(plan, "/loop", "bigquery:films.recommender", "ingest.json")
+    assert emulated["export_trajectories"]["watermark"] == "/loop/ingest.json"
     assert (of_bootstrap["ingest_events"]["observation_dim"], of_bootstrap["ingest_events"]["num_actions"]) == (
         "5",
         "10",
