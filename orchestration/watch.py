@@ -108,6 +108,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     margin: float  # reward per decision
     sequence: ConfidenceSequence
     detector: FaultDetector
+    clipped: float = 0.0  # what clipping the residuals took from the sum of the differences
     spread: float = 0.0  # sum over decisions of sum_a (candidate(a) - anchor(a))^2 / e(a)
     spread_at_equal_share: float = 0.0
 
@@ -123,7 +124,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         # An action that neither policy takes was not drawn from them: a log that is wrong, which the audit judges.
         possible = taken > 0
         weight = np.divide(difference[at, rows.action], taken, out=np.zeros(len(at)), where=possible)
-        residual = np.clip(rows.reward - model[at, rows.action], -self.scale.residual, self.scale.residual)
+        error = rows.reward - model[at, rows.action]
+        residual = np.clip(error, -self.scale.residual, self.scale.residual)
+        reach = max(self.scale.high - self.scale.low, self.scale.residual)  # beyond it, one reward could decide a trial
+        taken_off = weight * (np.clip(error, -reach, reach) - residual)
         expected = (difference * model).sum(axis=1)
         side = np.where(rows.by_anchor, -1 / self.anchor_share, 1 / (1 - self.anchor_share))
         # Beyond the bounds by rounding alone.
@@ -135,6 +139,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
             self,
             sequence=self.sequence.add(values),
             detector=self.detector.add(by_version),
+            clipped=self.clipped + float(taken_off.sum()),
             spread=self.spread + _spread(new, old, self.anchor_share),
             spread_at_equal_share=self.spread_at_equal_share + _spread(new, old, EQUAL_SHARE),
         )
@@ -142,6 +147,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     def look(self, version: str, anchor: str) -> Look:
         """The verdict that the evidence carries, and what would decide it where it carries none."""
         low, high = self.sequence.interval(ERROR)
+        low, high = low + min(self._shift, 0.0), high + max(self._shift, 0.0)
         gain = self.sequence.mean if self.sequence.count else None
         of = f"over {self.sequence.count} decisions"
         shown = "" if gain is None else f"gain {gain:+.3f} [{low:+.3f}, {high:+.3f}] {of}"
@@ -173,10 +179,15 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
             reason=reason,
         )
 
+    @property
+    def _shift(self) -> float:
+        """By how much clipping has moved the mean of the differences."""
+        return self.clipped / self.sequence.count if self.sequence.count else 0.0
+
     def _needed(self, variance_ratio: float) -> int | None:
         """About how many more decisions would decide it either way; None if there is no estimate."""
-        mean = self.sequence.mean
-        ends = [bound for bound, nears in ((-self.margin, mean > -self.margin), (0.0, mean < 0)) if nears]
+        mean, worse, not_worse = self.sequence.mean, -max(self._shift, 0.0), -self.margin - min(self._shift, 0.0)
+        ends = [bound for bound, nears in ((not_worse, mean > not_worse), (worse, mean < worse)) if nears]
         needed = min((self.sequence.still_needed(end, ERROR, variance_ratio) for end in ends), default=math.inf)
         return math.ceil(needed) if math.isfinite(needed) else None
 

@@ -78,6 +78,22 @@ def test_the_gain_is_estimated_without_bias_though_the_model_is_wrong(share):
     assert evidence.look("new", "old").cost == pytest.approx(share * evidence.sequence.total)
 
 
+def test_what_clipping_took_widens_the_interval_on_its_side():
+    """All arms are worth the same, and the anchor's model underrates them, the ones it does not favour by more."""
+    candidate, anchor = policy(0), policy(2)
+    scale = watch.Scale(low=-1.0, high=2.0, residual=0.3, unit=1.0)
+    rng, evidence = np.random.default_rng(4), watch.nothing_yet(scale, SHARE, 0.05)
+    for _ in range(20):
+        rows = decisions(rng, candidate, anchor, 1000)
+        evidence = evidence.add(rows._replace(reward=np.ones(1000)), candidate, anchor)
+    assert evidence.sequence.interval(watch.ERROR)[1] < 0  # as if it lost
+    look = evidence.look("new", "old")
+    assert look.low < 0 < look.high
+    assert look.outcome == "on probation"
+    absurd = evidence.add(rows._replace(reward=np.full(1000, 1e9)), candidate, anchor)
+    assert absurd.look("new", "old").high < 5 * scale.high
+
+
 @pytest.mark.parametrize(("favourite", "outcome"), [(0, "confirmed"), (2, "rolled back"), (3, "rolled back")])
 def test_a_better_version_is_confirmed_and_a_worse_one_rolled_back(favourite, outcome):
     for seed in range(5):
