@@ -82,14 +82,14 @@ def test_what_clipping_took_widens_the_interval_on_its_side():
     """All arms are worth the same, and the anchor's model underrates them, the ones it does not favour by more."""
     candidate, anchor = policy(0), policy(2)
     scale = watch.Scale(low=-1.0, high=2.0, residual=0.3, unit=1.0)
-    rng, evidence = np.random.default_rng(4), watch.nothing_yet(scale, SHARE, 0.05)
+    rng, evidence = np.random.default_rng(4), watch.nothing_yet(scale, SHARE, 0.5)
     for _ in range(20):
         rows = decisions(rng, candidate, anchor, 1000)
         evidence = evidence.add(rows._replace(reward=np.ones(1000)), candidate, anchor)
     assert evidence.sequence.interval(watch.ERROR)[1] < 0  # as if it lost
     look = evidence.look("new", "old")
     assert look.low < 0 < look.high
-    assert look.outcome == "on probation"
+    assert look.outcome == "confirmed"
     absurd = evidence.add(rows._replace(reward=np.full(1000, 1e9)), candidate, anchor)
     assert absurd.look("new", "old").high < 5 * scale.high
 
