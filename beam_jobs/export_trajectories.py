@@ -9,8 +9,8 @@ With `--follow` the job exports one window after the other, each as soon as it h
 is complete up to its closing time, else by the clock. It never exports a window that waits for its events; after
 `--watermark-limit-seconds` it fails.
 
-The job joins each decision with its first reward in time, splits the records by a hash of `decision_id` (a slate by its
-`slate_id`), and writes files of bounded size. It writes the manifest last. The files depend only on the window's rows
+The job joins each decision with its reward in time (several become one by `--reward-rule`), splits the records by a hash
+of `decision_id` (a slate by its `slate_id`), and writes files of bounded size. It writes the manifest last. The files depend only on the window's rows
 and the settings: exporting the window again elsewhere writes the same bytes.
 
 All records of a window have observations of one length: `--observation-dim`, or the most frequent length (of equally

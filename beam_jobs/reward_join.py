@@ -1,8 +1,8 @@
 """Joins decisions with their rewards, as batches of rows.
 
-A reward is *in time* when `decided_at <= occurred_at <= decided_at + reward_window`. A decision's reward is its first
-reward in time; of several at the same moment, the smallest. The join counts everything else. Another reward in time is
-*repeated*, one outside of the reward window is *late*, one without a decision is an *orphan*, and the same row read
+A reward is *in time* when `decided_at <= occurred_at <= decided_at + reward_window`. A decision's reward is made of its
+rewards in time by the rule of the settings (`contracts.reward_rules`): with `first` it is the first one; of several at
+the same moment, the smallest. The join counts everything else. Another reward in time is *repeated*, whatever the rule, one outside of the reward window is *late*, one without a decision is an *orphan*, and the same row read
 again is a *duplicate*. A decision with the id of an earlier one is a duplicate too. Decisions are counted in the window
 in which they were made, and those rewards in the window in which they occurred (`contracts.windows`), so adjacent
 windows count every row once.
@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from beam_jobs.tables import arrow_schema, record_schema
 from contracts.id_hashes import ID_BYTES, mixed
-from contracts.records import Interaction, utc_microseconds
+from contracts.records import FLOAT32_MAX, Interaction, utc_microseconds
+from contracts.reward_rules import RewardRule
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 
@@ -109,9 +110,8 @@ def join_rewards(
     first = np.zeros(len(order), bool)
     first[candidates[np.diff(reward_code[candidates], prepend=-1) != 0]] = True
 
-    reward_at = np.full(len(known), -1)  # row of each decision's reward, after sorting
-    reward_at[reward_code[first]] = np.flatnonzero(first)
-    place = reward_at[decision_code[kept]]
+    answers = _combined(settings.reward_rule, reward_code[candidates], occurred[candidates], value[candidates])
+    place = answers.rows(len(known))[decision_code[kept]]
     rewarded = place >= 0
     here = (occurred >= start) & (occurred < end)
     missing, dropping = int((~rewarded).sum()), settings.missing_reward == "drop"
@@ -132,11 +132,49 @@ def join_rewards(
     order = _in_order(decisions["decision_id"], decided, kept)
     kept, place, rewarded = kept[order], place[order], rewarded[order]
     joined = {
-        "reward": pa.array(np.where(rewarded, _take(value, place), settings.default_reward)),
-        "rewarded_at": pa.array(_take(occurred, place), mask=~rewarded).cast(pa.timestamp("us", tz="UTC")),
+        "reward": pa.array(np.where(rewarded, _take(answers.value, place), settings.default_reward)),
+        "rewarded_at": pa.array(_take(answers.occurred, place), mask=~rewarded).cast(pa.timestamp("us", tz="UTC")),
         "defaulted": pa.array(~rewarded),
     }
     return _interactions(decisions, kept, joined), counts
+
+
+class _Answers(NamedTuple):
+    """The reward of each decision that has one: [N] its code, ascending, the time and the value."""
+
+    code: np.ndarray
+    occurred: np.ndarray
+    value: np.ndarray
+
+    def rows(self, num_codes: int) -> np.ndarray:
+        """[num_codes] the row of each code, -1 for one without a reward."""
+        rows = np.full(num_codes, -1)
+        rows[self.code] = np.arange(len(self.code))
+        return rows
+
+
+def _combined(rule: RewardRule, code: np.ndarray, occurred: np.ndarray, value: np.ndarray) -> _Answers:
+    """The rewards in time, [M] sorted by code, time and value, as one of each code.
+
+    What becomes of a code depends on its own rows alone, to the last bit: the sums are added in the rows' order.
+    """
+    begins = np.flatnonzero(np.diff(code, prepend=-1) != 0)
+    match rule:
+        case "first":
+            chosen = begins
+        case "last":
+            chosen = np.append(begins[1:], len(code))[: len(begins)] - 1
+        case "max":
+            best = np.lexsort((occurred, -value, code))
+            chosen = best[begins]
+        case "sum":
+            last = np.append(begins[1:], len(code))[: len(begins)] - 1
+            group = np.cumsum(np.diff(code, prepend=-1) != 0) - 1
+            sums = np.bincount(group, weights=value, minlength=len(begins))
+            return _Answers(code[begins], occurred[last], np.clip(sums, -FLOAT32_MAX, FLOAT32_MAX))
+        case _:
+            raise ValueError(f"an unknown rule: {rule!r}")
+    return _Answers(code[chosen], occurred[chosen], value[chosen])
 
 
 def _encode_ids(*tables: pa.Table) -> tuple[list[np.ndarray], int]:

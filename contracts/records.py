@@ -2,7 +2,7 @@
 
     Decision      a policy chose `action` for `observation` with probability `propensity`
     RewardEvent   what came back for a decision
-    Interaction   a decision joined with its first reward in time (or with the default reward)
+    Interaction   a decision joined with its reward: of those in time by a rule, or the default reward
     DeadLetter    a payload that could not be read, kept as received so that it can be replayed
 
 Decisions and rewards travel on one events topic as JSON objects told apart by `kind`. Decode them with

@@ -21,6 +21,7 @@ from msgspec import Meta
 from contracts import documents
 from contracts.event_segments import compact_time, parse_compact_time
 from contracts.records import FLOAT32_MAX, Timestamp
+from contracts.reward_rules import RewardRule
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -76,6 +77,13 @@ class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     default_reward: Annotated[
         float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX, description="reward of silence, with missing_reward default")
     ] = 0.0
+    reward_rule: Annotated[
+        RewardRule,
+        Meta(
+            description="how several rewards in time of one decision become one: the first, the last or the largest of"
+            " them, or their sum"
+        ),
+    ] = "first"
     holdback_share: Annotated[
         float,
         Meta(ge=0, lt=1, description="share of a window that judges the new policy before the next one trains on it"),
@@ -115,7 +123,7 @@ class WindowCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     Decisions made in the window: `decisions = rewards + defaulted + dropped + set_aside`. A reward that occurred in the
     window is the first in time for its decision (counted in `rewards` of that decision's window), or a repeat, late or
-    an orphan (counted here).
+    an orphan (counted here). The rule that combines rewards (`reward_rule`) does not change what is counted.
     """
 
     decisions: Count
@@ -144,6 +152,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     settle_seconds: float
     missing_reward: Literal["default", "drop"]
     default_reward: float
+    reward_rule: RewardRule = "first"  # the only one when a manifest did not say it
     holdback_share: float
     late_horizon_seconds: float | None = None  # not in a window that was exported before this was written down
     observation_dim: Annotated[int, Meta(ge=0)]  # 0 only when there are no records

@@ -21,6 +21,7 @@ from contracts.errors import InputError
 from contracts.event_segments import sealed_segments
 from contracts.policies import PolicyCard, base_of
 from contracts.records import Decision, event_decoder, utc_microseconds
+from contracts.reward_rules import combine
 from contracts.windows import Split, TrainingWindow, revision_folder
 from orchestration.audit import guard
 from orchestration.loop.run_folder import RunFolder
@@ -354,13 +355,14 @@ def _own_records(happened: Happened, stored: Stored, movielens: MovieLens, setti
             decisions.setdefault(decision_id, (movielens.observations[user].tobytes(), action))
     sent = [(reward.decision_id, reward.occurred_at, reward.reward) for reward in happened.rewards]
     offered = [(reward.decision_id, reward.occurred_at, reward.reward) for reward in happened.offered.values()]
-    first: dict[str, tuple[int, float]] = {}
+    in_time: dict[str, list[tuple[int, float]]] = {}
     for decision_id, occurred_at, reward in [*sent, *arrived.intersection(offered)]:
         wait = occurred_at - decided.get(decision_id, 0)
         if 0 <= wait <= settings.reward_window_seconds * 1e6:
-            first[decision_id] = min((occurred_at, reward), first.get(decision_id, (occurred_at, reward)))
+            in_time.setdefault(decision_id, []).append((occurred_at, reward))
+    counted = {decision_id: combine(settings.reward_rule, rewards)[1] for decision_id, rewards in in_time.items()}
     return {
-        decision_id: (*of_whom, float(np.float32(first[decision_id][1])) if decision_id in first else None)
+        decision_id: (*of_whom, float(np.float32(counted[decision_id])) if decision_id in counted else None)
         for decision_id, of_whom in decisions.items()
     }
 

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from contracts.command_line import build, flag_name, from_flags, owned
 from contracts.policies import STRATEGIES, Exploration
+from contracts.reward_rules import RewardRule
 from contracts.watermarks import WaitSettings
 from contracts.windows import WindowSettings
 from orchestration.audit.settings import GuardSettings
@@ -58,6 +59,7 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # Here silence says nothing about taste, so decisions without a reward are dropped.
     missing_reward: Annotated[Literal["drop", "default"], owned(WindowSettings, "missing_reward")] = "drop"
     default_reward: Annotated[float, owned(WindowSettings, "default_reward")] = 0.0
+    reward_rule: Annotated[RewardRule, owned(WindowSettings, "reward_rule")] = "first"
     drift: Annotated[float, _described("how far tastes turn in a training window, in radians", ge=0)] = 0.0
     new_movies: Annotated[
         int, _described("how many of the movies come out only when serving begins, unknown to the first policy", ge=0)
@@ -142,6 +144,7 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             settle_seconds=self.settle_seconds,
             missing_reward=self.missing_reward,
             default_reward=self.default_reward,
+            reward_rule=self.reward_rule,
             holdback_share=self.holdback_share,
             late_horizon_seconds=self.reward_window_seconds + LATEST_ANSWER_SECONDS,
         )

@@ -85,7 +85,7 @@ def find(folder: Path, decision_id: str, moment: datetime, rewards_within: timed
       rewards_within: how long after it rewards are looked for.
     """
     decision: Decision | None = None
-    rewards: dict[datetime, RewardEvent] = {}
+    rewards: dict[tuple[datetime, float], RewardEvent] = {}
     needle = decision_id.encode()
     for path in _around(folder, moment, rewards_within):
         try:
@@ -104,7 +104,7 @@ def find(folder: Path, decision_id: str, moment: datetime, rewards_within: timed
             if isinstance(event, Decision):
                 decision = decision or event
             else:
-                rewards.setdefault(event.occurred_at, event)
+                rewards.setdefault((event.occurred_at, event.reward), event)
     if decision is None:
         return None
     return Logged(decision, [rewards[at] for at in sorted(rewards)])

@@ -50,7 +50,7 @@ class Monitor:
         if settings is None:
             clock.add(SessionStart(datetime.now(UTC).timestamp(), 1))
         reward_window = settings.reward_window_seconds if settings else _DEFAULT_REWARD_WINDOW
-        self._slots = Slots(clock, reward_window)
+        self._slots = Slots(clock, reward_window, settings.reward_rule if settings else "first")
         self._tail = EventTail(self.sources.folder.events)
         self._truth = TruthReader(self.sources.folder.truth)
 

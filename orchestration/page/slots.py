@@ -7,14 +7,17 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 
 from contracts.records import UNREADABLE, Decision, RewardEvent, event_decoder
+from contracts.reward_rules import RewardRule, combine
 from orchestration.loop.truth import Entry, ServedDecision, SessionStart, decided_milliseconds
 
 SLOTS_KEPT = 600
 DECISIONS_AWAITED = 20_000  # decisions that a reward may still come for
+REWARDS_KEPT = 100  # of one decision, to add them up
 STREAMED = 40  # the latest decisions
 PROPENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.9, 1.0)
 # A decision explores when its action was less likely than all others together.
@@ -27,10 +30,10 @@ class Slot(msgspec.Struct, kw_only=True):
 
     number: int
     decisions: int = 0
-    rewards: int = 0  # first rewards in time
+    rewards: int = 0  # decisions with a reward in time
     late_rewards: int = 0
-    reward: float = 0.0  # sum of the first rewards in time
-    rewarded_at: float = 0.0  # sum, in seconds since the epoch
+    reward: float = 0.0  # sum of their rewards
+    rewarded_at: float = 0.0  # sum of their times, in seconds since the epoch
     explored: int = 0
     rare: int = 0  # of items that had been shown fewer than RARE_BELOW times
     truth_decisions: int = 0  # of which the viewers wrote down the expected reward
@@ -42,7 +45,7 @@ class Slot(msgspec.Struct, kw_only=True):
 
 
 class Streamed(msgspec.Struct, kw_only=True):
-    """One of the latest decisions, and its first reward once that came."""
+    """One of the latest decisions, and its reward once that came."""
 
     decision_id: str
     decided_at: datetime
@@ -52,6 +55,14 @@ class Streamed(msgspec.Struct, kw_only=True):
     reward: float | None = None
     reward_seconds: float | None = None
     late: bool = False
+
+
+class _Awaited(NamedTuple):
+    """A decision that rewards may still come for, and those that came: (seconds after the decision, value)."""
+
+    slot: int
+    streamed: Streamed
+    in_time: list[tuple[float, float]]
 
 
 class Clock:
@@ -80,15 +91,16 @@ class Clock:
 class Slots:
     """Adds up events and, where viewers write it down, the truth."""
 
-    def __init__(self, clock: Clock, reward_window_seconds: float) -> None:
+    def __init__(self, clock: Clock, reward_window_seconds: float, reward_rule: RewardRule = "first") -> None:
         self.events = self.unreadable = self.decisions = self.rewards = self.orphans = 0
         self.latest: deque[Streamed] = deque(maxlen=STREAMED)
         self.last_event_at: datetime | None = None
         self._clock = clock
         self._reward_window = reward_window_seconds
+        self._reward_rule = reward_rule
         self._slots: OrderedDict[int, Slot] = OrderedDict()
         self._shown: Counter[int] = Counter()
-        self._awaited: OrderedDict[str, tuple[int, Streamed]] = OrderedDict()
+        self._awaited: OrderedDict[str, _Awaited] = OrderedDict()
 
     def all(self) -> list[Slot]:
         """The slots kept, in order."""
@@ -140,7 +152,7 @@ class Slots:
             propensity=decision.propensity,
         )
         self.latest.append(streamed)
-        self._awaited[decision.decision_id] = slot.number, streamed
+        self._awaited[decision.decision_id] = _Awaited(slot.number, streamed, [])
         if len(self._awaited) > DECISIONS_AWAITED:
             self._awaited.popitem(last=False)
 
@@ -150,18 +162,29 @@ class Slots:
         if awaited is None:
             self.orphans += 1
             return
-        number, streamed = awaited
-        if streamed.reward is not None or (slot := self._slots.get(number)) is None:
-            return  # the first one counts
-        seconds = (event.occurred_at - streamed.decided_at).total_seconds()
-        streamed.reward, streamed.reward_seconds = event.reward, seconds
-        streamed.late = not 0 <= seconds <= self._reward_window
-        if streamed.late:
-            slot.late_rewards += 1
+        if (slot := self._slots.get(awaited.slot)) is None:
             return
-        slot.rewards += 1
-        slot.reward += event.reward
-        slot.rewarded_at += event.occurred_at.timestamp()
+        streamed = awaited.streamed
+        seconds = (event.occurred_at - streamed.decided_at).total_seconds()
+        if not 0 <= seconds <= self._reward_window:
+            if streamed.reward is None:
+                streamed.reward, streamed.reward_seconds, streamed.late = event.reward, seconds, True
+                slot.late_rewards += 1
+            return
+        if not awaited.in_time:
+            slot.rewards += 1
+            slot.rewarded_at += streamed.decided_at.timestamp()
+        elif len(awaited.in_time) == REWARDS_KEPT:
+            return
+        before = combine(self._reward_rule, awaited.in_time) if awaited.in_time else (0.0, 0.0)
+        awaited.in_time.append((seconds, event.reward))
+        after = combine(self._reward_rule, awaited.in_time)
+        if self._reward_rule != "sum":
+            awaited.in_time[:] = [after]  # the others cannot matter any more
+        slot.reward += after[1] - before[1]
+        slot.rewarded_at += after[0] - before[0]
+        streamed.reward_seconds, streamed.reward = after
+        streamed.late = False
 
     def _slot(self, seconds: float) -> Slot:
         number = self._clock.slot(seconds)

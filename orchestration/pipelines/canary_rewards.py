@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from contracts.reward_rules import combine
 from contracts.schemas import DECISIONS, REWARDS, Table
 from contracts.windows import WindowSettings
 from orchestration import ingestion
@@ -22,7 +23,7 @@ _TICK = timedelta(microseconds=1)  # the resolution of times in the tables
 class CanaryRewards:
     """The trial of a candidate beside the champion, up to any moment; each look continues from the last.
 
-    Rewards count as the export counts them for training: the first in time, and a missing one by the settings. A row that
+    Rewards count as the export counts them for training: those in time, combined by the settings' rule, and a missing one by the settings. A row that
     reaches the tables after its moment was looked at is not counted.
     """
 
@@ -86,7 +87,7 @@ class CanaryRewards:
         """The reward that training would count, as a list of one; empty if it would drop the decision."""
         in_time = [one for one in rewards if decided_at <= one[0] <= decided_at + self._window]
         if in_time:
-            return [min(in_time)[1]]
+            return [combine(self._settings.reward_rule, in_time)[1]]
         return [self._settings.default_reward] if self._settings.missing_reward == "default" else []
 
     def _rows(self, table: Table, begin: datetime, end: datetime, names: Sequence[str] | None) -> list[dict[str, Any]]:

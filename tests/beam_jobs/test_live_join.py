@@ -1,5 +1,5 @@
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from beam_jobs.tables import record_batch
 from beam_jobs.window_rows import row_ranges
 from contracts import live_sums
 from contracts.records import Decision, RewardEvent, utc_microseconds
+from contracts.reward_rules import RewardRule
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import WindowCounts, WindowSettings
 
@@ -48,7 +49,12 @@ def reward(number: int, seconds: float, value: float = 1.0) -> RewardEvent:
     return RewardEvent(decision_id=decision_id(number), occurred_at=at(seconds), reward=value)
 
 
-def plan(missing: Literal["default", "drop"] = "drop", holdback: float = 0.0, horizon: float = 7.0) -> JoinPlan:
+def plan(
+    missing: Literal["default", "drop"] = "drop",
+    holdback: float = 0.0,
+    horizon: float = 7.0,
+    rule: RewardRule = "first",
+) -> JoinPlan:
     return JoinPlan(
         START,
         WINDOW_SECONDS,
@@ -57,6 +63,7 @@ def plan(missing: Literal["default", "drop"] = "drop", holdback: float = 0.0, ho
             settle_seconds=1.0,
             missing_reward=missing,
             default_reward=-0.5,
+            reward_rule=rule,
             holdback_share=holdback,
             late_horizon_seconds=horizon,
         ),
@@ -138,6 +145,16 @@ def test_silence_that_means_no_counts_at_once_and_is_corrected() -> None:
     assert (both.counts["defaulted"], both.counts["rewards"]) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("rule", "values"), [("first", [2, 2, 1]), ("last", [2, 4, 4]), ("max", [2, 4, 4]), ("sum", [2, 6, 7])]
+)
+def test_a_further_reward_corrects_what_was_learned(rule: RewardRule, values: list[float]) -> None:
+    batches: list[list[Event]] = [[decision(1, 0), reward(1, 1, 2.0)], [reward(1, 1.5, 4.0)], [reward(1, 0.5, 1.0)]]
+    for seen in (1, 2, 3):
+        found = learned(batches[:seen], plan(rule=rule))[start_of(0)]
+        assert (found.sums.counts.tolist(), found.sums.moment[0, 0]) == ([1], round(values[seen - 1] * 2**40))
+
+
 def test_held_back_decisions_are_not_learned() -> None:
     events: list[Event] = [decision(number, 1) for number in range(50)]
     events += [reward(number, 2) for number in range(50)]
@@ -174,11 +191,17 @@ def logs(draw: Any) -> list[list[Event]]:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(logs(), st.sampled_from(["drop", "default"]), st.sampled_from([0.0, 0.3]), st.sampled_from([0.0, 7.0, 100.0]))
+@given(
+    logs(),
+    st.sampled_from(["drop", "default"]),
+    st.sampled_from([0.0, 0.3]),
+    st.sampled_from([0.0, 7.0, 100.0]),
+    st.sampled_from(get_args(RewardRule)),
+)
 def test_what_is_learned_equals_the_record(
-    batches: list[list[Event]], missing: Literal["drop", "default"], holdback: float, horizon: float
+    batches: list[list[Event]], missing: Literal["drop", "default"], holdback: float, horizon: float, rule: RewardRule
 ) -> None:
-    how = plan(missing, holdback, horizon)
+    how = plan(missing, holdback, horizon, rule)
     assert_equal_to_the_record([one for batch in batches for one in batch], learned(batches, how), how)
 
 

@@ -24,7 +24,8 @@ from beam_jobs.reward_join import (
     split_into_buckets,
 )
 from beam_jobs.tables import record_batch
-from contracts.records import Decision, RewardEvent
+from contracts.records import FLOAT32_MAX, Decision, RewardEvent
+from contracts.reward_rules import RewardRule, combine
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 
@@ -56,8 +57,10 @@ def reward(number: int, seconds: float, value: float = 1.0) -> RewardEvent:
     return RewardEvent(decision_id=decision_id(number), occurred_at=at(seconds), reward=value)
 
 
-def settings(missing: Literal["default", "drop"] = "default") -> WindowSettings:
-    return WindowSettings(reward_window_seconds=REWARD_WINDOW, missing_reward=missing, default_reward=-1.0)
+def settings(missing: Literal["default", "drop"] = "default", rule: RewardRule = "first") -> WindowSettings:
+    return WindowSettings(
+        reward_window_seconds=REWARD_WINDOW, missing_reward=missing, default_reward=-1.0, reward_rule=rule
+    )
 
 
 def tables(events: Sequence[Decision | RewardEvent]) -> dict[str, pa.Table]:
@@ -198,6 +201,39 @@ def test_table_of_truths(
     assert joined(events[::-1]) == (interactions, counts), f"{case}, in another order"
 
 
+@pytest.mark.parametrize(
+    ("rule", "interactions"),
+    [
+        ("first", [(1, 3, 0.5), (2, -1, None), (3, 7, 3)]),
+        ("last", [(1, 5, 1.5), (2, -1, None), (3, 7, 3)]),
+        ("max", [(1, 5, 1.5), (2, -1, None), (3, 7, 3)]),
+        ("sum", [(1, 12, 1.5), (2, -1, None), (3, 7, 3)]),
+    ],
+)
+def test_several_rewards_become_one_by_the_rule(rule: RewardRule, interactions: list[Any]) -> None:
+    """A reward that is read again, one that is late and one before its decision never count; the counts are the same."""
+    events = [decision(1, 0), reward(1, 1.5, 5), reward(1, 0.5, 3), reward(1, 1, 4), reward(1, 1, 4), reward(1, 2.5, 9)]
+    events += [decision(2, 1), reward(2, 0.5, 8), decision(3, 2), reward(3, 3, 7), reward(3, 3, 7)]
+    for shuffled in (events, events[::-1]):
+        rows, counts = join_rewards(**tables(shuffled), window=WINDOW, settings=settings(rule=rule))
+        found = [
+            (
+                int(row["observation"][0]),
+                row["reward"],
+                row["rewarded_at"] and (row["rewarded_at"] - START).total_seconds(),
+            )
+            for row in rows.to_pylist()
+        ]
+        assert found == interactions
+        assert (counts.rewards, counts.repeated_rewards, counts.late_rewards, counts.duplicate_rewards) == (2, 2, 2, 2)
+
+
+def test_a_sum_beyond_the_trainers_numbers_stops_at_the_largest() -> None:
+    events = [decision(1, 0), reward(1, 1, 3e38), reward(1, 1.5, 3e38)]
+    rows, _ = join_rewards(**tables(events), window=WINDOW, settings=settings(rule="sum"))
+    assert rows.column("reward").to_pylist() == [FLOAT32_MAX]
+
+
 def test_missing_rewards_can_be_dropped() -> None:
     events = [decision(1, 0), decision(2, 1), reward(2, 2, 5), decision(3, 2)]
     assert joined(events, "drop") == ([(2, 5, 2)], {"decisions": 3, "rewards": 1, "dropped": 2})
@@ -212,7 +248,7 @@ def test_decisions_that_contradict_each_other() -> None:
         assert counts.duplicate_decisions == 2
 
 
-def by_hand(events: Sequence[Decision | RewardEvent]) -> dict[str, float | None]:
+def by_hand(events: Sequence[Decision | RewardEvent], rule: RewardRule = "first") -> dict[str, float | None]:
     """decision_id -> its reward, the slow and obvious way."""
     decided = {event.decision_id: event.decided_at for event in events if isinstance(event, Decision)}
     rewards: dict[str, float | None] = {}
@@ -226,7 +262,7 @@ def by_hand(events: Sequence[Decision | RewardEvent]) -> dict[str, float | None]
             and event.decision_id == identity
             and moment <= event.occurred_at <= moment + timedelta(seconds=REWARD_WINDOW)
         ]
-        rewards[identity] = min(waited)[1] if waited else None
+        rewards[identity] = combine(rule, waited)[1] if waited else None
     return rewards
 
 
@@ -245,10 +281,11 @@ def random_events(seed: int, count: int) -> list[Decision | RewardEvent]:
     return events
 
 
-def test_agrees_with_the_slow_and_obvious_way() -> None:
+@pytest.mark.parametrize("rule", ["first", "sum", "last", "max"])
+def test_agrees_with_the_slow_and_obvious_way(rule: RewardRule) -> None:
     events = random_events(seed=1, count=300)
-    rows, counts = join_rewards(**tables(events), window=WINDOW, settings=settings())
-    expected = by_hand(events)
+    rows, counts = join_rewards(**tables(events), window=WINDOW, settings=settings(rule=rule))
+    expected = by_hand(events, rule)
     assert {row["decision_id"]: None if row["defaulted"] else row["reward"] for row in rows.to_pylist()} == expected
     assert counts.rewards == sum(value is not None for value in expected.values())
     occurred_here = {

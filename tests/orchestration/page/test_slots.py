@@ -37,12 +37,24 @@ def test_windows_count_from_the_start_of_the_viewers_and_go_on_where_a_resumed_r
 def test_only_the_first_reward_in_time_counts():
     added = made()
     one, two, three = decision(1, 1.0), decision(2, 1.0), decision(3, 6.0, action=2, propensity=0.01)
-    added.add_lines(lines(one, two, three, reward(one, 4.0), reward(one, 1.0), reward(two, 5.0, after=3.0)))
+    added.add_lines(lines(one, two, three, reward(one, 4.0), reward(one, 1.0, after=1.5), reward(two, 5.0, after=3.0)))
     first, second = added.all()
     assert (first.number, first.decisions, first.rewards, first.reward, first.late_rewards) == (1, 2, 1, 4.0, 1)
     assert (second.number, second.decisions, second.explored) == (2, 1, 1)
     assert [one.reward for one in added.latest] == [4.0, 5.0, None]
     assert [one.late for one in added.latest] == [False, True, False]
+
+
+@pytest.mark.parametrize(("rule", "total"), [("first", 2.0), ("last", 1.0), ("max", 4.0), ("sum", 7.0)])
+def test_several_rewards_become_one_by_the_rule_of_the_run(rule, total):
+    added = Slots(Clock(5.0), reward_window_seconds=2.0, reward_rule=rule)
+    added.add_truth([started()])
+    one = decision(1, 1.0)
+    middle, last, first = (reward(one, value, after=after) for value, after in ((4.0, 1.0), (1.0, 1.5), (2.0, 0.5)))
+    added.add_lines(lines(reward(one, 9.0), one, middle, middle, last, first, reward(one, 3.0, after=3.0)))
+    [slot] = added.all()
+    assert (slot.rewards, slot.reward, slot.late_rewards, added.orphans) == (1, total, 0, 1)
+    assert added.latest[0].reward == total and not added.latest[0].late
 
 
 def test_every_line_has_one_fate():

@@ -25,8 +25,8 @@ ID = "018f0000-0000-7000-8000-{:012x}"
 VERSIONS = ("new", "old")
 
 
-def rewards_of(places: Places, warehouse: str = "", missing: str = "drop") -> CanaryRewards:
-    settings = WindowSettings(missing_reward=missing, default_reward=-1)
+def rewards_of(places: Places, warehouse: str = "", missing: str = "drop", rule: str = "first") -> CanaryRewards:
+    settings = WindowSettings(missing_reward=missing, default_reward=-1, reward_rule=rule)
     return CanaryRewards(places, warehouse, VERSIONS, START, settings)
 
 
@@ -88,6 +88,12 @@ def check_counts(places: Places, warehouse: str) -> None:
 
 def test_rewards_are_counted_as_in_training(places):
     check_counts(places, "")
+
+
+@pytest.mark.parametrize(("rule", "value"), [("sum", 9.0), ("last", 5.0), ("max", 5.0)])
+def test_several_rewards_become_one_as_in_training(places, rule, value):
+    end = START + timedelta(seconds=5)
+    assert rewards_of(places, rule=rule).trial(end) == close_to(Trial(Arm.of([3.0, value]), Arm.of([2.0])))
 
 
 def test_rewards_are_counted_the_same_from_bigquery(places, dataset):
