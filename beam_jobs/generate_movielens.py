@@ -29,7 +29,7 @@ from beam_jobs.files import publish
 from beam_jobs.movielens import OBSERVATION_DECIMALS, MovieLens
 from beam_jobs.places import check_folder
 from beam_jobs.ratings import load_ratings
-from contracts import command_line
+from contracts import command_line, items
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.records import Decision, RewardEvent, utc_microseconds
@@ -302,7 +302,7 @@ def run(argv: Sequence[str] | None) -> None:
         raise InputError(f"--events: a folder expected, got the file {arguments.events!r}")
     generate(viewers, settings, arguments.events, pipeline_options)
     if arguments.catalogue:
-        publish(arguments.catalogue, [msgspec.json.encode(viewers.catalogue)])
+        publish(arguments.catalogue, [items.encode(viewers.catalogue)])
     if options.is_dataflow(pipeline_options):
         print("submitted")
         return

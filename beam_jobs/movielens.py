@@ -23,9 +23,10 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
 
-from beam_jobs.ratings import Ratings
+from beam_jobs.ratings import RatedMovie, Ratings
+from contracts import items
 from contracts.errors import InputError
-from contracts.policies import Movie
+from contracts.items import Attribute, Item
 
 # Six decimals: short to write as JSON, far below any noise, and the last bits in which one machine's linear algebra
 # differs from another's do not show.
@@ -50,7 +51,7 @@ class MovieLens:
     """
 
     user_ids: list[int]  # [U]
-    catalogue: list[Movie]  # [K], action 0 is the movie with the most ratings
+    catalogue: list[Item]  # [K], action 0 is the movie with the most ratings
     observations: np.ndarray  # [U, D] float32
     movie_factors: np.ndarray  # [K, D] float64
     reward_noise: float  # standard deviation
@@ -80,13 +81,7 @@ class MovieLens:
         return cls(
             user_ids=ratings.user_ids,
             catalogue=[
-                Movie(
-                    action=action,
-                    movie_id=str(movie.movie_id),
-                    title=movie.title,
-                    year=movie.year,
-                    genres=list(movie.genres),
-                )
+                Item(action=action, item_id=str(movie.movie_id), attributes=_attributes(movie))
                 for action, movie in enumerate(ratings.movies[index] for index in actions)
             ],
             observations=user_factors.round(OBSERVATION_DECIMALS).astype(np.float32),
@@ -98,8 +93,8 @@ class MovieLens:
     def masking(self, actions: Collection[int]) -> "MovieLens":
         """The same viewers while the movies of `actions` are not on offer."""
         catalogue = [
-            msgspec.structs.replace(movie, status="masked") if movie.action in actions else movie
-            for movie in self.catalogue
+            msgspec.structs.replace(item, status="masked") if item.action in actions else item
+            for item in self.catalogue
         ]
         return dataclasses.replace(self, catalogue=catalogue)
 
@@ -166,7 +161,7 @@ class MovieLens:
     @cached_property
     def on_offer(self) -> np.ndarray:
         """[M] int64, ascending: the actions whose movies are."""
-        return np.array([movie.action for movie in self.catalogue if movie.status == "active"], np.int64)
+        return np.array([item.action for item in self.catalogue if item.status == "active"], np.int64)
 
     @cached_property
     def _others(self) -> np.ndarray:
@@ -189,6 +184,16 @@ class MovieLens:
             best_fixed=int(self.on_offer[by_action.argmax()]),
             uniform=float(by_action.mean()),
         )
+
+
+def _attributes(movie: RatedMovie) -> dict[str, Attribute]:
+    """What the ratings' source knows of a movie."""
+    known: dict[str, Attribute | None] = {
+        "title": movie.title[: items.MAX_TEXT_LENGTH],
+        "year": None if movie.year is None else float(movie.year),
+        "genres": [genre[: items.MAX_CATEGORY_LENGTH] for genre in movie.genres],
+    }
+    return {name: value for name, value in known.items() if value}
 
 
 def _factorise(ratings: Ratings, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

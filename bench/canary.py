@@ -8,14 +8,13 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import msgspec
-
 from beam_jobs.generate_movielens import POLICY_VERSION, GeneratorSettings, generate
 from beam_jobs.ingest_events import ingest
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
 from beam_jobs.warehouses import EmbeddedWarehouse
 from bench.measure import Result, compare, seconds
+from contracts import items
 from contracts.windows import WindowSettings
 from orchestration.pipelines.canary_rewards import CanaryRewards
 from orchestration.places import Places
@@ -33,7 +32,7 @@ def run() -> Result:
         places = Places(Path(name))
         settings = GeneratorSettings(num_decisions=DECISIONS, start=START, window_seconds=LASTED.total_seconds())
         places.events.mkdir()
-        places.catalogue.write_bytes(msgspec.json.encode(viewers.catalogue))
+        places.catalogue.write_bytes(items.encode(viewers.catalogue))
         generate(viewers, settings, places.events)
         ingest(places.events, EmbeddedWarehouse(places.warehouse))
         return compare(

@@ -476,7 +476,7 @@ def _arm_features(ratings: Ratings, viewers: MovieLens) -> np.ndarray:
         ratings.user, ratings.movie, ratings.rating, ratings.timestamp, len(ratings.movies), MOVIE_FACTORS, seed=0
     )
     index = {str(movie.movie_id): row for row, movie in enumerate(ratings.movies)}
-    chosen = [index[movie.movie_id] for movie in viewers.catalogue]
+    chosen = [index[item.item_id] for item in viewers.catalogue]
     return np.concatenate([np.ones((len(chosen), 1)), factors[chosen]], axis=1)
 
 

@@ -22,7 +22,7 @@ import psutil
 
 from bench.measure import Result, megabytes
 from contracts.event_segments import SEALED_SUFFIX, segment_name
-from contracts.policies import Movie
+from contracts.items import Item
 from contracts.records import Decision, RewardEvent, encoder
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings
@@ -68,7 +68,8 @@ class Writer:
     def __init__(self, root: Path) -> None:
         self.folder = RunFolder(root)
         catalogue = [
-            Movie(action=action, movie_id=str(action), title=f"Movie {action}") for action in range(NUM_ACTIONS)
+            Item(action=action, item_id=str(action), attributes={"title": f"Movie {action}"})
+            for action in range(NUM_ACTIONS)
         ]
         with self.folder.locked():
             self.folder.create(LoopSettings(out=str(root)), catalogue)

@@ -28,7 +28,8 @@ from bench import load
 from bench.measure import compare
 from bench.reference_predictor import NUM_ACTIONS, OBSERVATION_DIM
 from contracts import event_segments, policies
-from contracts.policies import Exploration, Movie, PolicyCard
+from contracts.items import Item
+from contracts.policies import Exploration, PolicyCard
 from contracts.records import event_decoder
 from orchestration.emulators.redirect import redirect
 from orchestration.emulators.servers import pubsub_program
@@ -199,7 +200,7 @@ def _write_policy(folder: Path) -> None:
         hyperparameters={},
         observation_dim=OBSERVATION_DIM,
         num_actions=NUM_ACTIONS,
-        catalogue=[Movie(action=i, movie_id=str(i), title=f"Movie {i}") for i in range(NUM_ACTIONS)],
+        catalogue=[Item(action=i, item_id=str(i), attributes={"title": f"Movie {i}"}) for i in range(NUM_ACTIONS)],
         trained_on=[],
         exploration=Exploration(),
     )

@@ -12,7 +12,8 @@ import numpy as np
 
 import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before TensorFlow is imported.
 from bench.measure import Result, compare, megabytes, seconds
-from contracts.policies import Exploration, Movie
+from contracts.items import Item
+from contracts.policies import Exploration
 from contracts.trajectories import TrajectoryBatch
 from tests.linear_agents import linear_agent
 from tests.windows import consecutive_windows, write_window
@@ -34,7 +35,7 @@ def trainer_10k() -> Result:
             windows=Path(folder),
             policies=Path(folder) / "warm-up",
             num_actions=20,
-            catalogue=[Movie(action=k, movie_id=str(k)) for k in range(20)],
+            catalogue=[Item(action=k, item_id=str(k)) for k in range(20)],
             hyperparameters={"tikhonov": TIKHONOV},
         )
         training.train(settings)  # TensorFlow's own first-time work, as the reference's agent has had it
@@ -103,7 +104,7 @@ def trainer_retrain() -> dict[str, Any]:
             windows=Path(folder) / "windows",
             policies=Path(folder) / "warm-up",
             num_actions=100,
-            catalogue=[Movie(action=k, movie_id=str(k)) for k in range(100)],
+            catalogue=[Item(action=k, item_id=str(k)) for k in range(100)],
         )
         for window in windows:
             write_window(settings.windows, window, _trajectories(2_000, 100))

@@ -21,7 +21,8 @@ from msgspec import Meta
 
 from contracts import documents
 from contracts.errors import InputError
-from contracts.records import Action, PolicyVersion, Timestamp
+from contracts.items import Item
+from contracts.records import PolicyVersion, Timestamp
 from contracts.windows import Split, TrainingWindow
 
 CARD_NAME = "policy.json"
@@ -30,7 +31,7 @@ NETWORK_NAME = "network.npz"
 SAVED_MODEL_NAME = "saved_model"
 CHECKPOINT_NAME = "checkpoint"
 CHAMPION_NAME = "champion.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 AnchorShare = Annotated[
@@ -44,20 +45,13 @@ AnchorShare = Annotated[
 ]
 
 
-class Movie(msgspec.Struct, frozen=True, kw_only=True):
-    """The movie that an action stands for.
+class ArmColumn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One column of arm features: a number of the items, scaled, or whether an item has a category."""
 
-    An action always stands for the same movie: movies are added at the end and never removed. A masked movie is not
-    offered for the time being; a retired movie is never offered again.
-    """
-
-    action: Action
-    movie_id: str
-    title: str = ""
-    year: int | None = None
-    genres: list[str] = []
-    features: list[float] = []  # other known numbers, such as popularity or latent factors
-    status: Literal["active", "masked", "retired"] = "active"
+    attribute: str
+    category: str | None = None  # None: the attribute is a number
+    center: float = 0.0
+    scale: Annotated[float, Meta(gt=0)] = 1.0
 
 
 class TrainedWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -117,13 +111,16 @@ class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):
     hyperparameters: dict[str, float | int | str | bool]
     observation_dim: Annotated[int, Meta(ge=1)]
     num_actions: Annotated[int, Meta(ge=1)]
-    catalogue: list[Movie]
+    catalogue: list[Item]
+    arm_columns: list[
+        ArmColumn
+    ] = []  # how the items' attributes became arm features, if the policy has learned with them
     trained_on: list[TrainedWindow]
     exploration: Exploration
     evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
-        if self.catalogue and [movie.action for movie in self.catalogue] != list(range(self.num_actions)):
+        if self.catalogue and [item.action for item in self.catalogue] != list(range(self.num_actions)):
             raise ValueError(f"catalogue must list actions 0 to {self.num_actions - 1} in order")
 
 
@@ -177,8 +174,31 @@ def base_of(version: str) -> str:
 
 
 def decode_card(data: bytes, where: str) -> PolicyCard:
-    """The card in `data`. Raises InputError that names `where` and the fact."""
+    """The card in `data`, of this or an earlier schema version. Raises InputError that names `where` and the fact."""
+    if b'"movie_id"' in data:
+        data = _from_schema_1(data)
     return documents.decode(data, PolicyCard, "policy", where, SCHEMA_VERSION)
+
+
+def _from_schema_1(data: bytes) -> bytes:
+    """A card of schema version 1, whose items were movies, as one of this version; other bytes as they are."""
+    try:
+        card = msgspec.json.decode(data)
+        if card["schema_version"] != 1:
+            return data
+        for item in card["catalogue"]:
+            item["item_id"] = item.pop("movie_id")
+            known = {name: item.pop(name, None) for name in ("title", "year", "genres")}
+            item["attributes"] = {name: value for name, value in known.items() if value}
+        if card["hyperparameters"].get("arm_features", "none") != "none":
+            genres = [genre for item in card["catalogue"] for genre in item["attributes"].get("genres", [])]
+            card["arm_columns"] = [
+                {"attribute": "year", "center": 1980.0, "scale": 10.0},
+                *({"attribute": "genres", "category": genre} for genre in dict.fromkeys(genres)),
+            ]
+    except (msgspec.DecodeError, TypeError, KeyError):
+        return data
+    return msgspec.json.encode(card | {"schema_version": SCHEMA_VERSION})
 
 
 def decode_champion(data: bytes, where: str) -> Champion:

@@ -42,6 +42,7 @@ MENU = {
     "How to": [
         "docs/running",
         "docs/other-data",
+        "docs/catalogue",
         "docs/live-page",
         "docs/serving",
         "docs/guard",

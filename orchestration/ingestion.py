@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts import watermarks
+from contracts import items, watermarks
 from contracts.event_segments import seal_abandoned, sealed_segments, stem
 from contracts.watermarks import Watermark
 from orchestration import policy_store
@@ -42,10 +42,9 @@ def ingest(places: Places, observation_dim: int | None = None) -> "IngestCounts"
     from beam_jobs import ingest_events
     from beam_jobs.payloads import DecisionShape
     from beam_jobs.warehouses import EmbeddedWarehouse
-    from trainer import arms
 
     champion = policy_store.champion(places.policies)
     if observation_dim is None and champion is not None:
         observation_dim = serving.read_card(places.policies / champion.version).observation_dim
-    shape = DecisionShape(observation_dim, len(arms.read_catalogue(places.catalogue)))
+    shape = DecisionShape(observation_dim, len(items.read(places.catalogue)))
     return ingest_events.ingest(places.events, EmbeddedWarehouse(places.warehouse), shape)

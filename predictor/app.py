@@ -3,7 +3,7 @@
     python -m predictor.app --policy runs/latest/policies --events runs/latest/events --port 8080
 
 `POST /predict` takes `{"instances": [{"observation": [...], "user_id": "...", "candidates": [...]}]}` and answers
-`{"predictions": [{"decision_id", "action", "propensity", "policy_version", "movie_id", "title"}]}`; each prediction is
+`{"predictions": [{"decision_id", "action", "propensity", "policy_version", "item_id", "title"}]}`; each prediction is
 a logged decision. `"parameters": {"slate_size": 3}` asks for a slate. `POST /rewards` takes the rewards of decisions.
 `GET /health` answers 503 until a policy serves. Prometheus reads `/metrics`; `/docs` documents the requests.
 
@@ -76,7 +76,7 @@ def build_app(state: State, fail: Callable[[BaseException], None]) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
         static_url="/docs/static",
-        title="Movie recommendation policy",
+        title="Recommendation policy",
         lifespan=lifespan,
         redirect_slashes=False,
     )

@@ -104,7 +104,7 @@ def _check_offer(i: int, candidates: list[int], num_actions: int, active: np.nda
     if active is not None:
         on_offer = int(active[candidates or slice(None)].sum())
         if not on_offer:
-            raise InputError(f"instances[{i}].candidates: must include an arm whose movie is active, got none")
+            raise InputError(f"instances[{i}].candidates: must include an arm whose item is active, got none")
     if slate_size > on_offer:
         raise InputError(
             f"parameters.slate_size: must be at most the {on_offer} arms of instances[{i}], got {slate_size}"

@@ -53,12 +53,12 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     decision_id: DecisionId
     action: Action
     propensity: Annotated[Propensity, Meta(description="Given the earlier places.")]
-    movie_id: str | None
+    item_id: str | None
     title: str | None
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One logged decision; `movie_id` and `title` are null for a policy without a catalogue.
+    """One logged decision; `item_id` and `title` are null for a policy without a catalogue.
 
     For a slate the fields are those of its first place, `slate` lists all places and `slate_propensity` is the
     probability of the whole, in this order: the product of the places' propensities.
@@ -68,7 +68,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     action: Action
     propensity: Propensity
     policy_version: PolicyVersion
-    movie_id: str | None
+    item_id: str | None
     title: str | None
     slate: list[Slot] = []
     slate_propensity: Annotated[float, Meta(ge=0, le=1)] | None = None

@@ -15,7 +15,7 @@ _PREDICTION = {
     "action": 24,
     "propensity": 0.9802,
     "policy_version": "20261122T130508Z",
-    "movie_id": "286",
+    "item_id": "286",
     "title": "English Patient, The (1996)",
 }
 
@@ -25,7 +25,7 @@ def predict_route() -> dict[str, Any]:
     instance = {"observation": [0.0], "user_id": "u17", "candidates": []}
     request = {
         "one": {"value": {"instances": [instance]}},
-        "slate": {"summary": "three movies", "value": {"instances": [instance], "parameters": {"slate_size": 3}}},
+        "slate": {"summary": "three items", "value": {"instances": [instance], "parameters": {"slate_size": 3}}},
     }
     return _route(
         "Choose an action for each instance",

@@ -32,7 +32,7 @@ class Policy:
 
     @cached_property
     def active(self) -> np.ndarray | None:
-        """[K] bool, false for arms that are not on offer, because their movie is masked or retired; None if all are."""
+        """[K] bool, false for arms that are not on offer, because their item is masked or retired; None if all are."""
         return active_arms(self.card)
 
     def can_choose(self, candidates: Sequence[int]) -> bool:
@@ -70,7 +70,7 @@ class Policy:
         Args:
           observations: [B, D] float32.
           candidates: the arms on offer: a list per row, an empty one meaning all arms, or [B, K] bool; None for all arms
-            in every row. Arms of masked and retired movies are never on offer.
+            in every row. Arms of masked and retired items are never on offer.
           exploration: replaces the card's exploration.
 
         Returns:
@@ -95,8 +95,8 @@ class Policy:
 
 
 def active_arms(card: PolicyCard) -> np.ndarray | None:
-    """[K] bool, false for arms of masked and retired movies; None if all are active."""
-    statuses = np.array([movie.status == "active" for movie in card.catalogue], bool)
+    """[K] bool, false for arms of masked and retired items; None if all are active."""
+    statuses = np.array([item.status == "active" for item in card.catalogue], bool)
     return None if statuses.all() else statuses
 
 
@@ -113,8 +113,8 @@ def mask_of(candidates: Sequence[Sequence[int]], num_actions: int) -> np.ndarray
 def load(folder: Path) -> Policy:
     """The policy in `folder`. Raises InputError that names the file and the fact if it is missing or incomplete."""
     card = read_card(folder)
-    if not any(movie.status == "active" for movie in card.catalogue) and card.catalogue:
-        raise InputError(f"{folder / policies.CARD_NAME}: catalogue must have an active movie")
+    if not any(item.status == "active" for item in card.catalogue) and card.catalogue:
+        raise InputError(f"{folder / policies.CARD_NAME}: catalogue must have an active item")
     return Policy(card, _read_scorer(folder, card))
 
 

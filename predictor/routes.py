@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from contracts.errors import InputError
-from contracts.policies import Movie
+from contracts.items import Item
 from contracts.records import Decision, RewardEvent, encoder
 from predictor import bodies, deciding, openapi
 from predictor import metrics as metrics_text
@@ -185,34 +185,34 @@ async def crash(_: Request, error: Exception) -> Response:
     return bodies.answer(Refusal("the server failed; the reason is in its log"), 500)
 
 
-def _prediction(slate: list[Decision], catalogue: list[Movie]) -> Prediction:
+def _prediction(slate: list[Decision], catalogue: list[Item]) -> Prediction:
     first = slate[0]
-    movie_id, title = _movie(first, catalogue)
+    item_id, title = _item(first, catalogue)
     return Prediction(
         decision_id=first.decision_id,
         action=first.action,
         propensity=first.propensity,
         policy_version=first.policy_version,
-        movie_id=movie_id,
+        item_id=item_id,
         title=title,
         slate=[_slot(decision, catalogue) for decision in slate] if len(slate) > 1 else [],
         slate_propensity=math.prod(decision.propensity for decision in slate) if len(slate) > 1 else None,
     )
 
 
-def _slot(decision: Decision, catalogue: list[Movie]) -> Slot:
-    movie_id, title = _movie(decision, catalogue)
+def _slot(decision: Decision, catalogue: list[Item]) -> Slot:
+    item_id, title = _item(decision, catalogue)
     return Slot(
         decision_id=decision.decision_id,
         action=decision.action,
         propensity=decision.propensity,
-        movie_id=movie_id,
+        item_id=item_id,
         title=title,
     )
 
 
-def _movie(decision: Decision, catalogue: list[Movie]) -> tuple[str | None, str | None]:
+def _item(decision: Decision, catalogue: list[Item]) -> tuple[str | None, str | None]:
     if not catalogue:
         return None, None
-    movie = catalogue[decision.action]
-    return movie.movie_id, movie.title
+    item = catalogue[decision.action]
+    return item.item_id, item.title

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from contracts import policies
-from contracts.policies import Champion, Exploration, Movie, PolicyCard
+from contracts.items import Item
+from contracts.policies import Champion, Exploration, PolicyCard
 
 
 def write_policy(
@@ -38,7 +39,9 @@ def write_policy(
         hyperparameters={"alpha": 0.5},
         observation_dim=observation_dim,
         num_actions=num_actions,
-        catalogue=[Movie(action=i, movie_id=str(100 + i), title=f"Movie {i}") for i in range(num_actions)],
+        catalogue=[
+            Item(action=i, item_id=str(100 + i), attributes={"title": f"Movie {i}"}) for i in range(num_actions)
+        ],
         trained_on=[],
         exploration=exploration or Exploration(),
     )

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from contracts import live_emissions, live_sums, policies, policy_arrays
+from contracts.items import Item
 from contracts.live_emissions import Emission, LiveCounts, WindowSums
 from contracts.live_sums import ArmSums
-from contracts.policies import Exploration, Movie, PolicyCard, TrainedWindow
+from contracts.policies import Exploration, PolicyCard, TrainedWindow
 from contracts.policy_arrays import PolicyArrays
 from contracts.windows import TrainingWindow
 from tests.windows import consecutive_windows
@@ -37,7 +38,7 @@ def write_base(store: Path, version: str, trained: list[TrainingWindow], **hyper
     """A linear policy that was trained on the windows, each with 50 interactions of its own seed."""
     chosen = agents.complete("lin_ucb", hyperparameters)
     catalogue = [
-        Movie(action=k, movie_id=f"m{k}", year=1990 + k, genres=["Drama"] if k % 2 else ["Comedy"])
+        Item(action=k, item_id=f"m{k}", year=1990 + k, genres=["Drama"] if k % 2 else ["Comedy"])
         for k in range(NUM_ACTIONS)
     ]
     statistics = SufficientStatistics.zeros(NUM_ACTIONS, DIM)

@@ -1,98 +1,75 @@
-"""Movies as arms: the catalogue's file, arm features, and how a catalogue may change from one policy to the next."""
+"""Items as arms: their features, which are known before an item is first shown."""
 
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from contracts.errors import InputError
-from contracts.policies import Movie
+from contracts import items
+from contracts.items import Item
+from contracts.policies import ArmColumn
+
+MAX_COLUMNS = 200  # of attributes: a model over arm features has as many weights as columns times observation_dim
 
 
-def arm_features(catalogue: Sequence[Movie]) -> np.ndarray:
-    """The features of every movie, which are known before it is first recommended.
+def columns(catalogue: Sequence[Item], before: Sequence[ArmColumn] = ()) -> list[ArmColumn]:
+    """The columns that the catalogue's attributes make: one per number, and one per category.
+
+    A number is centred on its mean over the catalogue and divided by its standard deviation. Of more than MAX_COLUMNS
+    columns the categories that the fewest items have are left out.
+
+    Args:
+      catalogue: retired items add no columns.
+      before: the columns of an earlier catalogue. They come first and are unchanged, so that what was learned with them
+        keeps its meaning.
+    """
+    numbers: dict[str, list[float]] = {}
+    categories: Counter[tuple[str, str]] = Counter()
+    for item in catalogue:
+        if item.status != "retired":
+            for name, number in items.numbers_of(item).items():
+                numbers.setdefault(name, []).append(number)
+            categories.update((name, one) for name, some in items.categories_of(item).items() for one in some)
+    found = []
+    for name, values in numbers.items():
+        spread = float(np.std(values))
+        found.append(ArmColumn(attribute=name, center=float(np.mean(values)), scale=spread if spread > 0 else 1.0))
+    common = [key for key, _ in categories.most_common(max(MAX_COLUMNS - len(found), 0))]
+    kept = set(common)
+    found += [ArmColumn(attribute=name, category=one) for name, one in categories if (name, one) in kept]
+    known = {(column.attribute, column.category) for column in before}
+    new = [column for column in found if (column.attribute, column.category) not in known]
+    return [*before, *new[: max(MAX_COLUMNS - len(before), 0)]]
+
+
+def arm_features(catalogue: Sequence[Item], by: Sequence[ArmColumn]) -> np.ndarray:
+    """The features of every item.
 
     Returns:
-      [K, F] float64: a constant 1, the year (in decades from 1980, 0 if unknown), the movie's `features`, and a 0 or 1
-      per genre in the order of `genres`. So movies added at the end of the catalogue add columns at the end.
-
-    Raises:
-      InputError: a movie has another number of features than the first.
+      [K, F] float64: a constant 1, the item's `features`, and a value per column of `by`: a number less its centre, by its
+      scale, and 0 where the item has none; 1 where the item has the category, else 0. So more columns are more at the
+      end.
     """
-    expected = len(catalogue[0].features)
-    for movie in catalogue:
-        if len(movie.features) != expected:
-            raise InputError(
-                f"catalogue: movie {movie.movie_id!r} has {len(movie.features)} features, the first has {expected}"
-            )
-    columns = genres(catalogue)
-    return np.array(
-        [
-            [
-                1.0,
-                0.0 if movie.year is None else (movie.year - 1980) / 10,
-                *movie.features,
-                *(float(genre in movie.genres) for genre in columns),
-            ]
-            for movie in catalogue
-        ]
-    )
+    known = len(catalogue[0].features)
+    found = np.zeros((len(catalogue), 1 + known + len(by)))
+    found[:, 0] = 1.0
+    places = {(column.attribute, column.category): place for place, column in enumerate(by, 1 + known)}
+    for row, item in zip(found, catalogue, strict=True):
+        row[1 : 1 + known] = item.features
+        for name, number in items.numbers_of(item).items():
+            if (place := places.get((name, None))) is not None:
+                column = by[place - 1 - known]
+                row[place] = (number - column.center) / column.scale
+        for name, some in items.categories_of(item).items():
+            for one in some:
+                if (place := places.get((name, one))) is not None:
+                    row[place] = 1.0
+    return found
 
 
-def has_features(catalogue: Sequence[Movie]) -> bool:
-    """Whether anything is known of a movie besides its identifier, so that `arm_features` tells movies apart."""
-    return any(movie.features or movie.genres or movie.year is not None for movie in catalogue)
-
-
-def genres(catalogue: Sequence[Movie]) -> list[str]:
-    """The genres in the catalogue, in the order in which they first occur."""
-    return list(dict.fromkeys(genre for movie in catalogue for genre in movie.genres))
-
-
-def read_catalogue(path: Path) -> list[Movie]:
-    """The movies in a JSON list, one per action and in their order. Raises InputError that names the file."""
-    try:
-        movies = msgspec.json.decode(path.read_bytes(), type=list[Movie])
-    except OSError as error:
-        raise InputError(f"catalogue: {path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise InputError(f"catalogue: {path}: {error}") from None
-    _check_order(movies, f"catalogue: {path}")
-    return movies
-
-
-def check_catalogue(catalogue: Sequence[Movie], before: Sequence[Movie] | None) -> None:
-    """Checks that `catalogue` may follow the catalogue `before` it: the same movies, with new ones only at the end.
-
-    Raises:
-      InputError: a movie is listed twice, none is active, one of the old movies is missing or has another action, or a
-        retired movie is offered again.
-    """
-    _check_order(catalogue, "catalogue")
-    seen: dict[str, int] = {}
-    for action, movie in enumerate(catalogue):
-        if movie.movie_id in seen:
-            raise InputError(f"catalogue: movie {movie.movie_id!r} is both action {seen[movie.movie_id]} and {action}")
-        seen[movie.movie_id] = action
-    if not any(movie.status == "active" for movie in catalogue):
-        raise InputError("catalogue: must have an active movie, or there is nothing to recommend")
-    for old in before or []:
-        if old.action >= len(catalogue):
-            raise InputError(f"catalogue: movie {old.movie_id!r} is gone; retire it instead")
-        new = catalogue[old.action]
-        if new.movie_id != old.movie_id:
-            raise InputError(
-                f"catalogue: action {old.action} is movie {old.movie_id!r} in the parent, got {new.movie_id!r}"
-            )
-        if old.status == "retired" and new.status != "retired":
-            raise InputError(f"catalogue: movie {old.movie_id!r} was retired, and is {new.status} again")
-
-
-def _check_order(catalogue: Sequence[Movie], where: str) -> None:
-    for action, movie in enumerate(catalogue):
-        if movie.action != action:
-            raise InputError(f"{where}: must list actions in order from 0, got {movie.action} at {action}")
+def has_features(catalogue: Sequence[Item]) -> bool:
+    """Whether anything is known of an item that `arm_features` can tell items apart by."""
+    return any(item.features or items.numbers_of(item) or items.categories_of(item) for item in catalogue)
 
 
 def movie_factors(

@@ -14,7 +14,8 @@ import numpy as np
 
 from contracts import policy_arrays
 from contracts.errors import InputError
-from contracts.policies import Movie, PolicyCard
+from contracts.items import Item
+from contracts.policies import PolicyCard
 from contracts.policy_arrays import Scorer
 from trainer import dataset, off_policy, training
 
@@ -53,15 +54,15 @@ def measure(settings: training.Settings) -> Measured:
 
 
 def estimate(
-    policy: Scorer, reward_model: Scorer, batches: "Iterable[TrajectoryBatch]", catalogue: Sequence[Movie]
+    policy: Scorer, reward_model: Scorer, batches: "Iterable[TrajectoryBatch]", catalogue: Sequence[Item]
 ) -> off_policy.Estimates:
     """The reward per decision of always taking the action with the policy's highest mean among those on offer.
 
-    Masked and retired movies of the catalogue are not on offer. A decision for which nothing else was is left out. Raises
+    Masked and retired items of the catalogue are not on offer. A decision for which nothing else was is left out. Raises
     InputError if that leaves none.
     """
     sums = off_policy.Sums.zeros()
-    active = np.array([movie.status == "active" for movie in catalogue], bool)
+    active = np.array([item.status == "active" for item in catalogue], bool)
     first = 0
     for logged in batches:
         offered = logged.offers.mask(len(active)) & active
@@ -80,7 +81,7 @@ def estimate(
         )
         first += len(rows)
     if not sums.decisions:
-        raise InputError("catalogue: a movie that was on offer must be active, got none in any decision")
+        raise InputError("catalogue: an item that was on offer must be active, got none in any decision")
     return sums.estimates(with_model=True)
 
 

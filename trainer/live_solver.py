@@ -44,7 +44,9 @@ class LiveSolver:
         self._model: _SharedModel | None = None
         if (kind := str(hyperparameters["arm_features"])) != "none":
             own = float(hyperparameters["arm_tikhonov"]) if kind == "hybrid" else None
-            self._model = _SharedModel(self._total, arms.arm_features(card.catalogue), self._tikhonov, own)
+            self._model = _SharedModel(
+                self._total, arms.arm_features(card.catalogue, card.arm_columns), self._tikhonov, own
+            )
 
     @property
     def num_actions(self) -> int:

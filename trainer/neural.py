@@ -131,7 +131,7 @@ def _untrained(card: PolicyCard) -> Network:
     """A new network by the card's settings, over the arm features of its catalogue if the settings ask for them."""
     features = None
     if card.hyperparameters.get("arm_features") == "shared":
-        features = arms.arm_features(card.catalogue).astype(np.float32)
+        features = arms.arm_features(card.catalogue, card.arm_columns).astype(np.float32)
     return build(
         card.algorithm, card.observation_dim, card.num_actions, card.hyperparameters, card.exploration, features
     )
@@ -140,8 +140,8 @@ def _untrained(card: PolicyCard) -> Network:
 def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCard) -> None:
     """Gives the network the variables of its parent, whose policy is in `folder`.
 
-    Added movies may have new genres. Then the arm tower has more inputs than the parent's, at the end. Their weights
-    begin at 0, the value they would have if no movie had ever had these genres.
+    Added items may have new attributes. Then the arm tower has more inputs than the parent's, at the end. Their weights
+    begin at 0, the value they would have if no item had ever had these attributes.
 
     Raises:
       InputError: the checkpoint is missing or of another network, or an arm feature has another meaning than before.
@@ -151,7 +151,7 @@ def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCa
     before = network
     if network.arm_features is not None:
         _check_features(parent, card)
-        if len(arms.genres(parent.catalogue)) < len(arms.genres(card.catalogue)):
+        if len(parent.arm_columns) < len(card.arm_columns):
             before = _untrained(parent)
     try:
         path = str(folder / CHECKPOINT_NAME / NETWORK_CHECKPOINT)
@@ -167,14 +167,11 @@ def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCa
 
 def _check_features(parent: PolicyCard, card: PolicyCard) -> None:
     """Raises InputError unless every arm feature of the parent has the same meaning now."""
-    for name, old, new in (
-        ("features per movie", len(parent.catalogue[0].features), len(card.catalogue[0].features)),
-        ("genres", (known := arms.genres(parent.catalogue)), arms.genres(card.catalogue)[: len(known)]),
-    ):
-        if old != new:
-            raise InputError(
-                f"catalogue: {name} were {old} for parent {parent.version}, which learned from them; now {new}"
-            )
+    old, new = len(parent.catalogue[0].features), len(card.catalogue[0].features)
+    if old != new:
+        raise InputError(
+            f"catalogue: features per item were {old} for parent {parent.version}, which learned from them; now {new}"
+        )
 
 
 def fit(

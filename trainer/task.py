@@ -26,11 +26,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from contracts import policy_arrays
+from contracts import items, policy_arrays
 from contracts.command_line import FlagParser, add_flags, flag_name, from_flags, run_main, time_flag
 from contracts.errors import InputError
 from contracts.policies import CHECKPOINT_NAME, STRATEGIES, Exploration, PolicyCard
-from trainer import agents, arms, artifact, training
+from trainer import agents, artifact, training
 from trainer.mounts import mounted
 
 METRIC = "reward"
@@ -45,7 +45,7 @@ def build_parser() -> FlagParser:
     )
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
     parser.add_argument(
-        "--catalogue", type=mounted, required=True, help="JSON list of movies, one per action and in their order"
+        "--catalogue", type=mounted, required=True, help="JSON list of items, in the order of their actions"
     )
     parser.add_argument("--parent", help="version in the store to continue from (default: start afresh)")
     parser.add_argument(
@@ -91,7 +91,7 @@ def settings_from(arguments: argparse.Namespace) -> training.Settings:
         windows=arguments.windows,
         policies=arguments.policies,
         num_actions=arguments.num_actions,
-        catalogue=arms.read_catalogue(arguments.catalogue),
+        catalogue=items.read(arguments.catalogue),
         parent=arguments.parent,
         algorithm=arguments.algorithm,
         hyperparameters=hyperparameters,

@@ -21,14 +21,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from contracts import policy_arrays
+from contracts import items, policy_arrays
 from contracts.errors import InputError
 from contracts.event_segments import compact_time
+from contracts.items import Item
 from contracts.policies import (
     CARD_NAME,
     SAVED_MODEL_NAME,
+    ArmColumn,
     Exploration,
-    Movie,
     PolicyCard,
     TrainedWindow,
 )
@@ -46,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     windows: Path
     policies: Path
     num_actions: int
-    catalogue: list[Movie]
+    catalogue: list[Item]
     parent: str | None = None
     algorithm: str = "lin_ucb"
     hyperparameters: agents.Hyperparameters = {}
@@ -72,7 +73,7 @@ def train(settings: Settings) -> PolicyCard:
     """
     hyperparameters = _check(settings)
     parent = _parent(settings, hyperparameters)
-    arms.check_catalogue(settings.catalogue, parent.catalogue if parent is not None else None)
+    items.check(settings.catalogue, parent.catalogue if parent is not None else None)
     ready = selected(settings)
     new = _untrained(ready, parent)
     fixes = corrections.needed(settings.windows, ready, parent)
@@ -96,6 +97,7 @@ def train(settings: Settings) -> PolicyCard:
         observation_dim=observation_dim,
         num_actions=settings.num_actions,
         catalogue=settings.catalogue,
+        arm_columns=_arm_columns(settings, hyperparameters, parent),
         trained_on=corrections.applied(parent.trained_on if parent is not None else [], fixes)
         + [
             TrainedWindow(
@@ -118,7 +120,7 @@ def _check(settings: Settings) -> agents.Hyperparameters:
     if settings.num_actions < 1:
         raise InputError(f"num_actions must be at least 1, got {settings.num_actions}")
     if len(settings.catalogue) != settings.num_actions:
-        raise InputError(f"catalogue has {len(settings.catalogue)} movies for {settings.num_actions} actions")
+        raise InputError(f"catalogue has {len(settings.catalogue)} items for {settings.num_actions} actions")
     if settings.beam_options is not None and settings.algorithm not in agents.LINEAR_ALGORITHMS:
         raise InputError(f"beam options: {settings.algorithm} has no statistics to sum up with Beam")
     return hyperparameters
@@ -194,7 +196,7 @@ def solved(statistics: SufficientStatistics, card: PolicyCard) -> PolicyArrays:
             str(hyperparameters["arm_features"]),
             float(hyperparameters["tikhonov"]),
             float(hyperparameters["arm_tikhonov"]),
-            arms.arm_features(card.catalogue),
+            arms.arm_features(card.catalogue, card.arm_columns),
         )
     except np.linalg.LinAlgError:
         tikhonov = hyperparameters["tikhonov"]
@@ -314,6 +316,16 @@ def _observation_dim(settings: Settings, parent: PolicyCard | None, new: list[tu
         if (found := window.manifest.observation_dim) != expected:
             raise InputError(f"{window.folder}: observation_dim is {found}, but {expected} in {source}")
     return expected
+
+
+def _arm_columns(
+    settings: Settings, hyperparameters: agents.Hyperparameters, parent: PolicyCard | None
+) -> list[ArmColumn]:
+    """The columns by which the policy knows its arms. A network keeps its parent's, because its weights belong to them."""
+    if hyperparameters.get("arm_features", "none") == "none":
+        return []
+    keeps = parent is not None and settings.algorithm not in agents.LINEAR_ALGORITHMS
+    return arms.columns(settings.catalogue, parent.arm_columns if parent is not None and keeps else ())
 
 
 def _version(

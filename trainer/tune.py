@@ -17,9 +17,10 @@ from typing import Any, assert_never
 
 import msgspec
 
+from contracts import items
 from contracts.command_line import FlagParser, run_main
 from contracts.errors import InputError, OperationError
-from contracts.policies import Movie
+from contracts.items import Item
 from trainer import agents, arms, artifact, evaluation, training
 from trainer.mounts import mounted
 from trainer.search_space import Choices, FloatRange, Parameter, search_space
@@ -33,7 +34,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     windows: Path
     study: Path
     num_actions: int
-    catalogue: list[Movie]
+    catalogue: list[Item]
     algorithm: str = "lin_ucb"
     trials: int = 30  # in total, those of earlier runs included
     workers: int = 1
@@ -185,7 +186,7 @@ def build_parser() -> FlagParser:
     parser.add_argument("--study", type=mounted, required=True, help="folder of the study; it is made where missing")
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
     parser.add_argument(
-        "--catalogue", type=mounted, required=True, help="JSON list of movies, one per action and in their order"
+        "--catalogue", type=mounted, required=True, help="JSON list of items, in the order of their actions"
     )
     parser.add_argument(
         "--algorithm", default="lin_ucb", help=f"one of {', '.join(sorted(agents.DEFAULTS))} (default: %(default)s)"
@@ -205,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = build_parser().parse_args(argv)
-    best = search(Search(**vars(arguments) | {"catalogue": arms.read_catalogue(arguments.catalogue)}))
+    best = search(Search(**vars(arguments) | {"catalogue": items.read(arguments.catalogue)}))
     print(msgspec.json.format(msgspec.json.encode(best)).decode())
 
 

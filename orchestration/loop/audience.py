@@ -52,7 +52,7 @@ def load_movielens(settings: LoopSettings) -> MovieLens:
         settings.seed,
     )
     rows = {str(movie.movie_id): row for movie, row in zip(ratings.movies, factors.tolist(), strict=True)}
-    catalogue = [msgspec.structs.replace(movie, features=rows[movie.movie_id]) for movie in movielens.catalogue]
+    catalogue = [msgspec.structs.replace(item, features=rows[item.item_id]) for item in movielens.catalogue]
     return dataclasses.replace(movielens, catalogue=catalogue)
 
 

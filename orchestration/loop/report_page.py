@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from beam_jobs.movielens import MovieLens
-from contracts.policies import Movie
+from contracts.items import Item
 from orchestration.loop.report import Report, WindowReport, build, freshness_in_words
 from orchestration.loop.report_tables import (
     fault_table,
@@ -69,7 +69,7 @@ def write(folder: RunFolder, movielens: MovieLens) -> Report:
     return report
 
 
-def render(report: Report, catalogue: Sequence[Movie]) -> str:
+def render(report: Report, catalogue: Sequence[Item]) -> str:
     """The page as HTML, with no reference to anything outside it."""
     # Figures are made without pyplot, which looks for a display and keeps global state.
     import matplotlib as mpl
@@ -116,7 +116,7 @@ fault. More rewards may be late on a slow machine, and other users of the predic
 <div class="scroll">{fault_table(report.totals)}</div>
 <h2>The movies</h2>
 <p class="note">The ten most rated of {len(catalogue)} movies:
-{html.escape("; ".join(movie.title or movie.movie_id for movie in catalogue[:10]))}.</p>
+{html.escape("; ".join(item.name for item in catalogue[:10]))}.</p>
 <h2>Settings</h2>
 <div class="scroll">{table(["setting", "value"], msgspec.structs.asdict(settings).items())}</div>
 <p class="note">Ratings: MovieLens (F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and

@@ -1,7 +1,7 @@
 """The folder of one run of the loop: its paths, and the journal of finished training windows.
 
 settings.json   the settings of the run
-catalogue.json  the movie of each action
+catalogue.json  the item of each action
 events/         the event log
 warehouse/      decisions, rewards, dead letters
 audit/          what the audit of each window found
@@ -34,8 +34,9 @@ from typing import TypeVar
 
 import msgspec
 
+from contracts import items
 from contracts.errors import InputError
-from contracts.policies import Movie
+from contracts.items import Item
 from contracts.windows import TrainingWindow
 from orchestration import probation
 from orchestration.gate import GateResult
@@ -143,7 +144,7 @@ class RunFolder(Places):
                 raise InputError(f"--out: {self.root} is in use by another run; name another folder") from None
             yield
 
-    def create(self, settings: LoopSettings, catalogue: list[Movie]) -> None:
+    def create(self, settings: LoopSettings, catalogue: list[Item]) -> None:
         """Starts a run here, in place of an earlier one. The caller holds the lock."""
         for path in (path for path in self.root.iterdir() if path.name != LOCK_NAME):
             if path.is_dir() and not path.is_symlink():
@@ -152,7 +153,7 @@ class RunFolder(Places):
                 path.unlink()
         for folder in (self.events, self.windows, self.policies, self.simulated, self.logs):
             folder.mkdir(parents=True)
-        self.catalogue.write_bytes(msgspec.json.encode(catalogue))
+        self.catalogue.write_bytes(items.encode(catalogue))
         self.write_settings(settings)
 
     def write_settings(self, settings: LoopSettings) -> None:

@@ -68,7 +68,7 @@ class Actions:
         catalogue = self._sources.catalogue()
         return {
             "user_ids": self._known_audience().user_ids(),
-            "items": [movie.title or movie.movie_id for movie in catalogue],
+            "items": [item.name for item in catalogue],
         }
 
     def viewer(self, user_id: int) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Actions:
         """What the policy that serves chooses. Raises InputError when the predictor refuses, OperationError without one."""
         request = PredictRequest([Instance(observation, self._user_of(observation, user_id))])
         answer = msgspec.json.decode(self._post("/predict", request), type=PredictResponse).predictions[0]
-        item = answer.title or answer.movie_id or f"item {answer.action}"
+        item = answer.title or answer.item_id or f"item {answer.action}"
         self._asked[answer.decision_id] = item
         if len(self._asked) > ASKED_KEPT:
             self._asked.pop(next(iter(self._asked)))

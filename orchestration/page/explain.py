@@ -144,8 +144,7 @@ def item_name(card: PolicyCard, action: int) -> str:
     """What an action stands for, in words where the catalogue has them."""
     if action >= len(card.catalogue):
         return f"item {action}"
-    movie = card.catalogue[action]
-    return movie.title or movie.movie_id
+    return card.catalogue[action].name
 
 
 def _offered(policy: Policy, decision: Decision, arm: int) -> bool:

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contracts.policies import Champion, Movie
+from contracts.items import Item
+from contracts.policies import Champion
 from orchestration.loop.run_folder import JournalEntry
 from orchestration.loop.settings import LoopSettings
 from orchestration.loop.truth import SessionStart, TruthReader
@@ -156,11 +157,11 @@ class Monitor:
         return sorted(events, key=lambda event: event.at, reverse=True)[:EVENTS_SHOWN]
 
 
-def item_of(catalogue: Sequence[Movie], action: int) -> str:
+def item_of(catalogue: Sequence[Item], action: int) -> str:
     """What an action stands for, in words where the catalogue has them."""
     if action >= len(catalogue):
         return f"item {action}"
-    return catalogue[action].title or catalogue[action].movie_id
+    return catalogue[action].name
 
 
 def _points(slots: Sequence[Slot], journal: Sequence[JournalEntry]) -> list[Point]:
@@ -182,7 +183,7 @@ def _points(slots: Sequence[Slot], journal: Sequence[JournalEntry]) -> list[Poin
     ]
 
 
-def _choices(slots: Sequence[Slot], catalogue: Sequence[Movie]) -> Choices:
+def _choices(slots: Sequence[Slot], catalogue: Sequence[Item]) -> Choices:
     totals: dict[int, int] = {}
     for slot in slots:
         for action, count in slot.actions.items():

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from contracts.policies import CHAMPION_NAME, Champion, Movie, PolicyCard
+from contracts import items
+from contracts.items import Item
+from contracts.policies import CHAMPION_NAME, Champion, PolicyCard
 from contracts.windows import MANIFEST_NAME, Manifest, decode_manifest
 from orchestration import policy_store
 from orchestration.audit import guard, window_audits
@@ -43,12 +45,12 @@ class Sources:
         path = self.folder.running
         return self._unless_same("running", _stamp(path), self.folder.read_running)
 
-    def catalogue(self) -> list[Movie]:
+    def catalogue(self) -> list[Item]:
         """The items by action; empty while there is none."""
         path = self.folder.catalogue
 
-        def read() -> list[Movie]:
-            return msgspec.json.decode(path.read_bytes(), type=list[Movie]) if path.is_file() else []
+        def read() -> list[Item]:
+            return items.read(path) if path.is_file() else []
 
         return self._unless_same("catalogue", _stamp(path), read)
 

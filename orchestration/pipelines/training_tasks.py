@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from contracts import items
 from contracts.command_line import build
 from contracts.errors import OperationError
 from contracts.policies import Exploration
@@ -31,11 +32,11 @@ def train(plan: str, algorithm: str, hyperparameters: Hyperparameters, explorati
     made = decode_plan(plan)
     with runs.step(made.root, made.run_id, "train") as record:
         from orchestration.audit import guard
-        from trainer import arms, training
+        from trainer import training
 
         if (state := guard.state(made.places.root)) is not None and state.held:
             raise OperationError(f"held by the guard: {state.reason}")
-        catalogue = arms.read_catalogue(made.places.catalogue)
+        catalogue = items.read(made.places.catalogue)
         card = training.train(
             training.Settings(
                 windows=made.places.windows,
@@ -66,9 +67,9 @@ def search(plan: str, algorithm: str, budget: dict[str, Any]) -> Hyperparameters
     made = decode_plan(plan)
     with runs.step(made.root, made.run_id, "search") as record:
         from orchestration.audit import guard
-        from trainer import arms, tune
+        from trainer import tune
 
-        catalogue = arms.read_catalogue(made.places.catalogue)
+        catalogue = items.read(made.places.catalogue)
         wanted = build(TuningBudget, budget)
         best = tune.search(
             tune.Search(
@@ -113,9 +114,9 @@ def study(plan: str, algorithm: str, budget: dict[str, Any], root_uri: str, imag
         from trainer import arms
         from trainer.search_space import search_space
 
-        catalogue = arms.read_catalogue(made.places.catalogue)
+        catalogue = items.read(made.places.catalogue)
         space = search_space(algorithm, arms.has_features(catalogue))
-        record.said = f"{algorithm} on {len(catalogue)} movies: {', '.join(parameter.name for parameter in space)}"
+        record.said = f"{algorithm} on {len(catalogue)} items: {', '.join(parameter.name for parameter in space)}"
         flags = {
             "--windows": f"{root_uri}/windows",
             "--policies": f"{root_uri}/studies/{made.run_id}",

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
+from contracts import items
 from contracts.command_line import build, parse_time, say
 from contracts.errors import InputError, OperationError
 from contracts.windows import MANIFEST_NAME, TrainingWindow, WindowSettings, decode_manifest
@@ -98,8 +99,8 @@ def generate(plan: str) -> str:
         )
         made.places.events.mkdir(parents=True, exist_ok=True)
         generate_movielens.generate(viewers, settings, made.places.events)
-        made.places.catalogue.write_bytes(msgspec.json.encode(viewers.catalogue))
-        record.said = f"{wanted.num_decisions} decisions of the uniform policy on {wanted.num_actions} movies"
+        made.places.catalogue.write_bytes(items.encode(viewers.catalogue))
+        record.said = f"{wanted.num_decisions} decisions of the uniform policy on {wanted.num_actions} items"
     return plan
 
 

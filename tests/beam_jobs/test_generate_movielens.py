@@ -13,7 +13,7 @@ from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
 from contracts.event_segments import sealed_segments
-from contracts.policies import Movie
+from contracts.items import Item
 from contracts.records import Decision, RewardEvent, event_decoder, utc_microseconds
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -102,7 +102,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [path.name for path in sealed_segments(tmp_path / "events")] == [
         "20260101T000000.000000Z-generate_movielens-000000.jsonl"
     ]
-    catalogue = msgspec.json.decode((tmp_path / "to" / "catalogue.json").read_bytes(), type=list[Movie])
+    catalogue = msgspec.json.decode((tmp_path / "to" / "catalogue.json").read_bytes(), type=list[Item])
     assert [movie.action for movie in catalogue] == list(range(5))
 
 

@@ -88,7 +88,7 @@ def test_actions_are_the_most_rated_movies_ties_by_id() -> None:
         user=ratings.user[few], movie=ratings.movie[few], rating=ratings.rating[few], timestamp=ratings.timestamp[few]
     )
     viewers = build(ratings)
-    assert [movie.movie_id for movie in viewers.catalogue] == ["101", "102", "103", "104", "105", "106", "107", "100"]
+    assert [item.item_id for item in viewers.catalogue] == ["101", "102", "103", "104", "105", "106", "107", "100"]
     assert [movie.action for movie in viewers.catalogue] == list(range(8))
     assert build(ratings, num_actions=3).num_actions == 3
 

@@ -6,10 +6,11 @@ import pytest
 
 from contracts import policies
 from contracts.errors import InputError
+from contracts.items import Item
 from contracts.policies import (
+    ArmColumn,
     Champion,
     Exploration,
-    Movie,
     PolicyCard,
     TrainedWindow,
     decode_card,
@@ -26,7 +27,10 @@ CARD = PolicyCard(
     hyperparameters={"tikhonov": 0.3},
     observation_dim=3,
     num_actions=2,
-    catalogue=[Movie(action=0, movie_id="50", title="Star Wars (1977)"), Movie(action=1, movie_id="1")],
+    catalogue=[
+        Item(action=0, item_id="50", attributes={"title": "Star Wars", "year": 1977.0}),
+        Item(action=1, item_id="1"),
+    ],
     trained_on=[TrainedWindow(window=TrainingWindow(START, START + timedelta(seconds=5)), split="train", records=9)],
     exploration=Exploration(),
 )
@@ -45,7 +49,7 @@ def test_a_card_survives_the_way_through_json_with_the_same_bytes():
         (b'"epsilon": 0.02', b'"epsilon": 2', "epsilon"),
         (b'"action": 1', b'"action": 0', "catalogue"),
         (b'"version": "v2"', b'"version": ""', "version"),
-        (b'"schema_version": 1', b'"schema_version": 99', "schema_version 99 is newer than this code's"),
+        (b'"schema_version": 2', b'"schema_version": 99', "schema_version 99 is newer than this code's"),
         (b"}", b"", "policy.json: not a policy"),
     ],
 )
@@ -55,6 +59,28 @@ def test_a_card_that_cannot_be_used_is_refused_in_one_line(old, new, message):
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         decode_card(data.replace(old, new), "policy.json")
     assert "\n" not in str(caught.value)
+
+
+def test_a_card_of_the_first_schema_whose_items_were_movies_is_read():
+    old = msgspec.json.decode(encode_json(CARD)) | {"schema_version": 1}
+    old["hyperparameters"] |= {"arm_features": "hybrid"}
+    del old["arm_columns"]
+    old["catalogue"] = [
+        {"action": 0, "movie_id": "50", "title": "Star Wars", "year": 1977, "genres": ["Action"], "status": "active"},
+        {"action": 1, "movie_id": "1", "title": "", "year": None, "genres": [], "features": []},
+    ]
+    found = decode_card(msgspec.json.encode(old), "policy.json")
+    assert found.catalogue == [
+        Item(action=0, item_id="50", attributes={"title": "Star Wars", "year": 1977.0, "genres": ["Action"]}),
+        Item(action=1, item_id="1"),
+    ]
+    assert found.schema_version == policies.SCHEMA_VERSION
+    assert found.arm_columns == [
+        ArmColumn(attribute="year", center=1980.0, scale=10.0),
+        ArmColumn(attribute="genres", category="Action"),
+    ]
+    with pytest.raises(InputError, match=r"policy\.json: not a policy"):
+        decode_card(msgspec.json.encode(old | {"schema_version": 2}), "policy.json")
 
 
 def test_the_champion_pointer():

@@ -20,6 +20,7 @@ from beam_jobs.ratings import load_ratings
 from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts import policies
 from contracts.event_segments import OPEN_SUFFIX, sealed_segments
+from contracts.items import Item
 from contracts.windows import MANIFEST_NAME, TrainingWindow, WindowSettings, decode_manifest
 from orchestration import cli, policy_store
 from orchestration.places import Places
@@ -55,7 +56,7 @@ def build_events(places: Places) -> None:
 
 def derive(places: Places, windows: list[TrainingWindow] = WINDOWS) -> list[policies.PolicyCard]:
     """Everything that follows from the events: tables, windows, and a policy after each window."""
-    viewers = msgspec.json.decode(places.catalogue.read_bytes(), type=list[policies.Movie])
+    viewers = msgspec.json.decode(places.catalogue.read_bytes(), type=list[Item])
     ingest(places.events, EmbeddedWarehouse(places.warehouse))
     cards: list[policies.PolicyCard] = []
     for window in windows:

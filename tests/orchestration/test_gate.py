@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from contracts import policies
+from contracts.items import Item
 from contracts.offers import Offers
-from contracts.policies import Exploration, Movie, PolicyCard
+from contracts.policies import Exploration, PolicyCard
 from contracts.trajectories import TrajectoryBatch, join
 from orchestration import gate, policy_store
 from predictor import policy as serving
@@ -53,7 +54,7 @@ class Shop:
             windows=self.windows,
             policies=self.store,
             num_actions=num_actions,
-            catalogue=[Movie(action=k, movie_id=str(k)) for k in range(num_actions)],
+            catalogue=[Item(action=k, item_id=str(k)) for k in range(num_actions)],
             parent=parent,
             exploration=exploration or Exploration(),
         )

@@ -16,7 +16,7 @@ from contracts.event_segments import (
     segment_name,
     stem,
 )
-from contracts.policies import Movie
+from contracts.items import Item
 from contracts.records import Decision, encoder
 from contracts.watermarks import Watermark
 from orchestration import ingestion, policy_store
@@ -65,7 +65,7 @@ def test_a_segment_whose_writer_was_killed_is_sealed_at_once(tmp_path):
 def test_what_no_policy_could_be_trained_on_is_set_aside_before_there_is_a_champion_and_after(tmp_path):
     places = Places(tmp_path)
     places.events.mkdir()
-    places.catalogue.write_bytes(msgspec.json.encode([Movie(action=k, movie_id=str(k)) for k in range(K)]))
+    places.catalogue.write_bytes(msgspec.json.encode([Item(action=k, item_id=str(k)) for k in range(K)]))
 
     def log(second: int) -> None:
         """Three decisions: one that fits, one that is too short, one beyond the catalogue."""

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from contracts.errors import InputError
-from contracts.policies import Exploration, Movie, PolicyCard
+from contracts.items import Item
+from contracts.policies import Exploration, PolicyCard
 from orchestration import watch
 from orchestration.watch import Evidence, Look, Rows
 from predictor.policy import Policy
@@ -19,7 +20,7 @@ VALUES = np.array([1.0, 0.8, 0.5, 0.2])  # true expected reward of each arm, for
 def policy(favourite: int, version: str = "v", epsilon: float = 0.2, masked: tuple[int, ...] = ()) -> Policy:
     """Takes `favourite` mostly, and believes that the arms are worth less the further they are from it."""
     mean = -np.abs(np.arange(K) - favourite) / 10.0
-    catalogue = [Movie(action=k, movie_id=str(k), status="masked" if k in masked else "active") for k in range(K)]
+    catalogue = [Item(action=k, item_id=str(k), status="masked" if k in masked else "active") for k in range(K)]
     card = PolicyCard(
         version=version,
         parent=None,

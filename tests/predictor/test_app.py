@@ -89,7 +89,7 @@ def test_each_answer_is_a_logged_decision(store, tmp_path):
             "action": decision.action,
             "propensity": decision.propensity,
             "policy_version": "v1",
-            "movie_id": str(100 + decision.action),
+            "item_id": str(100 + decision.action),
             "title": f"Movie {decision.action}",
         }
         for decision in decisions

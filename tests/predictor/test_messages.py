@@ -13,8 +13,8 @@ def test_a_request_is_written_without_its_defaults():
 
 
 def test_only_a_slate_lists_places():
-    slot = Slot(decision_id=ID, action=1, propensity=0.5, movie_id=None, title=None)
-    one = Prediction(decision_id=ID, action=1, propensity=0.5, policy_version="v", movie_id=None, title=None)
+    slot = Slot(decision_id=ID, action=1, propensity=0.5, item_id=None, title=None)
+    one = Prediction(decision_id=ID, action=1, propensity=0.5, policy_version="v", item_id=None, title=None)
     assert b"slate" not in msgspec.json.encode(one)
     slate = msgspec.structs.replace(one, slate=[slot], slate_propensity=0.5)
     assert msgspec.json.decode(msgspec.json.encode(slate), type=Prediction) == slate

@@ -1,77 +1,57 @@
-import msgspec
 import numpy as np
 import pytest
 
-from contracts.errors import InputError
-from contracts.policies import Movie
-from trainer.arms import arm_features, check_catalogue, movie_factors, read_catalogue
+from contracts.items import Item
+from contracts.policies import ArmColumn
+from trainer import arms
+from trainer.arms import arm_features, columns, movie_factors
+
+CATALOGUE = [
+    Item(action=0, item_id="a", attributes={"year": 1980.0, "genres": ["Drama"], "title": "A"}, features=[0.5]),
+    Item(action=1, item_id="b", attributes={"year": 2000.0, "genres": ["Comedy", "Drama"]}, features=[-1.0]),
+    Item(action=2, item_id="c", features=[2.0]),
+]
 
 
-def movies(*changes):
-    catalogue = [
-        Movie(action=0, movie_id="a", year=1980, genres=["Drama"], features=[0.5]),
-        Movie(action=1, movie_id="b", year=2000, genres=["Comedy", "Drama"], features=[-1.0]),
-        Movie(action=2, movie_id="c", features=[2.0]),
+def test_features_of_the_items():
+    assert columns(CATALOGUE) == [
+        ArmColumn(attribute="year", center=1990.0, scale=10.0),
+        ArmColumn(attribute="genres", category="Drama"),
+        ArmColumn(attribute="genres", category="Comedy"),
     ]
-    for action, change in changes:
-        catalogue[action] = msgspec.structs.replace(catalogue[action], **change)
-    return catalogue
-
-
-def test_features_of_the_movies():
     np.testing.assert_array_equal(
-        arm_features(movies()),
-        [  # 1, decades from 1980, its own, Drama, Comedy
-            [1, 0, 0.5, 1, 0],
-            [1, 2, -1, 1, 1],
-            [1, 0, 2, 0, 0],
+        arm_features(CATALOGUE, columns(CATALOGUE)),
+        [  # 1, its own, the year in standard deviations from the mean (0 if unknown), Drama, Comedy
+            [1, 0.5, -1, 1, 0],
+            [1, -1, 1, 1, 1],
+            [1, 2, 0, 0, 0],
         ],
     )
-    with pytest.raises(InputError, match="movie 'b' has 2 features, the first has 1"):
-        arm_features(movies((1, {"features": [1.0, 2.0]})))
 
 
-def test_movies_of_a_new_genre_leave_what_is_known_of_the_others_where_it_was():
-    grown = arm_features([*movies(), Movie(action=3, movie_id="d", genres=["Action"], features=[1.0])])
-    np.testing.assert_array_equal(grown[:3, :5], arm_features(movies()))
-    np.testing.assert_array_equal(grown[:, 5], [0, 0, 0, 1])
+def test_new_categories_and_numbers_leave_what_is_known_of_the_others_where_it_was():
+    added = Item(action=3, item_id="d", attributes={"genres": ["Action"], "stars": 4.0, "year": 2020.0}, features=[1.0])
+    by = columns([*CATALOGUE, added], before=columns(CATALOGUE))
+    grown = arm_features([*CATALOGUE, added], by)
+    np.testing.assert_array_equal(grown[:3, :5], arm_features(CATALOGUE, columns(CATALOGUE)))
+    np.testing.assert_array_equal(grown[3], [1, 1, 3, 0, 0, 0, 1])  # the year on the old scale, stars, Action
+    np.testing.assert_array_equal(grown[:, 6], [0, 0, 0, 1])
 
 
-ALLOWED = {
-    "the same": movies(),
-    "one more": [*movies(), Movie(action=3, movie_id="d")],
-    "masked": movies((1, {"status": "masked"})),
-    "retired": movies((1, {"status": "retired"})),
-    "another title": movies((1, {"title": "B"})),
-}
-REFUSED = {
-    "gone": (movies()[:2], "movie 'c' is gone; retire it instead"),
-    "reused": (movies((1, {"movie_id": "z"})), "action 1 is movie 'b' in the parent, got 'z'"),
-    "nothing to recommend": (
-        movies(*((action, {"status": ("masked", "retired")[action % 2]}) for action in range(3))),
-        "must have an active movie",
-    ),
-    "twice": (movies((2, {"movie_id": "a"})), "movie 'a' is both action 0 and 2"),
-    "out of order": (movies()[::-1], "must list actions in order from 0, got 2 at 0"),
-}
+def test_a_number_that_is_the_same_for_all_items_is_not_divided_by_zero():
+    same = [Item(action=k, item_id=str(k), attributes={"price": 5.0}) for k in range(3)]
+    np.testing.assert_array_equal(arm_features(same, columns(same)), [[1, 0]] * 3)
 
 
-@pytest.mark.parametrize("case", ALLOWED)
-def test_a_catalogue_may_grow_and_change_its_status(case):
-    check_catalogue(ALLOWED[case], movies())
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_an_action_stays_the_same_movies(case):
-    catalogue, message = REFUSED[case]
-    with pytest.raises(InputError, match=message):
-        check_catalogue(catalogue, movies())
-
-
-def test_a_masked_movie_comes_back_a_retired_one_does_not():
-    check_catalogue(movies(), movies((1, {"status": "masked"})))
-    with pytest.raises(InputError, match="movie 'b' was retired, and is active again"):
-        check_catalogue(movies(), movies((1, {"status": "retired"})))
+def test_columns_are_bounded_and_the_rarest_categories_and_retired_items_have_none(monkeypatch):
+    monkeypatch.setattr(arms, "MAX_COLUMNS", 2)
+    assert [column.category for column in columns(CATALOGUE)] == [None, "Drama"]
+    items = [
+        Item(action=k, item_id=str(k), attributes={"topic": topic}, status=status)
+        for k, (topic, status) in enumerate([("x", "retired"), ("x", "retired"), ("y", "active"), ("z", "masked")])
+    ]
+    assert [column.category for column in columns(items)] == ["y", "z"]
+    assert columns(CATALOGUE, before=columns(items)) == columns(items)
 
 
 def ratings(seed=0, users=60, num_movies=30, rank=2):
@@ -95,10 +75,3 @@ def test_movie_factors_find_the_tastes_and_know_nothing_of_later_ratings():
     only_late = np.where(movie == 7, later, True)
     unseen = movie_factors(user[only_late], movie[only_late], rating[only_late], timestamp[only_late] + 10**6, 31, 2, 0)
     assert not unseen[30].any()
-
-
-def test_a_catalogue_out_of_order_is_refused(tmp_path):
-    path = tmp_path / "catalogue.json"
-    path.write_bytes(msgspec.json.encode([Movie(action=k, movie_id=str(k)) for k in (4, 3)]))
-    with pytest.raises(InputError, match="must list actions in order from 0, got 4 at 0"):
-        read_catalogue(path)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from contracts.policies import CARD_NAME, CHECKPOINT_NAME, Movie
+from contracts.items import Item
+from contracts.policies import CARD_NAME, CHECKPOINT_NAME
 from contracts.trajectories import TrajectoryBatch
 from tests.windows import consecutive_windows, write_window
 from trainer import board, checkpoint, task
@@ -31,7 +32,7 @@ def arguments(tmp_path):
     for index, window in enumerate(WINDOWS):
         write_window(tmp_path / "windows", window, trajectories(300, index), trajectories(200, 10 + index))
     catalogue = tmp_path / "catalogue.json"
-    catalogue.write_bytes(msgspec.json.encode([Movie(action=k, movie_id=str(k)) for k in range(NUM_ACTIONS)]))
+    catalogue.write_bytes(msgspec.json.encode([Item(action=k, item_id=str(k)) for k in range(NUM_ACTIONS)]))
     paths = {"windows": tmp_path / "windows", "policies": tmp_path / "policies", "catalogue": catalogue}
     return [f"--{name}={path}" for name, path in paths.items()] + ["--num-actions", str(NUM_ACTIONS)]
 

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from contracts.policies import Movie
+from contracts.items import Item
 from contracts.trajectories import TrajectoryBatch
 from tests.windows import consecutive_windows, write_window
 from trainer import checkpoint, training
@@ -54,7 +54,7 @@ def settings(tmp_path):
         windows=tmp_path / "windows",
         policies=tmp_path / "policies",
         num_actions=5,
-        catalogue=[Movie(action=k, movie_id=str(k)) for k in range(5)],
+        catalogue=[Item(action=k, item_id=str(k)) for k in range(5)],
         hyperparameters={"half_life": 2.0},
     )
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from contracts import policies
-from contracts.policies import Movie
+from contracts.items import Item
 from contracts.trajectories import TrajectoryBatch
 from tests.windows import consecutive_windows, write_window
 from trainer import artifact, checkpoint, erasure, training
 from trainer.erasure import Part
 
 WINDOWS = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 2)
-CATALOGUE = [Movie(action=k, movie_id=f"m{k}", title=f"Movie {k}") for k in range(4)]
+CATALOGUE = [Item(action=k, item_id=f"m{k}", attributes={"title": f"Movie {k}"}) for k in range(4)]
 
 
 def trajectories(count: int, seed: int) -> TrajectoryBatch:

@@ -7,8 +7,8 @@ import pytest
 
 from contracts import policy_arrays
 from contracts.errors import InputError
+from contracts.items import Item
 from contracts.offers import Offers
-from contracts.policies import Movie
 from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.trajectories import TrajectoryBatch
 from tests.windows import consecutive_windows, write_window
@@ -41,7 +41,7 @@ def settings(tmp_path):
         windows=tmp_path / "windows",
         policies=tmp_path / "policies",
         num_actions=NUM_ACTIONS,
-        catalogue=[Movie(action=k, movie_id=str(k)) for k in range(NUM_ACTIONS)],
+        catalogue=[Item(action=k, item_id=str(k)) for k in range(NUM_ACTIONS)],
     )
 
 
@@ -103,7 +103,7 @@ def test_a_masked_movie_is_not_on_offer(settings):
     found = evaluation.estimate(scorer, scorer, [batch], catalogue)
     assert found.dm.value == pytest.approx(scorer.means(batch.observation)[:, 0].mean())
     listed = batch._replace(candidates=Offers.of(np.maximum(batch.action, 1)[:, np.newaxis].tolist()))
-    with pytest.raises(InputError, match="catalogue: a movie that was on offer must be active"):
+    with pytest.raises(InputError, match="catalogue: an item that was on offer must be active"):
         evaluation.estimate(scorer, scorer, [listed], catalogue)
 
 

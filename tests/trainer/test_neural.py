@@ -9,7 +9,8 @@ from tf_agents.trajectories import restart
 
 from contracts import policy_arrays
 from contracts.errors import InputError
-from contracts.policies import CHECKPOINT_NAME, NETWORK_NAME, SAVED_MODEL_NAME, Exploration, Movie
+from contracts.items import Item
+from contracts.policies import CHECKPOINT_NAME, NETWORK_NAME, SAVED_MODEL_NAME, Exploration
 from contracts.policy_arrays import Scorer
 from contracts.trajectories import TrajectoryBatch
 from predictor import exploration as explorers
@@ -43,7 +44,7 @@ def settings(folder, algorithm, **changes):
         windows=folder / "windows",
         policies=folder / "policies",
         num_actions=NUM_ACTIONS,
-        catalogue=[Movie(action=k, movie_id=str(k)) for k in range(NUM_ACTIONS)],
+        catalogue=[Item(action=k, item_id=str(k)) for k in range(NUM_ACTIONS)],
         algorithm=algorithm,
         hyperparameters=SMALL | changes,
         exploration=Exploration(strategy=agents.EXPLORATION[algorithm], alpha=0.7, epsilon=0.2, temperature=0.5),
@@ -200,7 +201,7 @@ def products(count, seed, features):
 @pytest.mark.parametrize("algorithm", ["neural_epsilon_greedy", "neural_boltzmann"])
 def test_over_arm_features_a_movie_that_nobody_has_seen_is_known_and_movies_can_be_added(tmp_path, algorithm):
     features = np.random.default_rng(3).normal(size=(12, DIM))
-    movies = [Movie(action=k, movie_id=str(k), features=features[k].tolist()) for k in range(12)]
+    movies = [Item(action=k, item_id=str(k), features=features[k].tolist()) for k in range(12)]
     write_window(tmp_path / "windows", WINDOWS[0], products(4000, 0, features[:11]))
     mine = msgspec.structs.replace(
         settings(tmp_path, algorithm, arm_features="shared", epochs=15), num_actions=11, catalogue=movies[:11]
@@ -231,15 +232,23 @@ def test_over_arm_features_a_movie_that_nobody_has_seen_is_known_and_movies_can_
 
 @pytest.mark.parametrize("more", [0, 2])
 def test_over_arm_features_movies_of_new_genres_can_be_added(tmp_path, more):
-    """What was learned stands: the added movies' genres have no say yet."""
+    """What was learned stands: the added items' genres have no say yet."""
     features = np.random.default_rng(3).normal(size=(10, DIM))
-    movies = [Movie(action=k, movie_id=str(k), features=features[k].tolist(), genres=["Drama"]) for k in range(8)]
+    movies = [
+        Item(action=k, item_id=str(k), features=features[k].tolist(), attributes={"genres": ["Drama"]})
+        for k in range(8)
+    ]
     write_window(tmp_path / "windows", WINDOWS[0], products(1000, 0, features[:8]))
     mine = settings(tmp_path, "neural_epsilon_greedy", arm_features="shared")
     mine = msgspec.structs.replace(mine, num_actions=8, catalogue=movies)
     card = training.train(mine)
     added = [
-        Movie(action=8 + k, movie_id=str(8 + k), features=features[8 + k].tolist(), genres=["Action", "Drama"][:more])
+        Item(
+            action=8 + k,
+            item_id=str(8 + k),
+            features=features[8 + k].tolist(),
+            attributes={"genres": ["Action", "Drama"][:more]},
+        )
         for k in range(2)
     ]
     larger = msgspec.structs.replace(mine, num_actions=10, catalogue=[*movies, *added])
@@ -252,11 +261,11 @@ def test_over_arm_features_movies_of_new_genres_can_be_added(tmp_path, more):
     assert third.parent == grown.version
 
     mine = msgspec.structs.replace(mine, parent=card.version, until=WINDOWS[0].end)
-    renamed = [msgspec.structs.replace(movie, genres=["Western"]) for movie in movies]
-    with pytest.raises(InputError, match=r"catalogue: genres were \['Drama'\] for parent .*; now \['Western'\]"):
-        training.train(msgspec.structs.replace(mine, catalogue=renamed))
+    renamed = [msgspec.structs.replace(movie, attributes={"genres": ["Western"]}) for movie in movies]
+    changed = training.train(msgspec.structs.replace(mine, catalogue=renamed))
+    assert [column.category for column in changed.arm_columns] == ["Drama", "Western"]
     richer = [msgspec.structs.replace(movie, features=[*movie.features, 1.0]) for movie in movies]
-    with pytest.raises(InputError, match=r"catalogue: features per movie were 3 for parent .*; now 4"):
+    with pytest.raises(InputError, match=r"catalogue: features per item were 3 for parent .*; now 4"):
         training.train(msgspec.structs.replace(mine, catalogue=richer))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from contracts.command_line import flag_name
 from contracts.errors import InputError
-from contracts.policies import Movie
+from contracts.items import Item
 from trainer import agents, arms, task
 from trainer.search_space import Choices, FloatRange, search_space
 
@@ -57,9 +57,11 @@ def test_linear_models_that_share_evidence_are_tried_only_where_arms_are_describ
     }
 
 
-@pytest.mark.parametrize(("facts", "expected"), [({}, False), ({"year": 1999}, True), ({"genres": ["Drama"]}, True)])
+@pytest.mark.parametrize(
+    ("facts", "expected"), [({}, False), ({"year": 1999.0}, True), ({"genres": ["Drama"]}, True), ({"url": "u"}, False)]
+)
 def test_arms_are_described_by_anything_but_their_name(facts, expected):
-    assert arms.has_features([Movie(action=0, movie_id="1", title="One", **facts)]) is expected
+    assert arms.has_features([Item(action=0, item_id="1", attributes={"title": "One"} | facts)]) is expected
 
 
 def test_an_unknown_algorithm_is_refused():

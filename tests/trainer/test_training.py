@@ -7,13 +7,13 @@ import tensorflow as tf
 
 from contracts import policy_arrays
 from contracts.errors import InputError
+from contracts.items import Item
 from contracts.policies import (
     CARD_NAME,
     CHECKPOINT_NAME,
     LINEAR_NAME,
     SAVED_MODEL_NAME,
     Exploration,
-    Movie,
     encode_json,
 )
 from contracts.policy_arrays import Scorer
@@ -40,7 +40,7 @@ def trajectories(count, seed=0, num_actions=NUM_ACTIONS, observation_dim=DIM):
 
 
 def catalogue(num_actions=NUM_ACTIONS):
-    return [Movie(action=k, movie_id=f"m{k}", title=f"Movie {k}") for k in range(num_actions)]
+    return [Item(action=k, item_id=f"m{k}", attributes={"title": f"Movie {k}"}) for k in range(num_actions)]
 
 
 def two_windows(folder):
@@ -123,7 +123,7 @@ def test_the_same_inputs_give_the_same_policy_and_it_is_left_as_it_is(settings):
 def test_every_linear_policy_serves_in_the_predictor(settings, algorithm, model):
     movies = [
         msgspec.structs.replace(
-            movie, features=[float(np.cos(movie.action)), 1.0], genres=["Drama"][: movie.action % 2]
+            movie, features=[float(np.cos(movie.action)), 1.0], attributes={"genres": ["Drama"][: movie.action % 2]}
         )
         for movie in catalogue()
     ]
@@ -246,7 +246,7 @@ def test_a_movie_that_nobody_has_seen_is_recommended_when_its_features_say_so(tm
     features = np.random.default_rng(8).normal(size=(NUM_ACTIONS, 2))
     best = features[0] / np.linalg.norm(features[0])
     movies = [
-        Movie(action=k, movie_id=f"m{k}", features=(features[k] if k < NUM_ACTIONS - 1 else 3 * best).tolist())
+        Item(action=k, item_id=f"m{k}", features=(features[k] if k < NUM_ACTIONS - 1 else 3 * best).tolist())
         for k in range(NUM_ACTIONS)
     ]
     batch = trajectories(400, num_actions=NUM_ACTIONS - 1)
@@ -344,7 +344,7 @@ WRONG = {
         r"window=20260101T000200.*part-train.*action must be in \[0, 5\), got",
     ),
     "unknown algorithm": (other(algorithm="oracle"), "algorithm must be one of .*lin_ucb.*, got 'oracle'"),
-    "catalogue too short": (other(catalogue=catalogue(4)), "catalogue has 4 movies for 5 actions"),
+    "catalogue too short": (other(catalogue=catalogue(4)), "catalogue has 4 items for 5 actions"),
     "epochs of a linear policy": (
         other(hyperparameters={"epochs": 5}),
         "epochs must be 1 for lin_ucb, got 5: it counts evidence",
@@ -356,9 +356,9 @@ WRONG = {
     "a negative half-life": (other(hyperparameters={"half_life": -1.0}), "half_life must be a number of at least 0"),
     "another half-life": (with_parent(hyperparameters={"half_life": 3.0}), "has half_life 0.0, asked for 3.0"),
     "a parent of another kind": (with_parent(algorithm="neural_boltzmann"), "is a lin_ucb policy, asked for neural_b"),
-    "a movie replaced": (
-        with_parent(catalogue=[*catalogue(4), Movie(action=4, movie_id="new")]),
-        "action 4 is movie 'm4' in the parent, got 'new'",
+    "an item replaced": (
+        with_parent(catalogue=[*catalogue(4), Item(action=4, item_id="new")]),
+        "action 4 is item 'm4' in the parent, got 'new'",
     ),
     "networks with Beam": (
         other(algorithm="neural_boltzmann", beam_options=[]),
@@ -366,7 +366,7 @@ WRONG = {
     ),
     "nothing to recommend": (
         other(catalogue=[msgspec.structs.replace(movie, status="masked") for movie in catalogue()]),
-        "catalogue: must have an active movie",
+        "catalogue: must have an active item",
     ),
     "a ridge of next to nothing": (
         unknown_action_with_no_ridge,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from contracts.errors import InputError, OperationError
-from contracts.policies import Movie
+from contracts.items import Item
 from contracts.trajectories import TrajectoryBatch
 from tests.windows import consecutive_windows, write_window
 from trainer import agents, tune
@@ -47,7 +47,7 @@ def told(tmp_path):
         windows=tmp_path / "windows",
         study=tmp_path / "study",
         num_actions=NUM_ACTIONS,
-        catalogue=[Movie(action=k, movie_id=str(k), features=FEATURES[k].tolist()) for k in range(NUM_ACTIONS)],
+        catalogue=[Item(action=k, item_id=str(k), features=FEATURES[k].tolist()) for k in range(NUM_ACTIONS)],
         trials=8,
     )
 

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from contracts.errors import InputError
+from contracts.items import Item
 from contracts.offers import Offers
-from contracts.policies import Movie
 from contracts.trajectories import TrajectoryBatch
 from contracts.windows import MANIFEST_NAME, encode_manifest
 from tests.windows import consecutive_windows, sha256_of, write_window
@@ -34,7 +34,7 @@ def settings(folder):
         windows=folder,
         policies=folder / "policies",
         num_actions=NUM_ACTIONS,
-        catalogue=[Movie(action=k, movie_id=str(k)) for k in range(NUM_ACTIONS)],
+        catalogue=[Item(action=k, item_id=str(k)) for k in range(NUM_ACTIONS)],
     )
 
 

@@ -22,7 +22,7 @@ def test_arm_features_are_of_the_movies_that_are_offered_and_change_no_reward():
     before, after = audience.load_movielens(plain), audience.load_movielens(featured)
     assert [len(movie.features) for movie in before.catalogue] == [0] * 5
     assert [len(movie.features) for movie in after.catalogue] == [3] * 5
-    assert [movie.movie_id for movie in after.catalogue] == [movie.movie_id for movie in before.catalogue]
+    assert [item.item_id for item in after.catalogue] == [item.item_id for item in before.catalogue]
     assert np.array_equal(before.expected_reward_matrix, after.expected_reward_matrix)
     assert len({tuple(movie.features) for movie in after.catalogue}) == 5
 

@@ -5,13 +5,15 @@ from html.parser import HTMLParser
 
 import pytest
 
-from contracts.policies import Movie
+from contracts.items import Item
 from orchestration.loop import report_page
 from orchestration.loop.report import OffPolicy, Seconds, VersionShare, WindowReport
 from orchestration.loop.settings import LoopSettings
 from tests.orchestration.loop.reports import report, window
 
-CATALOGUE = [Movie(action=action, movie_id=str(action), title="A <b>bold</b> & free title") for action in range(2)]
+CATALOGUE = [
+    Item(action=action, item_id=str(action), attributes={"title": "A <b>bold</b> & free title"}) for action in range(2)
+]
 
 
 def page(windows: list[WindowReport], settings: LoopSettings | None = None, **totals: int) -> str:

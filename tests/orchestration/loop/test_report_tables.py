@@ -1,6 +1,6 @@
 """The tables of the report's page."""
 
-from contracts.policies import Movie
+from contracts.items import Item
 from orchestration.loop import report_page, report_tables
 from orchestration.loop.report import VersionShare
 from tests.orchestration.loop.reports import report, window
@@ -34,5 +34,5 @@ def test_a_window_without_decisions_has_no_share():
 
 
 def test_names_are_shown_as_text():
-    html = report_page.render(report([window(1, reason="<script>x</script>")]), [Movie(action=0, movie_id="<b>")])
+    html = report_page.render(report([window(1, reason="<script>x</script>")]), [Item(action=0, item_id="<b>")])
     assert "<script>" not in html and "<b>;" not in html

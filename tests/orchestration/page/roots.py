@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 
 from contracts import policies
-from contracts.policies import Movie, TrainedWindow
+from contracts.items import Item
+from contracts.policies import TrainedWindow
 from contracts.windows import TrainingWindow
 from orchestration import policy_store
 from orchestration.audit import window_audits
@@ -52,7 +53,9 @@ def add_version(folder: RunFolder, number: int, trained: list[TrainedWindow]) ->
     """A version trained on these windows becomes the champion, and the journal notes its window."""
     version = f"v{number}"
     card = write_policy(folder.policies / version, seed=number)
-    catalogue = [Movie(action=action, movie_id=str(action), title=title) for action, title in enumerate(HOSTILE)]
+    catalogue = [
+        Item(action=action, item_id=str(action), attributes={"title": title}) for action, title in enumerate(HOSTILE)
+    ]
     card = msgspec.structs.replace(card, trained_on=trained, catalogue=catalogue)
     (folder.policies / version / policies.CARD_NAME).write_bytes(policies.encode_json(card))
     served_at = window(number).end + timedelta(seconds=4)
@@ -82,7 +85,10 @@ def make(root: Path, predictor: str | None = None) -> RunFolder:
         out=str(root), num_actions=5, rank=3, window_seconds=5.0, holdback_share=0.2, fault_rate=0.0
     )
     with folder.locked():
-        catalogue = [Movie(action=action, movie_id=str(action), title=title) for action, title in enumerate(HOSTILE)]
+        catalogue = [
+            Item(action=action, item_id=str(action), attributes={"title": title})
+            for action, title in enumerate(HOSTILE)
+        ]
         folder.create(settings, catalogue)
     before = TrainedWindow(window=window(0), split="train", records=100)
     add_version(folder, 0, [before])

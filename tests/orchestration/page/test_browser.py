@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from contracts.policies import Movie
+from contracts.items import Item
 from orchestration import policy_store
 from orchestration.audit import guard, window_audits
 from orchestration.loop import comparison_page, report_page
@@ -201,7 +201,7 @@ def test_the_report_and_a_comparison_have_no_column_off_a_narrow_screen(browser,
     windows = [report_window(number, reason="worse: " + "gain " * 20, promoted=False) for number in range(1, 4)]
     made = report(windows, lost_rewards=2, lost=2)
     pages = {
-        "report": report_page.render(made, [Movie(action=0, movie_id="0", title="long " * 100)]),
+        "report": report_page.render(made, [Item(action=0, item_id="0", attributes={"title": "long " * 100})]),
         "comparison": comparison_page.render([Run("a", made), Run("b" * 60, report(windows, LoopSettings(alpha=0.7)))]),
     }
     context = browser.new_context(viewport={"width": width, "height": 900})

@@ -13,7 +13,7 @@ from beam_jobs import ingest_events
 from beam_jobs import warehouse as embedded
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
-from contracts.policies import Movie
+from contracts.items import Item
 from contracts.records import Decision, RewardEvent
 from contracts.windows import WindowSettings
 from orchestration.pipelines.canary import Arm, Trial
@@ -47,7 +47,7 @@ def reward(number: int, moment: datetime, value: float) -> RewardEvent:
 
 def write(places: Places, events: Sequence[Decision | RewardEvent]) -> None:
     places.events.mkdir()
-    places.catalogue.write_bytes(msgspec.json.encode([Movie(action=0, movie_id="1")]))
+    places.catalogue.write_bytes(msgspec.json.encode([Item(action=0, item_id="1")]))
     lines = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
     (places.events / (segment_name(START, "w") + SEALED_SUFFIX)).write_bytes(lines)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from contracts import policies
-from contracts.policies import Exploration, Movie
+from contracts.items import Item
+from contracts.policies import Exploration
 from contracts.trajectories import TrajectoryBatch
 from orchestration.pipelines import training_tasks
 from orchestration.pipelines.environment import METRIC
@@ -32,7 +33,7 @@ def write_windows(environment: Environment) -> None:
         reward = (observation * theta[action]).sum(axis=1).astype(np.float32)
         batch = TrajectoryBatch(observation, action, reward, np.full(300, 0.2, np.float32), np.zeros(300, dtype=bool))
         write_window(environment.places.windows, window, batch, batch)
-    movies = [Movie(action=action, movie_id=str(action), year=1990 + action) for action in range(5)]
+    movies = [Item(action=action, item_id=str(action), attributes={"year": 1990.0 + action}) for action in range(5)]
     environment.places.catalogue.write_bytes(msgspec.json.encode(movies))
 
 
