@@ -150,7 +150,7 @@ def run(audience: Audience, edge: Edge, first_tick: int, say: Callable[[str], ob
         for position in range(0, len(users), INSTANCES_A_REQUEST):
             some = users[position : position + INSTANCES_A_REQUEST]
             instances = [
-                Instance(observation, str(audience.movielens.user_ids[user]), candidates)
+                Instance(observation, str(audience.movielens.user_ids[user]), [*candidates])
                 for user, observation in zip(some, audience.movielens.observations[some].tolist(), strict=True)
             ]
             shown = edge.predict(instances)

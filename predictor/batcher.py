@@ -14,7 +14,7 @@ from contracts.errors import InputError
 from contracts.policies import PolicyCard
 from contracts.records import Decision, encoder
 from predictor import deciding
-from predictor.deciding import Decided
+from predictor.deciding import Asked, Decided
 from predictor.event_log import EventLog
 from predictor.follower import PolicyFollower
 from predictor.line_up import LineUp
@@ -64,8 +64,8 @@ class Batcher:
             line_up = self._line_up()
             work = len(instances) * slate_size * line_up.serving.card.num_actions
             if work > _LONG_WORK:
-                deciding.check(instances, line_up, slate_size)
-                decided = await asyncio.to_thread(deciding.decide, line_up, instances, slate_size)
+                asked = deciding.check(instances, line_up, slate_size)
+                decided = await asyncio.to_thread(deciding.decide, line_up, asked, slate_size)
                 self._log(decided)
                 return line_up.serving.card, decided.slates
             loop = asyncio.get_running_loop()
@@ -87,19 +87,19 @@ class Batcher:
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._decide_waiting)
         line_up = self._line_up()  # read once per pass
-        batches: dict[int, list[_Request]] = {}
+        batches: dict[int, list[tuple[_Request, list[Asked]]]] = {}
         for request in requests:
             try:
-                deciding.check(request.instances, line_up, request.slate_size)
+                asked = deciding.check(request.instances, line_up, request.slate_size)
             except InputError as error:
                 _refuse(request, error)
             else:
-                batches.setdefault(request.slate_size, []).append(request)
+                batches.setdefault(request.slate_size, []).append((request, asked))
         for slate_size, batch in batches.items():
             try:
                 self._decide_together(line_up, batch, slate_size)
             except Exception as error:  # noqa: BLE001 - each waiting request raises it
-                for request in batch:
+                for request, _ in batch:
                     _refuse(request, error)
 
     def _next_requests(self) -> list[_Request]:
@@ -110,17 +110,17 @@ class Batcher:
         requests, self._waiting = self._waiting[:count], self._waiting[count:]
         return requests
 
-    def _decide_together(self, line_up: LineUp, batch: list[_Request], slate_size: int) -> None:
-        instances = [instance for request in batch for instance in request.instances]
+    def _decide_together(self, line_up: LineUp, batch: list[tuple[_Request, list[Asked]]], slate_size: int) -> None:
+        instances = [instance for _, asked in batch for instance in asked]
         decided = deciding.decide(line_up, instances, slate_size)
         if decided.failures and len(batch) > 1:
             # One request may have made the policy fail: decided one by one, only that one gets the baseline.
-            for request in batch:
-                self._decide_together(line_up, [request], slate_size)
+            for one in batch:
+                self._decide_together(line_up, [one], slate_size)
             return
         self._log(decided)
         begin = 0
-        for request in batch:
+        for request, _ in batch:
             end = begin + len(request.instances)
             if not request.answer.done():  # it is cancelled when the server stops
                 request.answer.set_result((line_up.serving.card, decided.slates[begin:end]))

@@ -80,29 +80,65 @@ class Decided:
     failures: list[str] = field(default_factory=list)  # why a policy did not decide, one line each
 
 
-def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1) -> None:
-    """Raises InputError unless `line_up` can decide for every instance.
+@dataclass(frozen=True)
+class Asked:
+    """An instance that was checked: `candidates` are actions, none of them twice; empty: everything is on offer."""
 
-    The error names the instance and the field: an observation of another length, a candidate that is unknown or repeated,
-    no candidate on offer, or a slate larger than the number of arms on offer.
+    observation: list[float]
+    user_id: str | None
+    candidates: list[int]
+
+
+def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1) -> list[Asked]:
+    """The instances with actions for the ids of items. `line_up` can decide for every one of them.
+
+    Raises InputError otherwise. It names the instance and the field: an observation of another length, a candidate that is
+    unknown or repeated, no candidate on offer, nothing left by the exclusions, or a slate larger than the number of arms on
+    offer.
     """
-    observation_dim, active = line_up.serving.card.observation_dim, line_up.serving.active
+    policy = line_up.serving
+    asked = []
     for i, instance in enumerate(instances):
-        if (length := len(instance.observation)) != observation_dim:
-            raise InputError(f"instances[{i}].observation: must have {observation_dim} numbers, got {length}")
-        if instance.candidates or slate_size > 1:
-            _check_offer(i, instance.candidates, line_up.serving.card.num_actions, active, slate_size)
+        if (length := len(instance.observation)) != policy.card.observation_dim:
+            wanted = policy.card.observation_dim
+            raise InputError(f"instances[{i}].observation: must have {wanted} numbers, got {length}")
+        candidates = _actions(i, instance, policy) if instance.candidates else []
+        if instance.exclude:
+            candidates = _without(i, instance.exclude, candidates, policy)
+        if candidates or slate_size > 1:
+            _check_offer(i, candidates, policy, slate_size)
+        asked.append(Asked(instance.observation, instance.user_id, candidates))
+    return asked
 
 
-def _check_offer(i: int, candidates: list[int], num_actions: int, active: np.ndarray | None, slate_size: int) -> None:
-    if candidates:
-        if (largest := max(candidates)) >= num_actions:
-            raise InputError(f"instances[{i}].candidates: must be below {num_actions}, got {largest}")
-        if len(set(candidates)) != len(candidates):
-            raise InputError(f"instances[{i}].candidates: must differ, got one twice")
-    on_offer = len(candidates) or num_actions
-    if active is not None:
-        on_offer = int(active[candidates or slice(None)].sum())
+def _actions(i: int, instance: Instance, policy: Policy) -> list[int]:
+    """The instance's candidates as actions, without the items that the policy does not know."""
+    named = [policy.action_of.get(one) if isinstance(one, str) else one for one in instance.candidates]
+    known = [one for one in named if one is not None]
+    if not known:
+        raise InputError(
+            f"instances[{i}].candidates: must include an item of the catalogue, got {instance.candidates[0]!r:.80}"
+        )
+    if (largest := max(known)) >= policy.card.num_actions:
+        raise InputError(f"instances[{i}].candidates: must be below {policy.card.num_actions}, got {largest}")
+    if len(set(known)) != len(known):
+        raise InputError(f"instances[{i}].candidates: must differ, got one twice")
+    return known
+
+
+def _without(i: int, exclude: Sequence[int | str], candidates: list[int], policy: Policy) -> list[int]:
+    """What the exclusions leave of the candidates, or of everything on offer."""
+    excluded = {policy.action_of.get(one, -1) if isinstance(one, str) else one for one in exclude}
+    left = [action for action in candidates or policy.on_offer if action not in excluded]
+    if not left:
+        raise InputError(f"instances[{i}].exclude: must leave something on offer, got {len(exclude)} exclusions")
+    return left
+
+
+def _check_offer(i: int, candidates: list[int], policy: Policy, slate_size: int) -> None:
+    on_offer = len(candidates) or policy.card.num_actions
+    if policy.active is not None:
+        on_offer = int(policy.active[candidates or slice(None)].sum())
         if not on_offer:
             raise InputError(f"instances[{i}].candidates: must include an arm whose item is active, got none")
     if slate_size > on_offer:
@@ -111,7 +147,7 @@ def _check_offer(i: int, candidates: list[int], num_actions: int, active: np.nda
         )
 
 
-def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) -> Decided:
+def decide(line_up: LineUp, instances: Sequence[Asked], slate_size: int = 1) -> Decided:
     """Decides for each instance, once per place of its slate; all decisions have the same time.
 
     Each place of a slate is a separate decision among the arms that the earlier places left, which are logged as its
@@ -120,17 +156,15 @@ def decide(line_up: LineUp, instances: Sequence[Instance], slate_size: int = 1) 
 
     Args:
       line_up: the policies.
-      instances: must have passed `check`.
+      instances: from `check`, for the same line-up.
       slate_size: places per instance.
     """
-    card = line_up.serving.card
     now_microseconds = time.time_ns() // 1000
     decided_at = _EPOCH + timedelta(microseconds=now_microseconds)
     decided = Decided([[] for _ in instances])
     observations = np.array([instance.observation for instance in instances], np.float32)
     candidates = [instance.candidates for instance in instances]
-    active = line_up.serving.active
-    all_on_offer = range(card.num_actions) if active is None else np.flatnonzero(active).tolist()
+    all_on_offer = line_up.serving.on_offer
     shares: list[tuple[Policy, list[int]]] = []
     slate_ids: list[str] = []
     for place in range(slate_size):
@@ -178,7 +212,7 @@ def logged_bytes(instances: Sequence[Instance], slate_size: int, num_actions: in
     size = 0
     for instance in instances:
         place = _DECISION_BYTES + _NUMBER_BYTES * len(instance.observation) + 6 * len(instance.user_id or "")
-        given = len(instance.candidates)
+        given = len(instance.candidates) or (num_actions if instance.exclude else 0)
         size += slate_size * place + action_bytes * (given + (slate_size - 1) * (given or num_actions))
     return size
 

@@ -5,10 +5,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from contracts.items import ItemId
 from contracts.records import (
     MAX_SLATE,
     Action,
-    Candidates,
     DecisionId,
     Observation,
     PolicyVersion,
@@ -20,12 +20,25 @@ from contracts.records import (
 
 
 class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One request for an action: the context vector, its user, and the arms on offer (all when empty)."""
+    """One request for an action: the context vector, its user, and what is on offer (everything when empty).
+
+    A number names an action, a text an item. A candidate that the policy's catalogue does not have is left out, and so is
+    an exclusion: the application and the policy may learn of a change at different moments. At least one candidate must be
+    known.
+    """
 
     observation: Observation
     user_id: UserId | None = None
     candidates: Annotated[
-        Candidates, Meta(description="Arm indexes on offer; all of them when empty. 3.0 is taken for the integer 3.")
+        list[Action | ItemId],
+        Meta(
+            max_length=1_000_000,
+            description="Actions or item ids on offer; everything when empty. 3.0 is taken for the integer 3.",
+        ),
+    ] = []
+    exclude: Annotated[
+        list[Action | ItemId],
+        Meta(max_length=1_000_000, description="Actions or item ids that are not on offer this time."),
     ] = []
 
 

@@ -78,7 +78,9 @@ def complete(document: dict[str, Any], card: PolicyCard | None) -> dict[str, Any
         instance = schemas["Instance"]["properties"]
         instance["observation"] |= {"minItems": d, "maxItems": d}
         instance["candidates"] |= {"maxItems": k, "uniqueItems": True}
-        instance["candidates"]["items"]["maximum"] = k - 1
+        for kind in instance["candidates"]["items"]["anyOf"]:
+            if kind["type"] == "integer":
+                kind["maximum"] = k - 1
         schemas["Parameters"]["properties"]["slate_size"]["maximum"] = k
         document["paths"] = _with_length(document["paths"], d)
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)

@@ -35,6 +35,16 @@ class Policy:
         """[K] bool, false for arms that are not on offer, because their item is masked or retired; None if all are."""
         return active_arms(self.card)
 
+    @cached_property
+    def on_offer(self) -> list[int]:
+        """The actions whose items are active, ascending."""
+        return list(range(self.card.num_actions)) if self.active is None else np.flatnonzero(self.active).tolist()
+
+    @cached_property
+    def action_of(self) -> dict[str, int]:
+        """The action of each item of the catalogue, by item id."""
+        return {item.item_id: item.action for item in self.card.catalogue}
+
     def can_choose(self, candidates: Sequence[int]) -> bool:
         """Whether `candidates` (empty: all arms) are arms of this policy, at least one of them on offer."""
         if not candidates:

@@ -239,3 +239,41 @@ def test_a_live_version_that_fails_leaves_the_decision_to_its_base(store, caplog
     assert {decision.policy_version for (decision,) in decided.slates} == {"v1"}
     assert decided.failures == ["v1+3: scores must be finite"]
     assert "the base decides" in caplog.text
+
+
+def test_candidates_and_exclusions_may_name_items(tmp_path):
+    write_policy(tmp_path / "v")  # the items of actions 0 to 4 are "100" to "104"
+    policy = policy_files.load(tmp_path / "v")
+    line_up = LineUp(policy, policy_files.baseline(policy.card))
+    x = [0.5, -1.0, 0.2]
+    asked = deciding.check(
+        [
+            Instance(x, candidates=["104", 1, "not yet known"]),
+            Instance(x, exclude=["100", 2, "long gone"]),
+            Instance(x, candidates=["100", "101", "103"], exclude=["101"]),
+            Instance(x, candidates=[3]),
+        ],
+        line_up,
+    )
+    offered = [[4, 1], [1, 3, 4], [0, 3], [3]]
+    assert [one.candidates for one in asked] == offered
+    for [decision], actions in zip(deciding.decide(line_up, asked).slates, offered, strict=True):
+        assert decision.candidates == actions and decision.action in actions
+        assert deciding.replay(policy, [decision]) == ([decision.action], [decision.propensity])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"candidates": ["x", "y"]}, r"instances\[0\]\.candidates: must include an item of the catalogue, got 'x'"),
+        ({"candidates": ["101", 1]}, r"instances\[0\]\.candidates: must differ, got one twice"),
+        ({"candidates": ["101", 5]}, r"instances\[0\]\.candidates: must be below 5, got 5"),
+        ({"candidates": [1], "exclude": ["101"]}, r"instances\[0\]\.exclude: must leave something on offer, got 1"),
+        ({"exclude": [0, 1, 2, 3, 4]}, r"instances\[0\]\.exclude: must leave something on offer, got 5 exclusions"),
+    ],
+)
+def test_items_that_leave_no_choice_are_refused(tmp_path, fields, message):
+    write_policy(tmp_path / "v")
+    policy = policy_files.load(tmp_path / "v")
+    with pytest.raises(InputError, match=message):
+        deciding.check([Instance([0.5, -1.0, 0.2], **fields)], LineUp(policy, policy_files.baseline(policy.card)))

@@ -22,7 +22,8 @@ def test_document_is_of_the_policy_that_serves(server):
     document = server.get("/openapi.json").body
     instance = document["components"]["schemas"]["Instance"]["properties"]
     assert (instance["observation"]["minItems"], instance["observation"]["maxItems"]) == (3, 3)
-    assert instance["candidates"]["items"]["maximum"] == 4
+    action, item_id = instance["candidates"]["items"]["anyOf"]
+    assert (action["maximum"], item_id["type"]) == (4, "string")
     assert {"/predict", "/rewards", "/health", "/metrics"} == set(document["paths"])
     assert b"/openapi.json" in server.read("/docs")
 
