@@ -207,7 +207,7 @@ def test_what_is_not_on_offer_is_never_decided_for(tmp_path):
         assert {decision.action for decision in decided.slates[0]} <= {1, 2, 4}
         assert {decision.action for decision in decided.slates[1]} == {1, 4}
     with pytest.raises(
-        InputError, match=r"^instances\[0\].candidates: must include an arm whose movie is active, got none$"
+        InputError, match=r"^instances\[0\].candidates: must include an arm whose item is active, got none$"
     ):
         deciding.check([Instance(observation, None, [0, 3])], line_up)
     with pytest.raises(

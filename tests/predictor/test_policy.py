@@ -139,7 +139,7 @@ def test_masked_and_retired_movies_are_not_on_offer(folder):
     none_active = [msgspec.structs.replace(movie, status="retired") for movie in card.catalogue]
     card = msgspec.structs.replace(card, catalogue=none_active)
     (folder / policies.CARD_NAME).write_bytes(policies.encode_json(card))
-    with pytest.raises(InputError, match=r"policy.json: catalogue must have an active movie$"):
+    with pytest.raises(InputError, match=r"policy.json: catalogue must have an active item$"):
         policy_files.load(folder)
 
 

@@ -116,7 +116,7 @@ def test_what_is_suggested_can_be_trained(algorithm, has_arm_features):
         ({"algorithm": "magic"}, "algorithm must be one of"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
-        ({"num_actions": 5}, "catalogue has 12 movies for 5 actions"),
+        ({"num_actions": 5}, "catalogue has 12 items for 5 actions"),
     ],
 )
 def test_wrong_input_is_refused_before_any_trial(told, change, message):
