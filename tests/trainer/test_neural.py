@@ -213,7 +213,7 @@ def test_over_arm_features_a_movie_that_nobody_has_seen_is_known_and_movies_can_
     truth = x @ features.T
     assert np.corrcoef(mean[:, 10], truth[:, 10])[0, 1] > 0.7  # never tried
 
-    arm_features = np.concatenate([np.ones((11, 1)), np.zeros((11, 1)), features[:11]], axis=1).astype(np.float32)
+    arm_features = np.concatenate([np.ones((11, 1)), features[:11]], axis=1).astype(np.float32)
     network = networks.build(algorithm, DIM, 11, card.hyperparameters, card.exploration, arm_features)
     path = str(folder / CHECKPOINT_NAME / neural.NETWORK_CHECKPOINT)
     network.checkpoint().read(path).assert_existing_objects_matched()
