@@ -20,7 +20,7 @@ PROBATION_ARGS ?=
 # The environment is read afresh, as the reference is made from code that Sphinx does not watch.
 BUILD_DOCS := $(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet -c docs . site
 
-.PHONY: help install loop test check docs format lock bench bench-learning coverage sabotage probation sabotage-processes clean
+.PHONY: help install loop test check docs format lock bench bench-learning bench-live coverage sabotage probation sabotage-processes clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ sabotage-processes: $(INSTALLED) ## The same through the real processes (45 minu
 
 bench-learning: $(PEERS)/.installed ## Learn beside mabwiser and VowpalWabbit (LEARNING_ARGS="--ratings FOLDER --seeds 2 …")
 	$(BIN)/python -m bench.learning --peers-python $(PEERS)/bin/python $(LEARNING_ARGS)
+
+bench-live: $(INSTALLED) ## Measure live learning beside windows (LIVE_ARGS="--only freshness --seeds 1 …"; all takes an hour)
+	$(BIN)/python -m bench.live $(LIVE_ARGS)
 
 coverage: $(INSTALLED) ## Measure whether the intervals of off-policy estimates hold (15 minutes on 2 cores)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.coverage

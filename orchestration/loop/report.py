@@ -96,6 +96,7 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
     train_seconds: float
     gate_seconds: float
     freshness_seconds: Seconds  # from a reward's being sent to a policy trained on it serving
+    live_freshness_seconds: Seconds | None = None  # of the rewards that were sent in the window; see `Report`
     look: Look | None = None  # at the version on probation, after the window
 
 
@@ -198,6 +199,12 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
     windows = [
         msgspec.structs.replace(window, came_late=came_late(folder, manifests[window.start])) for window in windows
     ]
+    sent_at, lags = _live_freshness(settings, folder, happened, stored)
+    if settings.learning == "live":
+        windows = [
+            msgspec.structs.replace(window, live_freshness_seconds=_percentiles(lags[_sent_in(sent_at, window)]))
+            for window in windows
+        ]
     reference = movielens.reference
     return Report(
         settings=settings,
@@ -208,15 +215,20 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
         champion=champion.version,
         freshness_seconds=_percentiles(np.concatenate([*freshness[1:], np.zeros(0)])),
         trials=trials([entry.look for entry in journal]),
-        live_freshness_seconds=_live_freshness(settings, folder, happened, stored),
+        live_freshness_seconds=_percentiles(lags) if settings.learning == "live" else None,
         live_holds=holds(folder.live),
     )
 
 
-def _live_freshness(settings: LoopSettings, folder: RunFolder, happened: Happened, stored: Stored) -> Seconds | None:
-    """Of the rewards in time that are not held back and that a live version learned before the run ended."""
+def _live_freshness(
+    settings: LoopSettings, folder: RunFolder, happened: Happened, stored: Stored
+) -> tuple[np.ndarray, np.ndarray]:
+    """[M] when rewards were sent, seconds since the epoch, and [M] seconds until a live version that learned them decided.
+
+    Of the rewards in time that are not held back and that a live version learned before the run ended.
+    """
     if settings.learning == "windows":
-        return None
+        return np.zeros(0), np.zeros(0)
     decided, began = stored.moments, min((session.start for session in happened.sessions), default=0.0)
     held_back = in_holdback(pa.array([reward.decision_id for reward in happened.rewards]), settings.holdback_share)
     in_time = [
@@ -227,8 +239,14 @@ def _live_freshness(settings: LoopSettings, folder: RunFolder, happened: Happene
         and reward.occurred_at - decided.get(reward.decision_id, reward.occurred_at)
         <= settings.reward_window_seconds * 1e6
     ]
-    lags = ServedVersions(folder.live, stored.policy_version, stored.decided_at).lags(np.array(in_time))
-    return _percentiles(lags[~np.isnan(lags)])
+    sent_at = np.array(in_time)
+    lags = ServedVersions(folder.live, stored.policy_version, stored.decided_at).lags(sent_at)
+    learned = ~np.isnan(lags)
+    return sent_at[learned], lags[learned]
+
+
+def _sent_in(sent_at: np.ndarray, window: WindowReport) -> np.ndarray:
+    return (sent_at >= window.start.timestamp()) & (sent_at < window.end.timestamp())
 
 
 def _window_report(

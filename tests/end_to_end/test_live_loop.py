@@ -26,6 +26,7 @@ def test_what_is_learned_live_decides_between_two_champions_and_is_audited(tmp_p
     assert figures.live_freshness_seconds is not None and figures.live_freshness_seconds.p50 is not None
     assert figures.freshness_seconds.p50 is not None
     assert figures.live_freshness_seconds.p50 < figures.freshness_seconds.p50
+    assert all(window.live_freshness_seconds is not None for window in figures.windows)
     for window in figures.windows:
         manifest = decode_manifest((folder.windows / f"window={_name(window)}" / "manifest.json").read_bytes(), "")
         for version in [*window.policy_versions, *manifest.policy_versions]:
