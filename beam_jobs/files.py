@@ -90,10 +90,11 @@ def clear(folder: str) -> None:
 
 
 @contextmanager
-def alone(folder: Path | str, flag: str) -> Iterator[None]:
+def alone(folder: Path | str, flag: str, *, wait: bool = True) -> Iterator[None]:
     """Lets one process at a time work in a folder of this machine; creates the folder. Buckets have no lock.
 
-    Raises InputError that begins with `flag` when the folder cannot be written to.
+    With `wait` it waits while another process has the folder. Raises InputError that begins with `flag` when the folder
+    cannot be written to, or when another process has it and `wait` is false.
     """
     if not path_is_local(str(folder)):
         yield
@@ -103,6 +104,11 @@ def alone(folder: Path | str, flag: str) -> Iterator[None]:
         lock = (Path(folder) / ".lock").open("w")
     except OSError as error:
         raise InputError(f"{flag}: {str(folder)!r} cannot be written to: {error.strerror}") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock:  # closing the file gives the folder back, as the end of the process does
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{flag}: a folder that no other process writes to expected, got {str(folder)!r}"
+            ) from None
         yield

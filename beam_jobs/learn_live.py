@@ -24,10 +24,8 @@ Dataflow the runner keeps the state; `--buckets` spreads it over workers. Beam's
 they are joined: when it is killed, the windows that were open stay incomplete until their record is there.
 """
 
-import fcntl
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from beam_jobs import live_stages, options
-from beam_jobs.files import path_is_local
+from beam_jobs.files import alone, path_is_local
 from beam_jobs.ingest_events import check_events
 from beam_jobs.live_events import FollowSegments, SubscriptionArrivals
 from beam_jobs.live_join import JoinPlan, moment
@@ -105,7 +103,7 @@ def run(argv: Sequence[str] | None) -> None:
     options.local_by_default(pipeline_options, options.LOCAL_STREAMING_RUNNER)
     if not streaming and pipeline_options.view_as(StandardOptions).runner != options.LOCAL_STREAMING_RUNNER:
         raise InputError("--events: a folder is followed by the local streaming runner alone; give pubsub:… to another")
-    with _alone(arguments.live):
+    with alone(arguments.live, "--live", wait=False):
         pipeline = beam.Pipeline(options=pipeline_options)
         arrivals = (
             read_subscription(pipeline, _subscription(arguments.events), arguments.timestamp_attribute)
@@ -171,27 +169,6 @@ def _subscription(events: str) -> str:
     from beam_jobs import pubsub
 
     return pubsub.parse_subscription(events)
-
-
-@contextmanager
-def _alone(live: str) -> Iterator[None]:
-    """Reserves a folder of this machine for one job. Raises InputError while another one has it."""
-    if not path_is_local(live):
-        yield
-        return
-    try:
-        Path(live).mkdir(parents=True, exist_ok=True)
-        lock = (Path(live) / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"--live: {live!r} cannot be written to: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"--live: another job learns live into {live!r}; stop it, or name another folder"
-            ) from None
-        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ does not grow with the history. A file gets its name once all of it is on the di
 bytes, so writing them again changes nothing. Reads remove rows that are stored twice under different names.
 """
 
-import fcntl
 import io
 import re
 from collections.abc import Iterator, Sequence, Set
@@ -23,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_jobs.files import publish
+from beam_jobs.files import alone, publish
 from beam_jobs.tables import ObservationDim, arrow_schema, dead_letter_key
 from contracts.errors import InputError
 from contracts.records import utc_microseconds
@@ -54,8 +53,7 @@ def create(warehouse: Path) -> None:
 def locked(warehouse: Path) -> Iterator[None]:
     """Lets one process at a time change the tables; others wait. Raises InputError when `warehouse` holds no tables."""
     check(warehouse)
-    with (warehouse / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(warehouse, "--warehouse"):
         yield
 
 

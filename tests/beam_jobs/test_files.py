@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from beam_jobs.files import UNFINISHED_SUFFIX, clear, path_is_local, publish, read
-from contracts.errors import OperationError
+from beam_jobs.files import UNFINISHED_SUFFIX, alone, clear, path_is_local, publish, read
+from contracts.errors import InputError, OperationError
 
 
 def test_what_is_published_is_read(tmp_path: Path) -> None:
@@ -94,6 +94,34 @@ def test_a_folder_is_cleared_of_its_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     clear(str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_reserved_until_it_is_given_back(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    for _ in range(2):
+        with (
+            alone(folder, "--out"),
+            pytest.raises(InputError, match=r"^--out: a folder that no other process writes to expected, got '.*new'"),
+            alone(folder, "--out", wait=False),
+        ):
+            raise AssertionError("two have it")
+    with alone(folder, "--out", wait=False), alone("gs://bucket/folder", "--out", wait=False):
+        pass
+
+
+def test_another_process_waits_for_a_folder(tmp_path: Path) -> None:
+    wait = f"from beam_jobs.files import alone\nwith alone({str(tmp_path)!r}, '--out'): print('mine', flush=True)"
+    with alone(tmp_path, "--out"):
+        other = subprocess.Popen([sys.executable, "-c", wait], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=3)
+    assert other.communicate(timeout=60)[0] == "mine\n"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^--out: .* cannot be written to"), alone(tmp_path / "file" / "in", "--out"):
+        pass
 
 
 def test_buckets_are_not_on_this_machine() -> None:

@@ -214,7 +214,7 @@ def test_two_jobs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     with (tmp_path / "live" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert learn_live.main(flags(tmp_path)) == 2
-    assert "--live: another job learns live into" in capsys.readouterr().err
+    assert "--live: a folder that no other process writes to expected" in capsys.readouterr().err
 
 
 def test_the_folder_for_what_is_learned_must_be_writable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
