@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from contracts import documents
 from contracts.errors import InputError
+from contracts.features import FeatureSpec
 from contracts.items import Item
 from contracts.records import PolicyVersion, Timestamp
 from contracts.windows import Split, TrainingWindow
@@ -118,8 +119,11 @@ class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):
     trained_on: list[TrainedWindow]
     exploration: Exploration
     evaluation: Evaluation | None = None
+    features: FeatureSpec | None = None  # of the observation; None: the application encodes it
 
     def __post_init__(self) -> None:
+        if self.features is not None and self.features.dim != self.observation_dim:
+            raise ValueError(f"features must take observation_dim {self.observation_dim}, got {self.features.dim}")
         if self.catalogue and [item.action for item in self.catalogue] != list(range(self.num_actions)):
             raise ValueError(f"catalogue must list actions 0 to {self.num_actions - 1} in order")
 

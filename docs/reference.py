@@ -113,7 +113,9 @@ def _value(action: argparse.Action) -> str:
 
 def records() -> str:
     """The records, the documents and the settings that the parts share."""
-    return _structs("contracts.records", "contracts.windows", "contracts.items", "contracts.policies")
+    return _structs(
+        "contracts.records", "contracts.windows", "contracts.items", "contracts.features", "contracts.policies"
+    )
 
 
 def requests() -> str:

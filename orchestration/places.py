@@ -1,7 +1,8 @@
 """Where the embedded backend keeps its files: all below one folder, the root.
 
-events/, warehouse/, windows/, policies/, live/ (provisional sums and live versions), catalogue.json, audit/ (what the audit of each window found), and runs/ (what
-each run of a pipeline did)
+events/, warehouse/, windows/, policies/, live/ (provisional sums and live versions), catalogue.json,
+features.json (the feature spec, if there is one), audit/ (what the audit of each window found), and runs/ (what each run
+of a pipeline did)
 
 Files are replaced whole, or grow by whole lines, so that a process that is killed leaves nothing half-written.
 """
@@ -22,6 +23,7 @@ class Places:
         self.live = root / "live"
         self.runs = root / "runs"
         self.catalogue = root / "catalogue.json"
+        self.features = root / "features.json"
         self.audit = root / "audit"
 
 

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from contracts.errors import InputError
+from contracts.policies import PolicyCard
 from contracts.records import (
     INT32_MAX,
     MAX_SLATE,
@@ -90,16 +91,17 @@ class Asked:
 
 
 def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1) -> list[Asked]:
-    """The instances with actions for the ids of items. `line_up` can decide for every one of them.
+    """The instances, with observations for named features and actions for the ids of items.
 
-    Raises InputError otherwise. It names the instance and the field: an observation of another length, a candidate that is
-    unknown or repeated, no candidate on offer, nothing left by the exclusions, or a slate larger than the number of arms on
-    offer.
+    Raises InputError unless `line_up` can decide for every one of them. It names the instance and the field: a context that
+    the feature spec does not take, an observation of another length, a candidate that is unknown or repeated, no candidate
+    on offer, nothing left by the exclusions, or a slate larger than the number of arms on offer.
     """
     policy = line_up.serving
     asked = []
     for i, instance in enumerate(instances):
-        if (length := len(instance.observation)) != policy.card.observation_dim:
+        observation = instance.observation if instance.context is None else _encoded(i, instance, policy)
+        if (length := len(observation)) != policy.card.observation_dim:
             wanted = policy.card.observation_dim
             raise InputError(f"instances[{i}].observation: must have {wanted} numbers, got {length}")
         candidates = _actions(i, instance, policy) if instance.candidates else []
@@ -107,8 +109,21 @@ def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1) -
             candidates = _without(i, instance.exclude, candidates, policy)
         if candidates or slate_size > 1:
             _check_offer(i, candidates, policy, slate_size)
-        asked.append(Asked(instance.observation, instance.user_id, candidates))
+        asked.append(Asked(observation, instance.user_id, candidates))
     return asked
+
+
+def _encoded(i: int, instance: Instance, policy: Policy) -> list[float]:
+    """The observation that the policy's feature spec makes of the instance's context."""
+    assert instance.context is not None
+    if instance.observation:
+        raise InputError(f"instances[{i}]: either observation or context expected, got both")
+    if policy.encoder is None:
+        version = policy.card.version
+        raise InputError(
+            f"instances[{i}].context: {version} has no feature spec; an observation expected, got a context"
+        )
+    return policy.encoder.encode(instance.context, f"instances[{i}].context")
 
 
 def _actions(i: int, instance: Instance, policy: Policy) -> list[int]:
@@ -202,16 +217,18 @@ def decide(line_up: LineUp, instances: Sequence[Asked], slate_size: int = 1) -> 
     return decided
 
 
-def logged_bytes(instances: Sequence[Instance], slate_size: int, num_actions: int) -> int:
-    """An upper bound of the bytes of events that `decide` leads to for these instances.
+def logged_bytes(instances: Sequence[Instance], slate_size: int, card: PolicyCard) -> int:
+    """An upper bound of the bytes of events that `decide` leads to for these instances, by a policy with this card.
 
     Each place of a slate logs the user, the observation and the arms on offer again. The first place logs the candidates
     as given; the later ones list what is left of them, or of all arms if none were given.
     """
+    num_actions = card.num_actions
     action_bytes = len(str(num_actions)) + 1
     size = 0
     for instance in instances:
-        place = _DECISION_BYTES + _NUMBER_BYTES * len(instance.observation) + 6 * len(instance.user_id or "")
+        numbers = len(instance.observation) or card.observation_dim  # of a context, the spec makes that many
+        place = _DECISION_BYTES + _NUMBER_BYTES * numbers + 6 * len(instance.user_id or "")
         given = len(instance.candidates) or (num_actions if instance.exclude else 0)
         size += slate_size * place + action_bytes * (given + (slate_size - 1) * (given or num_actions))
     return size

@@ -78,10 +78,12 @@ def takes(role: str, share: float, decision_ids: Sequence[str]) -> np.ndarray:
 
 
 def check_alike(policy: Policy, serving: Policy) -> None:
-    """Raises InputError unless both policies have the same observations and actions."""
+    """Raises InputError unless both policies have the same observations, of the same features, and the same actions."""
     for name in ("observation_dim", "num_actions"):
         found, wanted = getattr(policy.card, name), getattr(serving.card, name)
         if found != wanted:
             raise InputError(
                 f"{policy.card.version}: {name} must be {wanted} as in {serving.card.version}, got {found}"
             )
+    if policy.card.features != serving.card.features:
+        raise InputError(f"{policy.card.version}: features must be those of {serving.card.version}, got others")

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from contracts.features import Context
 from contracts.items import ItemId
 from contracts.records import (
     MAX_SLATE,
@@ -20,14 +21,16 @@ from contracts.records import (
 
 
 class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One request for an action: the context vector, its user, and what is on offer (everything when empty).
+    """One request for an action: the context, its user, and what is on offer (everything when empty).
 
     A number names an action, a text an item. A candidate that the policy's catalogue does not have is left out, and so is
     an exclusion: the application and the policy may learn of a change at different moments. At least one candidate must be
     known.
+
+    The context is either a vector, `observation`, or named features, `context`, which a policy with a feature spec takes.
     """
 
-    observation: Observation
+    observation: Observation = []
     user_id: UserId | None = None
     candidates: Annotated[
         list[Action | ItemId],
@@ -40,6 +43,7 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         list[Action | ItemId],
         Meta(max_length=1_000_000, description="Actions or item ids that are not on offer this time."),
     ] = []
+    context: Context | None = None
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

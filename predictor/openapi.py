@@ -1,10 +1,11 @@
 """The OpenAPI document: the schemas that requests are decoded by, narrowed to the policy that serves, with examples."""
 
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 from fastapi.responses import PlainTextResponse
 
+from contracts.features import Category, FeatureSpec, Hashed, Number
 from contracts.policies import PolicyCard
 from predictor.messages import PredictRequest, PredictResponse, Refusal, RewardsRequest, RewardsResponse
 
@@ -81,10 +82,37 @@ def complete(document: dict[str, Any], card: PolicyCard | None) -> dict[str, Any
         for kind in instance["candidates"]["items"]["anyOf"]:
             if kind["type"] == "integer":
                 kind["maximum"] = k - 1
+        if card.features is None:
+            del instance["context"]
+            schemas["Instance"]["required"] = ["observation"]
+        else:
+            instance["context"] = _context_schema(card.features)
         schemas["Parameters"]["properties"]["slate_size"]["maximum"] = k
         document["paths"] = _with_length(document["paths"], d)
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
     return document
+
+
+def _context_schema(spec: FeatureSpec) -> dict[str, Any]:
+    """The schema of the named features that a policy takes."""
+    properties: dict[str, Any] = {}
+    for feature in spec.features:
+        match feature:
+            case Number():
+                properties[feature.name] = {"type": "number"}
+            case Category(unseen="refuse"):
+                properties[feature.name] = {"enum": feature.values}
+            case Category() | Hashed():
+                properties[feature.name] = {"type": ["string", "boolean", "integer"], "maxLength": 128}
+            case _:
+                assert_never(feature)
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+        "description": "The observation by names, in its place.",
+    }
 
 
 def _with_length(value: Any, observation_dim: int) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 
 from contracts import policies, policy_arrays
 from contracts.errors import InputError
+from contracts.features import Encoder
 from contracts.policies import Exploration, PolicyCard
 from predictor import exploration as explorers
 
@@ -44,6 +45,11 @@ class Policy:
     def action_of(self) -> dict[str, int]:
         """The action of each item of the catalogue, by item id."""
         return {item.item_id: item.action for item in self.card.catalogue}
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """Encodes named features; None for a policy without a feature spec."""
+        return Encoder(self.card.features) if self.card.features is not None else None
 
     def can_choose(self, candidates: Sequence[int]) -> bool:
         """Whether `candidates` (empty: all arms) are arms of this policy, at least one of them on offer."""

@@ -29,6 +29,7 @@ from pathlib import Path
 from contracts import items, policy_arrays
 from contracts.command_line import FlagParser, add_flags, flag_name, from_flags, run_main, time_flag
 from contracts.errors import InputError
+from contracts.features import read_spec
 from contracts.policies import CHECKPOINT_NAME, STRATEGIES, Exploration, PolicyCard
 from trainer import agents, artifact, training
 from trainer.mounts import mounted
@@ -46,6 +47,11 @@ def build_parser() -> FlagParser:
     parser.add_argument("--num-actions", type=int, required=True, help="number of actions K")
     parser.add_argument(
         "--catalogue", type=mounted, required=True, help="JSON list of items, in the order of their actions"
+    )
+    parser.add_argument(
+        "--features",
+        type=mounted,
+        help="JSON feature spec that the observations were encoded by (default: the parent's)",
     )
     parser.add_argument("--parent", help="version in the store to continue from (default: start afresh)")
     parser.add_argument(
@@ -98,6 +104,7 @@ def settings_from(arguments: argparse.Namespace) -> training.Settings:
         exploration=from_flags(arguments, Exploration, Exploration(strategy=agents.EXPLORATION[arguments.algorithm])),
         until=arguments.until,
         only=arguments.only,
+        features=read_spec(arguments.features) if arguments.features else None,
         beam_options=arguments.beam_options,
     )
 

@@ -24,6 +24,7 @@ import numpy as np
 from contracts import items, policy_arrays
 from contracts.errors import InputError
 from contracts.event_segments import compact_time
+from contracts.features import FeatureSpec
 from contracts.items import Item
 from contracts.policies import (
     CARD_NAME,
@@ -52,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     algorithm: str = "lin_ucb"
     hyperparameters: agents.Hyperparameters = {}
     exploration: Exploration = Exploration()
+    features: FeatureSpec | None = None  # what the observations were encoded by; None: as in the parent
     # Only windows that end by `until`, and only those whose start is in `only`; None: all windows.
     until: datetime | None = None
     only: list[datetime] | None = None
@@ -73,6 +75,8 @@ def train(settings: Settings) -> PolicyCard:
     """
     hyperparameters = _check(settings)
     parent = _parent(settings, hyperparameters)
+    if settings.features is None and parent is not None:
+        settings = msgspec.structs.replace(settings, features=parent.features)
     items.check(settings.catalogue, parent.catalogue if parent is not None else None)
     ready = selected(settings)
     new = _untrained(ready, parent)
@@ -83,6 +87,7 @@ def train(settings: Settings) -> PolicyCard:
         and not any(window.manifest.records(split) for window, split in new)
         and (parent.algorithm, parent.hyperparameters) == (settings.algorithm, hyperparameters)
         and (parent.catalogue, parent.exploration) == (settings.catalogue, settings.exploration)
+        and parent.features == settings.features
     ):
         return parent
     observation_dim = _observation_dim(settings, parent, new)
@@ -109,6 +114,7 @@ def train(settings: Settings) -> PolicyCard:
             for window, split in new
         ],
         exploration=settings.exploration,
+        features=settings.features,
     )
     _learn(settings, card, parent, new, fixes)
     return card
@@ -315,6 +321,12 @@ def _observation_dim(settings: Settings, parent: PolicyCard | None, new: list[tu
     for window in filled:
         if (found := window.manifest.observation_dim) != expected:
             raise InputError(f"{window.folder}: observation_dim is {found}, but {expected} in {source}")
+    if settings.features is not None and settings.features.dim != expected:
+        raise InputError(
+            f"features: the spec must take the {expected} numbers of {source}, got {settings.features.dim}"
+        )
+    if parent is not None and settings.features is not None and parent.features not in (None, settings.features):
+        raise InputError(f"features: the spec must be that of {source}, got another")
     return expected
 
 
@@ -345,6 +357,8 @@ def _version(
         "exploration": settings.exploration,
         "files": [[window.manifest.window, split, [f.sha256 for f in window.files(split)]] for window, split in new],
     }
+    if settings.features is not None:
+        inputs["features"] = settings.features
     if fixes:
         inputs["corrected"] = [
             [fix.before.manifest.folder, fix.after.manifest.folder, fix.split, fix.after.manifest.files]

@@ -121,9 +121,11 @@ class Explainer:
         # The score is linear in the observation, so the score of a feature alone is its weight.
         weights = policy.scores(np.eye(policy.card.observation_dim, dtype=np.float32))[0][:, decision.action]
         values = np.array(decision.observation, np.float32).astype(np.float64)
+        spec = policy.card.features
+        names = spec.places if spec is not None else [f"x{index}" for index in range(len(values))]
         return [
-            Contribution(feature=f"x{index}", value=value, weight=weight, added=value * weight)
-            for index, (value, weight) in enumerate(zip(values.tolist(), weights.tolist(), strict=True))
+            Contribution(feature=name, value=value, weight=weight, added=value * weight)
+            for name, value, weight in zip(names, values.tolist(), weights.tolist(), strict=True)
         ], None
 
     def _loaded(self, version: str) -> Policy:

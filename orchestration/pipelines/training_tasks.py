@@ -7,6 +7,7 @@ import msgspec
 from contracts import items
 from contracts.command_line import build
 from contracts.errors import OperationError
+from contracts.features import read_spec
 from contracts.policies import Exploration
 from orchestration import gate as gates
 from orchestration import policy_store
@@ -48,6 +49,7 @@ def train(plan: str, algorithm: str, hyperparameters: Hyperparameters, explorati
                 hyperparameters=_with_integers(algorithm, hyperparameters),
                 exploration=build(Exploration, exploration, lambda field: f"exploration: {field}"),
                 refused=guard.refused_windows(made.places),
+                features=read_spec(made.places.features) if made.places.features.is_file() else None,
             )
         )
         if card.version != made.champion:

@@ -3,6 +3,7 @@ import dataclasses
 import re
 import time
 import uuid
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from contracts import policies
 from contracts.errors import InputError
+from contracts.features import Category, FeatureSpec, Number
 from contracts.policies import STRATEGIES, Exploration
 from contracts.records import FLOAT32_MAX, Decision, encoder, event_decoder
 from predictor import deciding
@@ -17,6 +19,7 @@ from predictor import policy as policy_files
 from predictor.follower import PolicyFollower
 from predictor.line_up import LineUp
 from predictor.messages import Instance
+from predictor.policy import Policy
 from tests.linear_policies import point_at, write_policy
 
 
@@ -226,7 +229,7 @@ def test_logged_bytes_is_an_upper_bound_of_what_is_logged(tmp_path, slate_size, 
         asked = [Instance([number] * 3, user, candidates)] * 4
         decided = deciding.decide(LineUp(policy, policy_files.baseline(policy.card)), asked, slate_size)
         written = len(encoder.encode_lines([decision for slate in decided.slates for decision in slate]))
-        bound = deciding.logged_bytes(asked, slate_size, policy.card.num_actions)
+        bound = deciding.logged_bytes(asked, slate_size, policy.card)
         assert written <= bound
         assert bound < 6 * written
 
@@ -277,3 +280,46 @@ def test_items_that_leave_no_choice_are_refused(tmp_path, fields, message):
     policy = policy_files.load(tmp_path / "v")
     with pytest.raises(InputError, match=message):
         deciding.check([Instance([0.5, -1.0, 0.2], **fields)], LineUp(policy, policy_files.baseline(policy.card)))
+
+
+SPEC = FeatureSpec(features=[Number(name="hour", scale=24), Category(name="device", values=["phone"], unseen="refuse")])
+
+
+def line_up_with_features(folder: Path) -> LineUp:
+    card = write_policy(folder / "v")
+    policy = policy_files.load(folder / "v")
+    policy = Policy(msgspec.structs.replace(card, features=SPEC), policy.scorer)
+    return LineUp(policy, policy_files.baseline(policy.card))
+
+
+def test_named_features_are_encoded_and_the_observation_is_logged(tmp_path):
+    line_up = line_up_with_features(tmp_path)
+    asked = [Instance(context={"hour": 6, "device": "phone"}, candidates=[1, 2]), Instance([1.0, 0.5, 1.0])]
+    checked = deciding.check(asked, line_up)
+    assert [instance.observation for instance in checked] == [[1.0, 0.25, 1.0], [1.0, 0.5, 1.0]]
+    for (decision,) in deciding.decide(line_up, checked).slates:
+        assert event_decoder.decode(encoder.encode(decision)) == decision
+    encoded = b"".join(encoder.encode(slate[0]) for slate in deciding.decide(line_up, checked).slates)
+    assert len(encoded) < deciding.logged_bytes(asked, 1, line_up.serving.card)
+
+
+@pytest.mark.parametrize(
+    ("instance", "message"),
+    [
+        (Instance(context={"hour": 6, "device": "tv"}), "instances[1].context.device: one of phone expected, got 'tv'"),
+        (Instance([1.0, 2.0, 3.0], context={}), "instances[1]: either observation or context expected, got both"),
+        (Instance(), "instances[1].observation: must have 3 numbers, got 0"),
+    ],
+)
+def test_wrong_contexts(tmp_path, instance, message):
+    right = Instance(context={"hour": 6, "device": "phone"})
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        deciding.check([right, instance], line_up_with_features(tmp_path))
+
+
+def test_a_policy_without_a_spec_takes_no_context(store):
+    policy = policy_files.load(store / "v1")
+    with pytest.raises(
+        InputError, match=r"^instances\[0\].context: v1 has no feature spec; an observation expected, got"
+    ):
+        deciding.check([Instance(context={"hour": 6})], LineUp(policy, policy_files.baseline(policy.card)))

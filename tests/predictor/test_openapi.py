@@ -4,8 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from contracts.features import Category, FeatureSpec, Number
+from predictor import openapi
 from tests.linear_policies import write_policy
 from tests.servers import predictor
 
@@ -26,6 +29,20 @@ def test_document_is_of_the_policy_that_serves(server):
     assert (action["maximum"], item_id["type"]) == (4, "string")
     assert {"/predict", "/rewards", "/health", "/metrics"} == set(document["paths"])
     assert b"/openapi.json" in server.read("/docs")
+
+
+def test_the_context_is_described_by_the_feature_spec(tmp_path):
+    spec = FeatureSpec(features=[Number(name="hour"), Category(name="device", values=["phone"], unseen="refuse")])
+    card = msgspec.structs.replace(write_policy(tmp_path / "v"), features=spec)
+    instance = openapi.complete({"paths": {}}, card)["components"]["schemas"]["Instance"]
+    assert instance["properties"]["context"]["properties"] == {
+        "hour": {"type": "number"},
+        "device": {"enum": ["phone"]},
+    }
+    assert instance["properties"]["context"]["required"] == ["hour", "device"]
+    bare = openapi.complete({"paths": {}}, msgspec.structs.replace(card, features=None))
+    assert "context" not in bare["components"]["schemas"]["Instance"]["properties"]
+    assert bare["components"]["schemas"]["Instance"]["required"] == ["observation"]
 
 
 def test_every_example_is_accepted(server):

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from contracts import policy_arrays
 from contracts.errors import InputError
+from contracts.features import FeatureSpec, Number
 from contracts.items import Item
 from contracts.policies import (
     CARD_NAME,
@@ -391,3 +392,32 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing(settings, case):
         training.train(wrong)
     assert "\n" not in str(error.value)
     assert sorted(settings.policies.glob("*")) == before
+
+
+def test_the_feature_spec_is_part_of_the_policy_and_its_name(settings):
+    spec = FeatureSpec(features=[Number(name="a"), Number(name="b")])
+    plain, card = training.train(settings), training.train(msgspec.structs.replace(settings, features=spec))
+    assert (plain.features, card.features) == (None, spec)
+    assert plain.version != card.version
+    write_window(settings.windows, WINDOWS[2], trajectories(50, 7), trajectories(5, 8))
+    update = training.train(msgspec.structs.replace(settings, parent=card.version))
+    assert update.features == spec
+    assert serving.load(settings.policies / update.version).encoder.encode({"a": 2, "b": 3}) == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([Number(name="a")], "features: the spec must take the 3 numbers of window=20260101T000000.000000Z, got 2"),
+        ([Number(name="a"), Number(name="c")], "features: the spec must be that of policy .*, got another"),
+    ],
+)
+def test_a_feature_spec_that_does_not_fit(settings, features, message):
+    changed = msgspec.structs.replace(settings, features=FeatureSpec(features=features))
+    if len(features) == 2:
+        spec = FeatureSpec(features=[Number(name="a"), Number(name="b")])
+        parent = training.train(msgspec.structs.replace(settings, features=spec))
+        write_window(settings.windows, WINDOWS[2], trajectories(50, 7), trajectories(5, 8))
+        changed = msgspec.structs.replace(changed, parent=parent.version)
+    with pytest.raises(InputError, match=message):
+        training.train(changed)
