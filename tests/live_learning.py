@@ -38,7 +38,7 @@ def write_base(store: Path, version: str, trained: list[TrainingWindow], **hyper
     """A linear policy that was trained on the windows, each with 50 interactions of its own seed."""
     chosen = agents.complete("lin_ucb", hyperparameters)
     catalogue = [
-        Item(action=k, item_id=f"m{k}", year=1990 + k, genres=["Drama"] if k % 2 else ["Comedy"])
+        Item(action=k, item_id=f"m{k}", attributes={"year": 1990 + k, "genres": ["Drama"] if k % 2 else ["Comedy"]})
         for k in range(NUM_ACTIONS)
     ]
     statistics = SufficientStatistics.zeros(NUM_ACTIONS, DIM)
