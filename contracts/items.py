@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from contracts.errors import InputError
-from contracts.records import Action, Float32
+from contracts.records import Action, Float32, Timestamp
 
 MAX_ITEMS = 1_000_000
 MAX_CATEGORY_LENGTH = 64
@@ -38,7 +38,10 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     An attribute is a number, a category (a string), several categories (a list of strings), or a text: `title`,
     `description` and `url` are texts, which are shown and never learned from. A masked item is not offered for the time
-    being; a retired item is never offered again. Raises ValueError for a category that is too long.
+    being; a retired item is never offered again, and its action may stand for another item later.
+
+    `python -m orchestration.cli catalogue` sets `since` and `retired_at`. Raises ValueError for a category that is too
+    long.
     """
 
     action: Action
@@ -50,6 +53,13 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         list[Float32], Meta(max_length=1_024, description="other known numbers, such as latent factors; not scaled")
     ] = []
     status: Status = "active"
+    since: Annotated[
+        Timestamp | None,
+        Meta(
+            description="when the item was added; windows that begin earlier know its action as another item, or not at all"
+        ),
+    ] = None
+    retired_at: Annotated[Timestamp | None, Meta(description="when it was retired")] = None
 
     def __post_init__(self) -> None:
         for name, value in self.attributes.items():
@@ -118,25 +128,39 @@ def encode(catalogue: Sequence[Item]) -> bytes:
 
 
 def check(catalogue: Sequence[Item], before: Sequence[Item] | None) -> None:
-    """Checks that `catalogue` may follow the catalogue `before` it: the same items, with new ones only at the end.
+    """Checks that `catalogue` may follow the catalogue `before` it.
+
+    The items are the same, with new ones at the end, or at the actions of retired ones. A new item at such an action has a
+    time `since`.
 
     Raises:
       InputError: an item is listed twice, none is active, one of the old items is missing or has another action, or a
         retired item is offered again.
     """
+    check_active(catalogue)
     _check_alone(catalogue, "catalogue")
-    if not any(item.status == "active" for item in catalogue):
-        raise InputError("catalogue: must have an active item, or there is nothing to recommend")
     for old in before or []:
         if old.action >= len(catalogue):
             raise InputError(f"catalogue: item {old.item_id!r} is gone; retire it instead")
         new = catalogue[old.action]
         if new.item_id != old.item_id:
-            raise InputError(
-                f"catalogue: action {old.action} is item {old.item_id!r} in the parent, got {new.item_id!r}"
-            )
-        if old.status == "retired" and new.status != "retired":
+            if old.status != "retired" or new.since is None:
+                raise InputError(
+                    f"catalogue: action {old.action} is item {old.item_id!r} in the parent, got {new.item_id!r}"
+                )
+        elif old.status == "retired" and new.status != "retired":
             raise InputError(f"catalogue: item {old.item_id!r} was retired, and is {new.status} again")
+
+
+def check_active(catalogue: Sequence[Item]) -> None:
+    """Raises InputError if no item is active."""
+    if not any(item.status == "active" for item in catalogue):
+        raise InputError("catalogue: must have an active item, or there is nothing to recommend")
+
+
+def renewed(catalogue: Sequence[Item], before: Sequence[Item]) -> list[int]:
+    """The actions that stand for another item in `catalogue` than in the catalogue `before` it."""
+    return [new.action for new, old in zip(catalogue, before, strict=False) if new.item_id != old.item_id]
 
 
 def _check_alone(catalogue: Sequence[Item], where: str) -> None:

@@ -23,7 +23,7 @@ from contracts import documents
 from contracts.errors import InputError
 from contracts.features import FeatureSpec
 from contracts.items import Item
-from contracts.records import PolicyVersion, Timestamp
+from contracts.records import Action, PolicyVersion, Timestamp
 from contracts.windows import Split, TrainingWindow
 
 CARD_NAME = "policy.json"
@@ -82,6 +82,23 @@ class Exploration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         float, Meta(gt=0, description="softmax: how much more reward makes an action e times as probable")
     ] = 1.0
     gamma: Annotated[float, Meta(gt=0, description="inverse_gap: the larger, the greedier")] = 100.0
+    new_item_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=0.5,
+            description="share of the decisions that all items added later have together while they are new, at most 0.02 for"
+            " each; they have no other",
+        ),
+    ] = 0.1
+    new_item_samples: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="an added item is new until the policy has learned from so many of its decisions, or from as many as"
+            " of the median item",
+        ),
+    ] = 100.0
 
     def __post_init__(self) -> None:
         for name, value in msgspec.structs.asdict(self).items():
@@ -118,6 +135,7 @@ class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):
     ] = []  # how the items' attributes became arm features, if the policy has learned with them
     trained_on: list[TrainedWindow]
     exploration: Exploration
+    new_actions: list[Action] = []  # of items that were added later and that the policy knows too little of
     evaluation: Evaluation | None = None
     features: FeatureSpec | None = None  # of the observation; None: the application encodes it
 

@@ -14,17 +14,28 @@ import numpy as np
 from contracts.errors import InputError
 from contracts.policies import STRATEGIES, Exploration
 
+MAX_SHARE_OF_ONE_NEW_ITEM = 0.02  # so that a single new item does not take the whole budget of new items
+
 
 def probabilities(
-    exploration: Exploration, mean: np.ndarray, std: np.ndarray, mask: np.ndarray | None = None
+    exploration: Exploration,
+    mean: np.ndarray,
+    std: np.ndarray,
+    mask: np.ndarray | None = None,
+    new: np.ndarray | None = None,
 ) -> np.ndarray:
     """The probability of each arm, ties going to the first.
+
+    The arms of new items share `exploration.new_item_share` evenly, and the strategy shares the rest among the others. A
+    strategy that values uncertainty would choose new items nearly always, and one that does not, never. `uniform` treats
+    all arms alike, and so does every strategy where all arms on offer are new.
 
     Args:
       exploration: the strategy and its settings.
       mean: [B, K] the expected reward of each arm.
       std: [B, K] its standard deviation, in the same unit, at least 0.
       mask: [B, K] bool, true where the arm is on offer; None when all are.
+      new: [K] bool, true for the arms of new items; None when there are none.
 
     Returns:
       [B, K] float64. Rows sum to 1, and an arm that is not on offer has exactly 0.
@@ -39,6 +50,17 @@ def probabilities(
         raise ValueError("scores must be finite")
     if mask is not None and not mask.any(axis=1).all():
         raise ValueError("every row must have an arm on offer")
+    if new is None or exploration.strategy == "uniform":
+        return _by_strategy(exploration, mean, std, mask)
+    offered = _all_unless(mask, mean)
+    others, untried = offered & ~new, offered & new
+    budget = np.minimum(exploration.new_item_share, MAX_SHARE_OF_ONE_NEW_ITEM * untried.sum(axis=1, keepdims=True))
+    budget = np.where(others.any(axis=1, keepdims=True), budget, 0.0)
+    chosen = _by_strategy(exploration, mean, std, np.where(others.any(axis=1, keepdims=True), others, offered))
+    return np.asarray((1 - budget) * chosen + budget * untried / np.maximum(untried.sum(axis=1, keepdims=True), 1))
+
+
+def _by_strategy(exploration: Exploration, mean: np.ndarray, std: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     match exploration.strategy:
         case "greedy":
             return _mostly_best(mean, 0.0, mask)

@@ -262,7 +262,8 @@ def apply(version: LiveVersion, base: Policy, scorer: Scorer) -> Policy:
         wanted, found = scorer.shape, (version.num_actions, version.width)
         raise InputError(f"{version.version}: must have the shape {wanted} of {base.card.version}, got {found}")
     policy = Policy(msgspec.structs.replace(base.card, version=version.version), scorer.changed(version.changes))
-    policy.__dict__["active"] = base.active  # it depends on the catalogue alone
+    for name in ("active", "new", "on_offer", "action_of"):  # they depend on the base's card alone
+        policy.__dict__[name] = getattr(base, name)
     return policy
 
 

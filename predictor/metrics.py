@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from contracts.policies import base_of
+from contracts.policies import PolicyCard, base_of
 from contracts.records import Decision
 from predictor.event_log import Counters
+from predictor.exploration import MAX_SHARE_OF_ONE_NEW_ITEM
 from predictor.line_up import LineUp
 from predictor.live import LiveStatus
 from predictor.publisher import Status
@@ -109,6 +110,29 @@ class _Collector:
         self.collect = collect
 
 
+def _new_items(metrics: Metrics, card: PolicyCard) -> Iterator[Metric]:
+    """The exploration of new items: how many there are, their budget, and what they took of it."""
+    shown = metrics.arms.get(card.version, Counter())
+    of_new = sum(shown[action] for action in card.new_actions)
+    budget = min(card.exploration.new_item_share, MAX_SHARE_OF_ONE_NEW_ITEM * len(card.new_actions))
+    for name, text, value in (
+        (
+            "predictor_new_items",
+            "Items that were added later and that the serving version knows too little of.",
+            len(card.new_actions),
+        ),
+        ("predictor_new_item_budget", "Share of the decisions that new items have together.", budget),
+        (
+            "predictor_new_item_share",
+            "Share of the serving version's decisions that showed one.",
+            of_new / max(sum(shown.values()), 1),
+        ),
+    ):
+        gauge = GaugeMetricFamily(name, text)
+        gauge.add_metric([], value)
+        yield gauge
+
+
 def _families(
     metrics: Metrics, events: Counters, swaps: int, degraded: bool, published: Status | None, line_up: LineUp | None
 ) -> Iterator[Metric]:
@@ -116,6 +140,8 @@ def _families(
     for (route, status), count in metrics.requests.items():
         requests.add_metric([route, str(status)], count)
     yield requests
+    if line_up is not None:
+        yield from _new_items(metrics, line_up.serving.card)
     latency = HistogramMetricFamily("predictor_latency_seconds", "From request to answer.", labels=["route"])
     for route, histogram in metrics.latency.items():
         latency.add_metric([route], histogram.buckets(), histogram.sum)

@@ -37,6 +37,15 @@ class Policy:
         return active_arms(self.card)
 
     @cached_property
+    def new(self) -> np.ndarray | None:
+        """[K] bool, true for the arms of new items, which share `exploration.new_item_share`; None if there are none."""
+        if not self.card.new_actions:
+            return None
+        new = np.zeros(self.card.num_actions, bool)
+        new[self.card.new_actions] = True
+        return new
+
+    @cached_property
     def on_offer(self) -> list[int]:
         """The actions whose items are active, ascending."""
         return list(range(self.card.num_actions)) if self.active is None else np.flatnonzero(self.active).tolist()
@@ -106,7 +115,8 @@ class Policy:
         for start in range(0, max(len(observations), 1), _CHUNK_ROWS):
             rows = slice(start, start + _CHUNK_ROWS)
             mean, std = self.scores(observations[rows])
-            blocks.append(explorers.probabilities(settings, mean, std, mask[rows] if mask is not None else None))
+            offered = mask[rows] if mask is not None else None
+            blocks.append(explorers.probabilities(settings, mean, std, offered, self.new))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
@@ -153,6 +163,7 @@ def baseline(card: PolicyCard) -> Policy:
         hyperparameters={},
         trained_on=[],
         exploration=Exploration(strategy="uniform"),
+        new_actions=[],
         evaluation=None,
     )
 

@@ -2,12 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from contracts import items
 from contracts.items import Item
-from contracts.policies import ArmColumn
+from contracts.policies import ArmColumn, Exploration
+
+if TYPE_CHECKING:
+    from contracts.trajectories import TrajectoryBatch
 
 MAX_COLUMNS = 200  # of attributes: a model over arm features has as many weights as columns times observation_dim
 
@@ -65,6 +70,44 @@ def arm_features(catalogue: Sequence[Item], by: Sequence[ArmColumn]) -> np.ndarr
                 if (place := places.get((name, one))) is not None:
                     row[place] = 1.0
     return found
+
+
+def own(batch: "TrajectoryBatch", catalogue: Sequence[Item], start: datetime) -> "TrajectoryBatch":
+    """The interactions of a window that begins at `start` whose actions stood for the same items as in `catalogue`.
+
+    An action is used again for a new item once its old item has been retired for long enough. Windows from before then,
+    which training from scratch or a correction reads again, say nothing about the new item.
+    """
+    others = of_others(catalogue, start)
+    if not others:
+        return batch
+    keep = ~np.isin(batch.action, others)
+    return batch if keep.all() else batch.take(keep)
+
+
+def of_others(catalogue: Sequence[Item], start: datetime) -> list[int]:
+    """The actions that did not stand for their items of `catalogue` yet in a window that begins at `start`."""
+    return [item.action for item in catalogue if item.since is not None and item.since > start]
+
+
+def new_actions(catalogue: Sequence[Item], num_samples: np.ndarray, exploration: Exploration) -> list[int]:
+    """The actions of active items that were added later, and that the policy knows too little of to choose them itself.
+
+    An item stops being new after `exploration.new_item_samples` of its decisions, or as many as the median active item has:
+    from then on its uncertainty is no larger than that of other items, so it draws no more exploration than they do.
+
+    Args:
+      catalogue: the policy's.
+      num_samples: [K], interactions with each arm that the policy has learned from.
+      exploration: the policy's.
+    """
+    active = [item.action for item in catalogue if item.status == "active"]
+    enough = min(exploration.new_item_samples, float(np.median(num_samples[active])))
+    return [
+        item.action
+        for item in catalogue
+        if item.status == "active" and item.since is not None and num_samples[item.action] < enough
+    ]
 
 
 def has_features(catalogue: Sequence[Item]) -> bool:

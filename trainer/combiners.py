@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -28,6 +29,7 @@ class WeightedFile(NamedTuple):
     observation_dim: int
     num_actions: int
     weight: float
+    others: tuple[int, ...] = ()  # actions that stood for other items then, see `trainer.arms.own`
 
 
 class WeightedBatch(NamedTuple):
@@ -42,9 +44,9 @@ class ReadFileFn(beam.DoFn):
 
     def process(self, element: WeightedFile) -> Iterator[WeightedBatch]:
         """Outputs one element per batch."""
-        path, file, observation_dim, num_actions, weight = element
+        path, file, observation_dim, num_actions, weight, others = element
         for batch in dataset.read_file(path, file, observation_dim, num_actions, open_file=_open):
-            yield WeightedBatch(batch, weight)
+            yield WeightedBatch(batch.take(~np.isin(batch.action, others)) if others else batch, weight)
 
 
 class SufficientStatisticsFn(beam.CombineFn):

@@ -16,7 +16,7 @@ from contracts import policy_arrays
 from contracts.policies import SAVED_MODEL_NAME, PolicyCard
 from contracts.trajectories import TrajectoryBatch
 from contracts.windows import Split, TrainingWindow
-from trainer import agents, artifact, checkpoint, saved_model, training
+from trainer import agents, arms, artifact, checkpoint, saved_model, training
 from trainer.linear import SufficientStatistics
 
 ASIDE = ".erasing."
@@ -56,7 +56,8 @@ def subtract(policies: Path, card: PolicyCard, parts: Sequence[Part]) -> str:
     removed: dict[tuple[TrainingWindow, Split], int] = {}
     for part in mine:
         weight = training.evidence_weight(card, part.window.start)
-        gone.add(part.batch.observation, part.batch.action, part.batch.reward, weight)
+        batch = arms.own(part.batch, card.catalogue, part.window.start)
+        gone.add(batch.observation, batch.action, batch.reward, weight)
         removed[part.window, part.split] = len(part.batch.action)
     gone.scale(-1.0)
     statistics.merge(gone)

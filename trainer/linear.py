@@ -8,6 +8,7 @@ The statistics of two disjoint sets of interactions add up. So continuing from a
 many machines, gives the numbers of one pass over everything. `disjoint`, `shared` and `hybrid` turn them into a model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -75,6 +76,13 @@ class SufficientStatistics:
         return SufficientStatistics(
             *(np.pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1)) for array in (self.a, self.b, self.n))
         )
+
+    def without(self, actions: Sequence[int]) -> "SufficientStatistics":
+        """The same evidence but for `actions`, which have none."""
+        left = SufficientStatistics(self.a.copy(), self.b.copy(), self.n.copy())
+        for array in (left.a, left.b, left.n):
+            array[actions] = 0.0
+        return left
 
 
 class Posterior(NamedTuple):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from contracts import items
 from contracts.errors import InputError
 from contracts.policies import CHECKPOINT_NAME, PolicyCard
 from contracts.policy_arrays import PolicyArrays, Scorer
@@ -66,11 +67,12 @@ def learn(
     if past is not None:
         before = policies / past.parent.version
         _continue(network, past.parent, before, card)
-        statistics = checkpoint.read(before).grown(card.num_actions)
+        renewed = items.renewed(card.catalogue, past.parent.catalogue)
+        statistics = checkpoint.read(before).grown(card.num_actions).without(renewed)
     fresh: list[Callable[[], Iterator[TrajectoryBatch]]] = [
-        _Part(window, split, card.num_actions) for window, split in new if window.manifest.records(split)
+        _Part(window, split, card) for window, split in new if window.manifest.records(split)
     ]
-    late = (partial(corrections.added, fix, card.num_actions) for fix in fixes)
+    late = (partial(_late, fix, card) for fix in fixes)
     fresh += [part for part in late if next(part(), None) is not None]
     # Without new records there is nothing to fit: only other settings or another catalogue have changed.
     if fresh and (past is None or not linear):
@@ -78,12 +80,13 @@ def learn(
             network.standardise(batch.observation for part in fresh for batch in part())
         replay = int(card.hyperparameters.get("replay", 0))
         again: list[Callable[[], Iterator[TrajectoryBatch]]] = []
-        again += _replayed(past.splits if past is not None else [], replay, card.num_actions)
+        again += _replayed(past.splits if past is not None else [], replay, card)
         fit(network, again + fresh, card.hyperparameters)
     arrays = network.arrays(statistics.n)
     scorer = Scorer(arrays)
     for window, split, _, sign in [*((*part, part[0].start, 1.0) for part in new), *corrections.signed(fixes)]:
-        for batch in dataset.read(window, split, card.num_actions):
+        for read in dataset.read(window, split, card.num_actions):
+            batch = arms.own(read, card.catalogue, window.start)
             rows = len(batch.action)
             encoded = scorer.encode(batch.observation) if linear else np.zeros((rows, statistics.observation_dim))
             statistics.add(encoded, batch.action, batch.reward, sign)
@@ -103,26 +106,34 @@ class _Part:
 
     window: ReadyWindow
     split: Split
-    num_actions: int
+    card: PolicyCard
     records: int | None = None
 
     def __call__(self) -> "Iterator[TrajectoryBatch]":
         count = 0
-        for batch in dataset.read(self.window, self.split, self.num_actions):
-            yield batch
+        for batch in dataset.read(self.window, self.split, self.card.num_actions):
+            if len((own := arms.own(batch, self.card.catalogue, self.window.start)).action):
+                yield own
             count += len(batch.action)
             if self.records is not None and count >= self.records:
                 break
 
 
-def _replayed(past: list[tuple[ReadyWindow, Split]], records: int, num_actions: int) -> list[_Part]:
+def _late(fix: Correction, card: PolicyCard) -> "Iterator[TrajectoryBatch]":
+    """What a correction adds that is about items of the card's catalogue."""
+    for batch in corrections.added(fix, card.num_actions):
+        if len((own := arms.own(batch, card.catalogue, fix.after.start)).action):
+            yield own
+
+
+def _replayed(past: list[tuple[ReadyWindow, Split]], records: int, card: PolicyCard) -> list[_Part]:
     """The newest parts of the past with about `records` trajectories in all, oldest first."""
     parts = []
     for window, split in reversed(past):
         if records <= 0:
             break
         if count := window.manifest.records(split):
-            parts.append(_Part(window, split, num_actions, records if count > records else None))
+            parts.append(_Part(window, split, card, records if count > records else None))
             records -= count
     return parts[::-1]
 
@@ -140,7 +151,8 @@ def _untrained(card: PolicyCard) -> Network:
 def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCard) -> None:
     """Gives the network the variables of its parent, whose policy is in `folder`.
 
-    Added items may have new attributes. Then the arm tower has more inputs than the parent's, at the end. Their weights
+    Without arm features, added items get the mean coefficients of the others. With them, added items may have new
+    attributes. Then the arm tower has more inputs than the parent's, at the end. Their weights
     begin at 0, the value they would have if no item had ever had these attributes.
 
     Raises:
@@ -149,10 +161,13 @@ def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCa
     import tensorflow as tf
 
     before = network
-    if network.arm_features is not None:
+    has_tower = network.arm_features is not None
+    if has_tower:
         _check_features(parent, card)
         if len(parent.arm_columns) < len(card.arm_columns):
             before = _untrained(parent)
+    elif parent.num_actions < card.num_actions:
+        before = _untrained(parent)
     try:
         path = str(folder / CHECKPOINT_NAME / NETWORK_CHECKPOINT)
         before.checkpoint().read(path).assert_existing_objects_matched()
@@ -163,6 +178,20 @@ def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCa
             value = np.zeros(new.shape, new.dtype.as_numpy_dtype)
             value[tuple(map(slice, old.shape))] = old.numpy()
             new.assign(value)
+    if not has_tower:
+        arms_renewed = items.renewed(card.catalogue, parent.catalogue)
+        _begin_arms(network, parent.num_actions, [*arms_renewed, *range(parent.num_actions, card.num_actions)])
+
+
+def _begin_arms(network: Network, known: int, new: list[int]) -> None:
+    """Gives the arms `new` the mean coefficients of the first `known` arms, the best guess without any evidence."""
+    others = np.setdiff1d(np.arange(known), new)
+    if not new or not len(others):
+        return
+    for variable in network.output:
+        value = variable.numpy()
+        value[..., new] = value[..., others].mean(axis=-1, keepdims=True)
+        variable.assign(value)
 
 
 def _check_features(parent: PolicyCard, card: PolicyCard) -> None:

@@ -116,8 +116,7 @@ def train(settings: Settings) -> PolicyCard:
         exploration=settings.exploration,
         features=settings.features,
     )
-    _learn(settings, card, parent, new, fixes)
-    return card
+    return _learn(settings, card, parent, new, fixes)
 
 
 def _check(settings: Settings) -> agents.Hyperparameters:
@@ -138,8 +137,11 @@ def _learn(
     parent: PolicyCard | None,
     new: list[tuple[ReadyWindow, Split]],
     fixes: list[Correction],
-) -> None:
-    """Validates the new splits, trains on them, makes the corrections and adds the policy to the store."""
+) -> PolicyCard:
+    """Validates the new splits, trains on them, makes the corrections and adds the policy to the store.
+
+    Returns the card that the store has.
+    """
     read = sorted([*new, *((fix.after, fix.split) for fix in fixes)], key=lambda part: part[0].start)
     for window, splits in itertools.groupby(read, lambda part: part[0]):
         if settings.beam_options is None:
@@ -154,10 +156,13 @@ def _learn(
 
     def write_parts(folder: Path) -> None:
         policy_arrays.write(folder, arrays)
-        saved_model.save(folder / SAVED_MODEL_NAME, arrays, card)
+        saved_model.save(folder / SAVED_MODEL_NAME, arrays, learned)
         write_checkpoint(folder)
 
-    artifact.write(settings.policies, card, write_parts)
+    new_actions = arms.new_actions(card.catalogue, arrays.num_samples, card.exploration)
+    learned = msgspec.structs.replace(card, new_actions=new_actions)
+    artifact.write(settings.policies, learned, write_parts)
+    return learned
 
 
 def _learn_linear(
@@ -169,7 +174,9 @@ def _learn_linear(
 ) -> tuple[PolicyArrays, Callable[[Path], None]]:
     """One pass over the new splits. Returns the policy's arrays, and the function that writes its checkpoint."""
     statistics = (
-        checkpoint.read(settings.policies / parent.version).grown(card.num_actions)
+        checkpoint.read(settings.policies / parent.version)
+        .grown(card.num_actions)
+        .without(items.renewed(card.catalogue, parent.catalogue))
         if parent is not None
         else SufficientStatistics.zeros(card.num_actions, card.observation_dim)
     )
@@ -186,7 +193,8 @@ def _learn_linear(
         statistics.merge(_sum_with_beam(settings.policies, settings.beam_options, card, parts))
     else:
         for window, split, weight in parts:
-            for batch in dataset.read(window, split, card.num_actions):
+            for read in dataset.read(window, split, card.num_actions):
+                batch = arms.own(read, card.catalogue, window.start)
                 statistics.add(batch.observation, batch.action, batch.reward, weight)
     np.maximum(statistics.n, 0.0, out=statistics.n)  # weights that were rounded may leave just below 0
     arrays = solved(statistics, card)
@@ -222,6 +230,7 @@ def _sum_with_beam(
             card.observation_dim,
             card.num_actions,
             weight,
+            tuple(arms.of_others(card.catalogue, window.start)),
         )
         for window, split, weight in parts
         for file in window.files(split)
@@ -257,8 +266,6 @@ def _parent(settings: Settings, hyperparameters: agents.Hyperparameters) -> Poli
         fixed = ("half_life",)
     elif card.algorithm == settings.algorithm:
         fixed = ("layers",) if card.algorithm == "neural_linucb" else ("layers", "arm_features")
-        if card.num_actions != settings.num_actions and hyperparameters.get("arm_features") != "shared":
-            raise InputError(f"parent: {where} has {card.num_actions} actions, asked for {settings.num_actions}")
     else:
         raise InputError(f"parent: {where} is a {card.algorithm} policy, asked for {settings.algorithm}")
     for name in fixed:

@@ -1,4 +1,5 @@
 import re
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -55,6 +56,15 @@ def test_a_masked_item_comes_back_a_retired_one_does_not():
     items.check(three(), three((1, {"status": "masked"})))
     with pytest.raises(InputError, match="item 'b' was retired, and is active again"):
         items.check(three(), three((1, {"status": "retired"})))
+
+
+def test_an_action_stands_for_another_item_once_its_own_is_retired():
+    retired = three((1, {"status": "retired"}))
+    added = three((1, {"item_id": "z", "since": datetime(2026, 1, 1, tzinfo=UTC)}))
+    items.check(added, retired)
+    assert items.renewed(added, retired) == [1] and items.renewed(three(), retired) == []
+    with pytest.raises(InputError, match="action 1 is item 'b' in the parent, got 'z'"):
+        items.check(added, three())
 
 
 def test_a_catalogue_survives_the_way_through_its_file(tmp_path):

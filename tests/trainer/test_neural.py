@@ -1,3 +1,4 @@
+import shutil
 import uuid
 from datetime import UTC, datetime
 
@@ -267,6 +268,25 @@ def test_over_arm_features_movies_of_new_genres_can_be_added(tmp_path, more):
     richer = [msgspec.structs.replace(movie, features=[*movie.features, 1.0]) for movie in movies]
     with pytest.raises(InputError, match=r"catalogue: features per item were 3 for parent .*; now 4"):
         training.train(msgspec.structs.replace(mine, catalogue=richer))
+
+
+def test_without_arm_features_added_items_begin_with_the_mean_of_the_others(trained, tmp_path):
+    mine, card = trained
+    shutil.copytree(mine.windows, tmp_path / "windows")
+    shutil.copytree(mine.policies, tmp_path / "policies")
+    mine = msgspec.structs.replace(mine, windows=tmp_path / "windows", policies=tmp_path / "policies")
+    items = [Item(action=k, item_id=str(k)) for k in range(NUM_ACTIONS + 2)]
+    larger = msgspec.structs.replace(mine, num_actions=NUM_ACTIONS + 2, catalogue=items, parent=card.version)
+    grown = training.train(larger)
+    x = np.random.default_rng(5).normal(size=(100, DIM)).astype(np.float32)
+    before, after = (scorer_of(mine, one).means(x) for one in (card, grown))
+    np.testing.assert_allclose(after[:, :NUM_ACTIONS], before, atol=1e-5)
+    if card.algorithm != "neural_linucb":  # whose means are those of its statistics
+        np.testing.assert_allclose(after[:, NUM_ACTIONS:], before.mean(axis=1, keepdims=True).repeat(2, 1), atol=1e-5)
+    write_window(mine.windows, WINDOWS[1], trajectories(500, 1))
+    third = training.train(msgspec.structs.replace(larger, parent=grown.version))
+    assert (third.parent, third.num_actions) == (grown.version, NUM_ACTIONS + 2)
+    assert checkpoint.read(mine.policies / third.version).n.sum() == 3500
 
 
 def skewed(count, seed, action):

@@ -209,6 +209,28 @@ def test_the_catalogue_grows_and_a_linear_policy_continues_as_another(settings):
     assert statistics.n.sum() == 290 and statistics.n[5:].sum() > 0
 
 
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_an_action_that_is_used_again_keeps_nothing_of_its_old_item(settings, from_scratch):
+    """Neither what the parent had learned, nor what windows say that begin before the new item was added."""
+    retired = [*catalogue(4), msgspec.structs.replace(catalogue()[4], status="retired")]
+    first = training.train(msgspec.structs.replace(settings, catalogue=retired))
+    write_window(settings.windows, WINDOWS[2], trajectories(50, 2))
+    added = Item(action=4, item_id="new", since=WINDOWS[2].start)
+    parent = None if from_scratch else first.version
+    second = training.train(msgspec.structs.replace(settings, parent=parent, catalogue=[*catalogue(4), added]))
+    expected = SufficientStatistics.zeros(NUM_ACTIONS, DIM)
+    parts = [trajectories(100, 0), trajectories(20, 10), trajectories(100, 1), trajectories(20, 11)]
+    for batch in parts:
+        old = batch.take(batch.action < 4)
+        expected.add(old.observation, old.action, old.reward)
+    newest = trajectories(50, 2)
+    expected.add(newest.observation, newest.action, newest.reward)
+    found = statistics_of(settings, second.version)
+    np.testing.assert_allclose(found.n, expected.n)
+    np.testing.assert_allclose(found.a, expected.a, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.b, expected.b, rtol=1e-9, atol=1e-9)
+
+
 def test_forgetting_is_by_window_however_often_it_is_trained(settings):
     """At once or window by window, an interaction counts half for every `half_life` windows since."""
     for index in range(2, 4):
