@@ -8,6 +8,7 @@ rollback   make the previous champion serve again; each call goes one further ba
 promote    make a policy the champion
 audit      check a log against itself and against its policies, without any other truth
 guard      show whether the loop is held, hold it, or release it
+catalogue  add, change, mask and retire items, while traffic flows
 erase      remove a user from the log, the tables, the windows and the policies below a root
 
 Pipelines, on this machine or on Vertex AI:
@@ -41,7 +42,7 @@ import msgspec
 
 from contracts.command_line import HELD, INTERRUPTED, OVERDUE, ROLLED_BACK, UNACCOUNTED, FlagParser, add_flags, run_main
 from contracts.errors import InputError
-from orchestration import erasure, policy_store
+from orchestration import catalogue, erasure, policy_store
 from orchestration.audit import commands as audit_commands
 from orchestration.cloud import cost
 from orchestration.loop.run_folder import LATEST_NAME, RunFolder, latest_folder, new_folder
@@ -146,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     promote.add_argument("--reason", required=True, help="why, for the history")
     promote.set_defaults(command=_promote)
     audit_commands.add_commands(subparsers)
+    catalogue.add_command(subparsers)
     erasure.add_command(subparsers)
     cost.add_command(subparsers)
     commands.add_commands(subparsers)

@@ -180,3 +180,39 @@ def test_refuses_nonsense(mean, mask, message):
 def test_unknown_strategy():
     with pytest.raises(InputError, match=r"^exploration.strategy: must be one of greedy, .*, got 'boltzman'$"):
         exploration.probabilities(Exploration(strategy="boltzman"), MEAN, STD)
+
+
+NEW = np.array([False, False, True, True, True, False])
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "uniform"])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
+def test_new_items_share_their_budget_evenly_whatever_their_scores_are(strategy, share):
+    random = np.random.default_rng(3)
+    mean, std = random.normal(size=(50, 6)), random.uniform(0.1, 2, (50, 6))
+    settings = Exploration(strategy=strategy, new_item_share=share)
+    for of_new in (-100.0, 100.0):
+        mean[:, NEW], std[:, NEW] = of_new, 50.0
+        found = exploration.probabilities(settings, mean, std, new=NEW)
+        budget = min(share, 3 * exploration.MAX_SHARE_OF_ONE_NEW_ITEM)
+        np.testing.assert_allclose(found[:, NEW], budget / 3)
+        alone = exploration.probabilities(settings, mean[:, ~NEW], std[:, ~NEW])
+        np.testing.assert_allclose(found[:, ~NEW], (1 - budget) * alone, atol=1e-12)
+
+
+def test_one_new_item_does_not_take_the_whole_budget():
+    found = exploration.probabilities(Exploration(), MEAN, STD, new=np.array([True, False, False, False]))
+    assert found[0, 0] == exploration.MAX_SHARE_OF_ONE_NEW_ITEM == 0.02
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_where_everything_on_offer_is_new_the_strategy_chooses(strategy):
+    new, settings = np.array([True, False, True, True]), Exploration(strategy=strategy)
+    plain = exploration.probabilities(settings, MEAN, STD, WITHOUT_1)
+    np.testing.assert_allclose(exploration.probabilities(settings, MEAN, STD, WITHOUT_1, new), plain, atol=1e-12)
+
+
+def test_a_uniform_policy_treats_new_items_like_others():
+    new = np.array([True, False, False, False])
+    uniform = Exploration(strategy="uniform")
+    np.testing.assert_allclose(exploration.probabilities(uniform, MEAN, STD, new=new), 0.25)

@@ -1,8 +1,13 @@
 import re
 
+import msgspec
+
+from contracts.policies import CARD_NAME, encode_json
+from predictor import deciding
 from predictor import policy as policy_files
 from predictor.event_log import Counters
 from predictor.line_up import LineUp
+from predictor.messages import Instance
 from predictor.metrics import Histogram, Metrics, render
 from predictor.publisher import Status
 from tests.linear_policies import write_policy
@@ -40,6 +45,22 @@ def test_the_shares_of_the_policies_that_decide(tmp_path):
     text = render(Metrics(), counters, 0, False, None, line_up).decode()
     assert 'predictor_share{policy_version="v2",role="serving"} 0.75' in text
     assert 'predictor_share{policy_version="v1",role="anchor"} 0.25' in text
+
+
+def test_the_budget_of_new_items_and_what_they_took_of_it(tmp_path):
+    card = msgspec.structs.replace(write_policy(tmp_path / "v1"), new_actions=[1, 4])
+    (tmp_path / "v1" / CARD_NAME).write_bytes(encode_json(card))
+    policy = policy_files.load(tmp_path / "v1")
+    line_up, metrics = LineUp(policy, policy_files.baseline(policy.card)), Metrics()
+    asked = deciding.check([Instance(observation) for observation in observe(2000)], line_up)
+    decisions = [decision for [decision] in deciding.decide(line_up, asked).slates]
+    assert deciding.replay(policy, decisions) == ([d.action for d in decisions], [d.propensity for d in decisions])
+    metrics.decided(decisions)
+    counters = Counters(logged=0, delivered=0, dropped=0, pending=0, retried=0)
+    text = render(metrics, counters, 0, False, None, line_up).decode()
+    assert "predictor_new_items 2.0" in text and "predictor_new_item_budget 0.04" in text
+    shown = sum(decision.action in (1, 4) for decision in decisions) / 2000
+    assert f"predictor_new_item_share {shown}" in text and 0.025 < shown < 0.055
 
 
 def test_metrics_add_up(tmp_path):

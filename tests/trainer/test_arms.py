@@ -1,8 +1,10 @@
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 
 from contracts.items import Item
-from contracts.policies import ArmColumn
+from contracts.policies import ArmColumn, Exploration
 from trainer import arms
 from trainer.arms import arm_features, columns, movie_factors
 
@@ -36,6 +38,21 @@ def test_new_categories_and_numbers_leave_what_is_known_of_the_others_where_it_w
     np.testing.assert_array_equal(grown[:3, :5], arm_features(CATALOGUE, columns(CATALOGUE)))
     np.testing.assert_array_equal(grown[3], [1, 1, 3, 0, 0, 0, 1])  # the year on the old scale, stars, Action
     np.testing.assert_array_equal(grown[:, 6], [0, 0, 0, 1])
+
+
+def test_added_items_are_new_until_they_are_known_like_the_median_item():
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    catalogue = [
+        *(Item(action=k, item_id=str(k)) for k in range(3)),
+        Item(action=3, item_id="3", since=since),
+        Item(action=4, item_id="4", since=since),
+        Item(action=5, item_id="5", since=since, status="masked"),
+        Item(action=6, item_id="6", since=since),
+    ]
+    counts = np.array([40.0, 3.0, 50.0, 39.0, 12.0, 0.0, 60.0])
+    assert arms.new_actions(catalogue, counts, Exploration()) == [3, 4]  # the median is 39.5
+    assert arms.new_actions(catalogue, counts, Exploration(new_item_samples=20)) == [4]
+    assert arms.new_actions(catalogue, np.zeros(7), Exploration()) == []  # to a policy that knows nothing
 
 
 def test_a_number_that_is_the_same_for_all_items_is_not_divided_by_zero():
