@@ -307,7 +307,10 @@ def _insane(policy: serving.Policy, observations: np.ndarray) -> str | None:
     probabilities = policy.probabilities(observations)
     if (probabilities < 0).any() or not np.allclose(probabilities.sum(axis=1), 1):
         return "probabilities do not sum to 1"
-    best = np.unique(mean.argmax(axis=1))
+    choosable = np.ones(policy.card.num_actions, bool) if policy.active is None else policy.active.copy()
+    if policy.new is not None and (choosable & ~policy.new).any():
+        choosable &= ~policy.new  # the model does not choose new items
+    best = np.unique(np.where(choosable, mean, -np.inf).argmax(axis=1))
     if len(observations) >= MIN_OBSERVATIONS_FOR_CONSTANT_ACTION and len(best) == 1:
         return f"action {best[0]} looks best for all of {len(observations)} observations"
     return None

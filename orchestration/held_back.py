@@ -15,7 +15,7 @@ import numpy as np
 
 from contracts.errors import InputError
 from contracts.policies import PolicyCard
-from predictor.policy import BASELINE_VERSION, Policy, active_arms
+from predictor.policy import BASELINE_VERSION, Policy, active_arms, same_items
 from trainer import artifact, dataset
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ class HeldBack(NamedTuple):
     def judged_by(self, policies: Sequence[Policy], arms: int) -> Judged:
         """What `policies` are judged on when they choose among their first `arms` arms."""
         always = self.always_offered(arms)
+        for policy in policies[1:]:
+            same = same_items(policies[0].card, policy.card)[:arms]
+            always[: len(same)] &= same
         offered = self.decisions.offers.mask(arms) & always
         some = np.ones(len(offered), bool)
         for policy in policies:

@@ -30,7 +30,7 @@ from msgspec import Meta
 from contracts.errors import InputError
 from contracts.policies import AnchorShare
 from contracts.records import PolicyVersion
-from predictor.policy import Policy
+from predictor.policy import Policy, in_common, same_items
 from trainer.sequential import ConfidenceSequence, FaultDetector, confidence_sequence
 
 # The probability that a trial ends with a wrong verdict, half of it on either side.
@@ -117,8 +117,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         rows = take(rows, np.flatnonzero(_choosable(rows, candidate, anchor)))
         if not len(rows.action):
             return self
-        new, old = (policy.probabilities(rows.observation, rows.candidates) for policy in (candidate, anchor))
-        model = np.clip(anchor.scores(rows.observation)[0], self.scale.low, self.scale.high)
+        new, old, model = _side_by_side(rows, candidate, anchor)
+        model = np.clip(model, self.scale.low, self.scale.high)
         difference, at = new - old, np.arange(len(rows.action))
         taken = _mixture(new, old, self.anchor_share)[at, rows.action]
         # An action that neither policy takes was not drawn from them: a log that is wrong, which the audit judges.
@@ -208,8 +208,8 @@ def scale_of(rows: Rows, propensity: np.ndarray, candidate: Policy, anchor: Poli
     low, high, unit = float(rows.reward.min()), float(rows.reward.max()), float(np.abs(rows.reward).mean())
     keep = np.flatnonzero(_choosable(rows, candidate, anchor) & (rows.action < anchor.card.num_actions))
     rows, at = take(rows, keep), np.arange(len(keep))
-    new, old = (policy.probabilities(rows.observation, rows.candidates) for policy in (candidate, anchor))
-    model = np.clip(anchor.scores(rows.observation)[0], low, high)
+    new, old, model = _side_by_side(rows, candidate, anchor)
+    model = np.clip(model, low, high)
     residual = np.abs(rows.reward - model[at, rows.action])
     weight = (new + old)[at, rows.action] / propensity[keep]  # as in decisions of which each makes half
     return Scale(low=low, high=high, residual=_clip_at(residual, weight) or high - low, unit=unit)
@@ -230,7 +230,39 @@ def _clip_at(residual: np.ndarray, weight: np.ndarray) -> float:
 
 def _choosable(rows: Rows, candidate: Policy, anchor: Policy) -> np.ndarray:
     """[N] bool: decisions in which both have an arm on offer."""
-    return np.array([candidate.can_choose(offer) and anchor.can_choose(offer) for offer in rows.candidates], bool)
+    common = in_common(candidate, anchor)
+    if common is None:
+        return np.array([candidate.can_choose(offer) and anchor.can_choose(offer) for offer in rows.candidates], bool)
+    known = set(common)
+    return np.array([bool(known.intersection(offer or common)) for offer in rows.candidates], bool)
+
+
+def _side_by_side(rows: Rows, candidate: Policy, anchor: Policy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[N, K] each: the probabilities of candidate and anchor, and the anchor's expected rewards.
+
+    K counts the actions of the policy that knows more. Where they offer other items, the anchor chooses from what both
+    offer, as in the server (`LineUp.common`). A decision that the anchor made lists all of that even if everything was
+    on offer. It has no model of an item that it does not know: 0 stands there, the prior of a linear policy.
+    """
+    common = in_common(candidate, anchor)
+    if common is None:
+        old, model = anchor.probabilities(rows.observation, rows.candidates), anchor.scores(rows.observation)[0]
+        return candidate.probabilities(rows.observation, rows.candidates), old, model
+    offers = [[] if list(offer) == common else list(offer) for offer in rows.candidates]
+    known = set(common)
+    within = [[action for action in offer or common if action in known] for offer in offers]
+    more = max(candidate.card.num_actions, anchor.card.num_actions)
+    new = candidate.probabilities(rows.observation, offers)
+    old, model = anchor.probabilities(rows.observation, within), anchor.scores(rows.observation)[0].copy()
+    same = same_items(candidate.card, anchor.card)
+    model[:, len(same) :] = 0.0
+    model[:, : len(same)][:, ~same] = 0.0
+    return _widened(new, more), _widened(old, more), _widened(model, more)
+
+
+def _widened(values: np.ndarray, width: int) -> np.ndarray:
+    """[N, k] -> [N, width], with zeros on the right."""
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
 
 
 def nothing_yet(scale: Scale, anchor_share: float, margin: float) -> Evidence:

@@ -30,7 +30,7 @@ from contracts.records import (
 from predictor import exploration
 from predictor.line_up import LineUp
 from predictor.messages import Instance
-from predictor.policy import Policy
+from predictor.policy import Policy, in_common
 
 _log = logging.getLogger(__name__)
 
@@ -189,6 +189,8 @@ def decide(line_up: LineUp, instances: Sequence[Asked], slate_size: int = 1) -> 
                 candidates[i] = [action for action in candidates[i] or all_on_offer if action != slate[-1].action]
         else:
             shares, slate_ids = line_up.shares(decision_ids), decision_ids
+            if line_up.common is not None:
+                shares = _within_common(line_up, line_up.common, shares, candidates, slate_size)
         for policy, rows in shares:
             if len(shares) == 1:
                 chosen = _choose_or_fall_back(policy, observations, candidates, decision_ids, line_up, decided)
@@ -213,8 +215,34 @@ def decide(line_up: LineUp, instances: Sequence[Asked], slate_size: int = 1) -> 
                 )
                 decided.slates[i].append(decision)
         if line_up.shadow is not None:
-            _score_in_shadow(line_up.shadow, observations, [slate[-1] for slate in decided.slates], decided)
+            _score_in_shadow(
+                line_up.shadow, line_up.serving, observations, [slate[-1] for slate in decided.slates], decided
+            )
     return decided
+
+
+def _within_common(
+    line_up: LineUp,
+    common: list[int],
+    shares: list[tuple[Policy, list[int]]],
+    candidates: list[list[int]],
+    slate_size: int,
+) -> list[tuple[Policy, list[int]]]:
+    """The shares when the policy beside `serving` may only choose from `common`.
+
+    Its candidates are then listed in the log, by which its decisions can be replayed. Where too few of them are left, the
+    policy that serves decides.
+    """
+    main, known = line_up.live or line_up.serving, set(common)
+    rows_of: dict[bool, list[int]] = {False: [], True: []}
+    for policy, rows in shares:
+        for row in rows:
+            left = [action for action in candidates[row] or common if action in known] if policy is not main else []
+            if beside := len(left) >= slate_size:
+                candidates[row] = left
+            rows_of[beside].append(row)
+    policies = (main, line_up.candidate or line_up.anchor)
+    return [(policy, rows) for policy, rows in zip(policies, rows_of.values(), strict=True) if policy and rows]
 
 
 def logged_bytes(instances: Sequence[Instance], slate_size: int, card: PolicyCard) -> int:
@@ -289,14 +317,21 @@ def new_decision_ids(now_milliseconds: int, count: int) -> list[str]:
 _VARIANT = {f"{digit:x}": f"{8 + digit % 4:x}" for digit in range(16)}
 
 
-def _score_in_shadow(shadow: Policy, observations: np.ndarray, served: list[Decision], decided: Decided) -> None:
+def _score_in_shadow(
+    shadow: Policy, serving: Policy, observations: np.ndarray, served: list[Decision], decided: Decided
+) -> None:
     try:
-        probabilities = shadow.probabilities(observations, [decision.candidates for decision in served])
+        offered = [decision.candidates for decision in served]
+        if (common := in_common(shadow, serving)) is not None:
+            known = set(common)
+            offered = [[action for action in some or common if action in known] for some in offered]
+        probabilities = shadow.probabilities(observations, offered)
     except Exception as error:  # noqa: BLE001 - a shadow must not harm what serves
         _log.exception("policy %s failed in the shadow", shadow.card.version)
         decided.failures.append(f"{shadow.card.version}: {error}")
         return
     actions = exploration.draw(probabilities, [decision.decision_id for decision in served], shadow.card.version)
+    arms = shadow.card.num_actions
     for row, (decision, action) in enumerate(zip(served, actions.tolist(), strict=True)):
         decided.shadows.append(
             ShadowDecision(
@@ -306,6 +341,6 @@ def _score_in_shadow(shadow: Policy, observations: np.ndarray, served: list[Deci
                 action=action,
                 propensity=float(probabilities[row, action]),
                 served_action=decision.action,
-                propensity_of_served=float(probabilities[row, decision.action]),
+                propensity_of_served=float(probabilities[row, decision.action]) if decision.action < arms else 0.0,
             )
         )

@@ -200,6 +200,10 @@ class PolicyFollower:
             return policy_files.baseline(policy.card)
         baseline = _load(self._baseline_folder)
         check_alike(baseline, policy)
+        if policy_files.in_common(baseline, policy) is not None:
+            # It must be able to decide whatever is on offer.
+            _log.warning("the baseline %s knows other items: uniform choice steps in", baseline.card.version)
+            return policy_files.baseline(policy.card)
         return baseline
 
     def _fall_back(self, error: InputError | OperationError) -> None:

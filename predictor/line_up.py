@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from contracts.errors import InputError
 from predictor import exploration
-from predictor.policy import Policy
+from predictor.policy import Policy, in_common
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class LineUp:
         if self.live is not None:
             return "base", self.serving, self.base_share
         return None
+
+    @cached_property
+    def common(self) -> list[int] | None:
+        """What the policy that takes a share may choose from: the actions that it offers and `serving` offers, too.
+
+        None if both offer the same. An item that was retired, or that it does not know, is never its choice.
+        """
+        beside = self.candidate or self.anchor
+        return None if beside is None else in_common(beside, self.serving)
 
     @property
     def deciding(self) -> dict[str, tuple[str, float]]:
@@ -78,12 +88,11 @@ def takes(role: str, share: float, decision_ids: Sequence[str]) -> np.ndarray:
 
 
 def check_alike(policy: Policy, serving: Policy) -> None:
-    """Raises InputError unless both policies have the same observations, of the same features, and the same actions."""
-    for name in ("observation_dim", "num_actions"):
-        found, wanted = getattr(policy.card, name), getattr(serving.card, name)
-        if found != wanted:
-            raise InputError(
-                f"{policy.card.version}: {name} must be {wanted} as in {serving.card.version}, got {found}"
-            )
+    """Raises InputError unless both policies take the same observations, of the same features. They may know other items."""
+    found, wanted = policy.card.observation_dim, serving.card.observation_dim
+    if found != wanted:
+        raise InputError(
+            f"{policy.card.version}: observation_dim must be {wanted} as in {serving.card.version}, got {found}"
+        )
     if policy.card.features != serving.card.features:
         raise InputError(f"{policy.card.version}: features must be those of {serving.card.version}, got others")

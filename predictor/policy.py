@@ -126,6 +126,25 @@ def active_arms(card: PolicyCard) -> np.ndarray | None:
     return None if statuses.all() else statuses
 
 
+def same_items(one: PolicyCard, other: PolicyCard) -> np.ndarray:
+    """[min K] bool: actions that stand for the same item in both; a policy without a catalogue does not say otherwise."""
+    shared = min(one.num_actions, other.num_actions)
+    same = [first.item_id == second.item_id for first, second in zip(one.catalogue, other.catalogue, strict=False)]
+    return np.array(same, bool) if same else np.ones(shared, bool)
+
+
+def in_common(one: Policy, other: Policy) -> list[int] | None:
+    """The actions that both policies offer, for the same items, ascending; None if they offer exactly the same."""
+    if one.card.num_actions == other.card.num_actions and one.card.catalogue == other.card.catalogue:
+        return None
+    same = same_items(one.card, other.card)
+    offered = [
+        np.ones(len(same), bool) if policy.active is None else policy.active[: len(same)] for policy in (one, other)
+    ]
+    both = np.flatnonzero(same & offered[0] & offered[1]).tolist()
+    return None if both == one.on_offer == other.on_offer else both
+
+
 def mask_of(candidates: Sequence[Sequence[int]], num_actions: int) -> np.ndarray | None:
     """[B, K] bool, true where an arm is on offer (an empty row offers all); None when every row offers all."""
     if not any(candidates):

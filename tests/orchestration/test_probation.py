@@ -234,11 +234,11 @@ def test_a_process_that_died_before_the_pointer_moved_moves_it_the_next_time(sho
 
 def test_what_cannot_be_watched_serves_at_once(shop):
     other = shop.places.policies / "other"
-    write_policy(other, num_actions=6)
+    write_policy(other, observation_dim=4)
     assert shop.enter(shop.add("second", 0), 0, Caution(anchor_share=0.0)).mode == "canary"
     pointer = shop.enter("other", 0)
     assert (pointer.version, pointer.anchor) == ("other", None)
-    assert pointer.reason == "gate; no probation: other: num_actions must be 5 as in second, got 6"
+    assert pointer.reason == "gate; no probation: other: observation_dim must be 3 as in second, got 4"
     pointer = shop.enter(shop.add("third", 7), 7)  # its newest window has no decisions
     assert pointer.anchor is None
     shop.add("fourth", 7)

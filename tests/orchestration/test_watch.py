@@ -234,3 +234,28 @@ def test_what_cannot_be_watched_is_refused():
     for share in (0.0, 1.0):
         with pytest.raises(InputError, match=rf"^anchor_share: must be above 0 and below 1 to watch by, got {share}$"):
             watch.nothing_yet(scale, share, 0.02)
+
+
+def test_an_anchor_that_knows_fewer_items_watches_what_both_offer():
+    """The version has retired item 0 and has two more, which it shows with 40% of its decisions and which are worth 0.9."""
+    anchor = policy(0, "anchor", epsilon=0.4)
+    catalogue = [Item(action=k, item_id=str(k), status="retired" if k == 0 else "active") for k in range(K + 2)]
+    card = msgspec.structs.replace(anchor.card, version="more", num_actions=K + 2, catalogue=catalogue)
+    mean = np.array([0.0, 0.5, -0.5, -0.5, 0.6, -0.5])
+    new = Policy(card, lambda x: (np.tile(mean, (len(x), 1)), np.zeros((len(x), K + 2))))
+    values = np.array([*VALUES, 0.9, 0.9])
+    rng, count = np.random.default_rng(5), 4000
+    x = np.zeros((count, D), np.float32)
+    by_anchor = rng.random(count) < SHARE
+    common = [1, 2, 3]
+    chance = np.zeros((count, K + 2))
+    chance[~by_anchor] = new.probabilities(x[~by_anchor])
+    chance[by_anchor, :K] = anchor.probabilities(x[by_anchor], [common] * int(by_anchor.sum()))
+    action = (chance.cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
+    reward = values[action] + rng.normal(0, 0.2, count)
+    rows = Rows(x, [common if one else [] for one in by_anchor], action, reward, by_anchor)
+    scale = watch.scale_of(rows, chance[np.arange(count), action], new, anchor)
+    evidence = watch.nothing_yet(scale, SHARE, 0.05).add(rows, new, anchor)
+    assert evidence.sequence.count == count  # every decision counts, also of items that the anchor does not know
+    truth = (new.probabilities(x[:1])[0] - np.pad(anchor.probabilities(x[:1], [common])[0], (0, 2))) @ values
+    assert evidence.sequence.mean == pytest.approx(truth, abs=0.03)

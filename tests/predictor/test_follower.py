@@ -140,11 +140,11 @@ def test_apprentice_is_shadowed_by_the_baseline(store):
 
 
 def test_candidate_of_another_shape_is_not_served(store):
-    write_policy(store / "v3", num_actions=6)
+    write_policy(store / "v3", observation_dim=4)
     follower = PolicyFollower(store)
     follower.refresh()
     point_at(store, "v1", candidate="v3", candidate_share=0.5)
-    with pytest.raises(InputError, match=r"^v3: num_actions must be 5 as in v1, got 6$"):
+    with pytest.raises(InputError, match=r"^v3: observation_dim must be 3 as in v1, got 4$"):
         follower.refresh()
     assert follower.line_up.candidate is None
 
@@ -243,12 +243,12 @@ def test_if_the_version_on_probation_or_its_anchor_does_not_load_the_other_serve
 
 
 def test_an_anchor_of_another_shape_serves_alone(store):
-    write_policy(store / "v3", num_actions=6)
+    write_policy(store / "v3", observation_dim=4)
     on_probation(store, version="v3")
     follower = PolicyFollower(store)
     follower.start()
     assert follower.line_up.deciding == {"serving": ("v1", 1.0)}
-    assert follower.load_error == "v3: num_actions must be 5 as in v1, got 6"
+    assert follower.load_error == "v3: observation_dim must be 3 as in v1, got 4"
 
 
 def test_a_store_that_cannot_be_reached_keeps_the_line_up(store, monkeypatch):
