@@ -56,7 +56,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     since: Annotated[
         Timestamp | None,
         Meta(
-            description="when the item was added; windows that begin earlier know its action as another item, or not at all"
+            description="when the item was added; windows that ended before know its action as another item, or not at all"
         ),
     ] = None
     retired_at: Annotated[Timestamp | None, Meta(description="when it was retired")] = None

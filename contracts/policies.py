@@ -87,8 +87,8 @@ class Exploration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(
             ge=0,
             le=0.5,
-            description="share of the decisions that all items added later have together while they are new, at most 0.02 for"
-            " each; they have no other",
+            description="share of the decisions that all items added later have together at most while they are new, and at most"
+            " 0.02 times their number",
         ),
     ] = 0.1
     new_item_samples: Annotated[

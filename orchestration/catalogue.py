@@ -51,10 +51,10 @@ class Reuse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     reuse_after_hours: Annotated[
         float,
         Meta(
-            ge=1,
+            gt=0,
             le=100_000,
-            description="a new item may take the action of an item that was retired so many hours ago: as long as logs that"
-            " mention the item are still read",
+            description="a new item may take the action of an item that was retired so many hours ago: at least as long"
+            " as windows that mention the item are read",
         ),
     ] = 168.0
 

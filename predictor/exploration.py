@@ -14,7 +14,8 @@ import numpy as np
 from contracts.errors import InputError
 from contracts.policies import STRATEGIES, Exploration
 
-MAX_SHARE_OF_ONE_NEW_ITEM = 0.02  # so that a single new item does not take the whole budget of new items
+MAX_SHARE_OF_ONE_NEW_ITEM = 0.02  # times their number: so that a single new item does not take the whole budget
+EVEN_SHARE_OF_BUDGET = 0.1  # of the budget of new items, what is spread evenly among them whatever the strategy prefers
 
 
 def probabilities(
@@ -26,9 +27,11 @@ def probabilities(
 ) -> np.ndarray:
     """The probability of each arm, ties going to the first.
 
-    The arms of new items share `exploration.new_item_share` evenly, and the strategy shares the rest among the others. A
-    strategy that values uncertainty would choose new items nearly always, and one that does not, never. `uniform` treats
-    all arms alike, and so does every strategy where all arms on offer are new.
+    The arms of new items have at most `exploration.new_item_share` together, and at most their number times
+    MAX_SHARE_OF_ONE_NEW_ITEM.
+    A tenth of this budget is always theirs, evenly, so that a strategy which does not value uncertainty learns about them,
+    too. The strategy may give them the rest; what it would give them beyond that is shared among the other arms, as if
+    these were alone. `uniform` treats all arms alike, and so does every strategy where all arms on offer are new.
 
     Args:
       exploration: the strategy and its settings.
@@ -54,10 +57,19 @@ def probabilities(
         return _by_strategy(exploration, mean, std, mask)
     offered = _all_unless(mask, mean)
     others, untried = offered & ~new, offered & new
-    budget = np.minimum(exploration.new_item_share, MAX_SHARE_OF_ONE_NEW_ITEM * untried.sum(axis=1, keepdims=True))
-    budget = np.where(others.any(axis=1, keepdims=True), budget, 0.0)
-    chosen = _by_strategy(exploration, mean, std, np.where(others.any(axis=1, keepdims=True), others, offered))
-    return np.asarray((1 - budget) * chosen + budget * untried / np.maximum(untried.sum(axis=1, keepdims=True), 1))
+    count = untried.sum(axis=1, keepdims=True)
+    budget = np.minimum(exploration.new_item_share, MAX_SHARE_OF_ONE_NEW_ITEM * count)
+    budget[~others.any(axis=1)] = 0.0
+    even = EVEN_SHARE_OF_BUDGET * budget
+    chosen = _by_strategy(exploration, mean, std, mask)
+    of_new = (chosen * untried).sum(axis=1, keepdims=True)
+    allowed = (budget - even) / (1 - even)
+    over = np.flatnonzero((of_new > allowed) & others.any(axis=1, keepdims=True))
+    if len(over):
+        alone = _by_strategy(exploration, mean[over], std[over], others[over])
+        most, scale = allowed[over], allowed[over] / of_new[over]
+        chosen[over] = np.where(untried[over], chosen[over] * scale, (1 - most) * alone)
+    return np.asarray((1 - even) * chosen + even * untried / np.maximum(count, 1))
 
 
 def _by_strategy(exploration: Exploration, mean: np.ndarray, std: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

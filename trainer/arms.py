@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from contracts import items
 from contracts.items import Item
 from contracts.policies import ArmColumn, Exploration
+from contracts.windows import TrainingWindow
 
 if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch
@@ -72,22 +72,23 @@ def arm_features(catalogue: Sequence[Item], by: Sequence[ArmColumn]) -> np.ndarr
     return found
 
 
-def own(batch: "TrajectoryBatch", catalogue: Sequence[Item], start: datetime) -> "TrajectoryBatch":
-    """The interactions of a window that begins at `start` whose actions stood for the same items as in `catalogue`.
+def own(batch: "TrajectoryBatch", catalogue: Sequence[Item], window: TrainingWindow) -> "TrajectoryBatch":
+    """The interactions of a window whose actions stood for the same items as in `catalogue`.
 
     An action is used again for a new item once its old item has been retired for long enough. Windows from before then,
-    which training from scratch or a correction reads again, say nothing about the new item.
+    which training from scratch or a correction reads again, say nothing about the new item. The window in which it was
+    added does: its old item was not on offer any more.
     """
-    others = of_others(catalogue, start)
+    others = of_others(catalogue, window)
     if not others:
         return batch
     keep = ~np.isin(batch.action, others)
     return batch if keep.all() else batch.take(keep)
 
 
-def of_others(catalogue: Sequence[Item], start: datetime) -> list[int]:
-    """The actions that did not stand for their items of `catalogue` yet in a window that begins at `start`."""
-    return [item.action for item in catalogue if item.since is not None and item.since > start]
+def of_others(catalogue: Sequence[Item], window: TrainingWindow) -> list[int]:
+    """The actions whose items of `catalogue` were added after `window`."""
+    return [item.action for item in catalogue if item.since is not None and item.since >= window.end]
 
 
 def new_actions(catalogue: Sequence[Item], num_samples: np.ndarray, exploration: Exploration) -> list[int]:

@@ -56,7 +56,7 @@ def subtract(policies: Path, card: PolicyCard, parts: Sequence[Part]) -> str:
     removed: dict[tuple[TrainingWindow, Split], int] = {}
     for part in mine:
         weight = training.evidence_weight(card, part.window.start)
-        batch = arms.own(part.batch, card.catalogue, part.window.start)
+        batch = arms.own(part.batch, card.catalogue, part.window)
         gone.add(batch.observation, batch.action, batch.reward, weight)
         removed[part.window, part.split] = len(part.batch.action)
     gone.scale(-1.0)

@@ -86,7 +86,7 @@ def learn(
     scorer = Scorer(arrays)
     for window, split, _, sign in [*((*part, part[0].start, 1.0) for part in new), *corrections.signed(fixes)]:
         for read in dataset.read(window, split, card.num_actions):
-            batch = arms.own(read, card.catalogue, window.start)
+            batch = arms.own(read, card.catalogue, window.manifest.window)
             rows = len(batch.action)
             encoded = scorer.encode(batch.observation) if linear else np.zeros((rows, statistics.observation_dim))
             statistics.add(encoded, batch.action, batch.reward, sign)
@@ -112,7 +112,7 @@ class _Part:
     def __call__(self) -> "Iterator[TrajectoryBatch]":
         count = 0
         for batch in dataset.read(self.window, self.split, self.card.num_actions):
-            if len((own := arms.own(batch, self.card.catalogue, self.window.start)).action):
+            if len((own := arms.own(batch, self.card.catalogue, self.window.manifest.window)).action):
                 yield own
             count += len(batch.action)
             if self.records is not None and count >= self.records:
@@ -122,7 +122,7 @@ class _Part:
 def _late(fix: Correction, card: PolicyCard) -> "Iterator[TrajectoryBatch]":
     """What a correction adds that is about items of the card's catalogue."""
     for batch in corrections.added(fix, card.num_actions):
-        if len((own := arms.own(batch, card.catalogue, fix.after.start)).action):
+        if len((own := arms.own(batch, card.catalogue, fix.after.manifest.window)).action):
             yield own
 
 

@@ -194,7 +194,7 @@ def _learn_linear(
     else:
         for window, split, weight in parts:
             for read in dataset.read(window, split, card.num_actions):
-                batch = arms.own(read, card.catalogue, window.start)
+                batch = arms.own(read, card.catalogue, window.manifest.window)
                 statistics.add(batch.observation, batch.action, batch.reward, weight)
     np.maximum(statistics.n, 0.0, out=statistics.n)  # weights that were rounded may leave just below 0
     arrays = solved(statistics, card)
@@ -230,7 +230,7 @@ def _sum_with_beam(
             card.observation_dim,
             card.num_actions,
             weight,
-            tuple(arms.of_others(card.catalogue, window.start)),
+            tuple(arms.of_others(card.catalogue, window.manifest.window)),
         )
         for window, split, weight in parts
         for file in window.files(split)

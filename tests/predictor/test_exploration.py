@@ -187,22 +187,33 @@ NEW = np.array([False, False, True, True, True, False])
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "uniform"])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
-def test_new_items_share_their_budget_evenly_whatever_their_scores_are(strategy, share):
+def test_new_items_stay_within_their_budget_whatever_their_scores_are(strategy, share):
     random = np.random.default_rng(3)
     mean, std = random.normal(size=(50, 6)), random.uniform(0.1, 2, (50, 6))
-    settings = Exploration(strategy=strategy, new_item_share=share)
-    for of_new in (-100.0, 100.0):
-        mean[:, NEW], std[:, NEW] = of_new, 50.0
+    settings = Exploration(strategy=strategy, new_item_share=share, epsilon=0.03)
+    budget = min(share, 3 * exploration.MAX_SHARE_OF_ONE_NEW_ITEM)
+    for of_new in (-100.0, 0.0, 100.0):
+        mean[:, NEW], std[:, NEW] = of_new, 2.0
         found = exploration.probabilities(settings, mean, std, new=NEW)
-        budget = min(share, 3 * exploration.MAX_SHARE_OF_ONE_NEW_ITEM)
-        np.testing.assert_allclose(found[:, NEW], budget / 3)
-        alone = exploration.probabilities(settings, mean[:, ~NEW], std[:, ~NEW])
-        np.testing.assert_allclose(found[:, ~NEW], (1 - budget) * alone, atol=1e-12)
+        of_all = found[:, NEW].sum(axis=1)
+        assert (of_all <= budget + 1e-12).all()
+        np.testing.assert_allclose(found.sum(axis=1), 1)
+        assert (found[:, NEW] >= 0.1 * budget / 3 - 1e-12).all()  # a tenth of it is spread evenly
+        if of_new == 100.0:  # the strategy would show nothing else
+            np.testing.assert_allclose(of_all, budget)
+            alone = exploration.probabilities(settings, mean[:, ~NEW], std[:, ~NEW])
+            np.testing.assert_allclose(found[:, ~NEW], (1 - budget) * alone, atol=1e-12)
+        if of_new == -100.0:  # the strategy shows them less than it may
+            plain = exploration.probabilities(settings, mean, std)
+            within = plain[:, NEW].sum(axis=1) <= 0.9 * budget
+            expected = (1 - 0.1 * budget) * plain + 0.1 * budget * NEW / 3
+            np.testing.assert_allclose(found[within], expected[within], atol=1e-12)
 
 
 def test_one_new_item_does_not_take_the_whole_budget():
-    found = exploration.probabilities(Exploration(), MEAN, STD, new=np.array([True, False, False, False]))
-    assert found[0, 0] == exploration.MAX_SHARE_OF_ONE_NEW_ITEM == 0.02
+    settings = Exploration(strategy="ucb", alpha=1.0)  # which would show it nearly always
+    found = exploration.probabilities(settings, MEAN, STD, new=np.array([True, False, False, False]))
+    assert found[0, 0] == pytest.approx(exploration.MAX_SHARE_OF_ONE_NEW_ITEM)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

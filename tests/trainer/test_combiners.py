@@ -55,7 +55,7 @@ def settings(tmp_path):
         policies=tmp_path / "policies",
         num_actions=5,
         # The last item came with the second window, at the action of another one.
-        catalogue=[Item(action=k, item_id=str(k), since=WINDOWS[1].start if k == 4 else None) for k in range(5)],
+        catalogue=[Item(action=k, item_id=str(k), since=WINDOWS[0].end if k == 4 else None) for k in range(5)],
         hyperparameters={"half_life": 2.0},
     )
 

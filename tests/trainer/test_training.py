@@ -211,11 +211,11 @@ def test_the_catalogue_grows_and_a_linear_policy_continues_as_another(settings):
 
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_an_action_that_is_used_again_keeps_nothing_of_its_old_item(settings, from_scratch):
-    """Neither what the parent had learned, nor what windows say that begin before the new item was added."""
+    """Neither what the parent had learned, nor what windows say that ended before the new item was added."""
     retired = [*catalogue(4), msgspec.structs.replace(catalogue()[4], status="retired")]
     first = training.train(msgspec.structs.replace(settings, catalogue=retired))
     write_window(settings.windows, WINDOWS[2], trajectories(50, 2))
-    added = Item(action=4, item_id="new", since=WINDOWS[2].start)
+    added = Item(action=4, item_id="new", since=WINDOWS[1].end)
     parent = None if from_scratch else first.version
     second = training.train(msgspec.structs.replace(settings, parent=parent, catalogue=[*catalogue(4), added]))
     expected = SufficientStatistics.zeros(NUM_ACTIONS, DIM)
