@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 
 from contracts.errors import InputError
-from contracts.policies import PolicyCard
 from contracts.records import (
     INT32_MAX,
     MAX_SLATE,
@@ -245,19 +244,21 @@ def _within_common(
     return [(policy, rows) for policy, rows in zip(policies, rows_of.values(), strict=True) if policy and rows]
 
 
-def logged_bytes(instances: Sequence[Instance], slate_size: int, card: PolicyCard) -> int:
-    """An upper bound of the bytes of events that `decide` leads to for these instances, by a policy with this card.
+def logged_bytes(instances: Sequence[Instance], slate_size: int, line_up: LineUp) -> int:
+    """An upper bound of the bytes of events that `decide` leads to for these instances.
 
     Each place of a slate logs the user, the observation and the arms on offer again. The first place logs the candidates
-    as given; the later ones list what is left of them, or of all arms if none were given.
+    as given; the later ones list what is left of them, or of all arms if none were given. With exclusions, or beside a policy
+    that offers other items, the first place lists what is left as well.
     """
+    card = line_up.serving.card
     num_actions = card.num_actions
     action_bytes = len(str(num_actions)) + 1
     size = 0
     for instance in instances:
         numbers = len(instance.observation) or card.observation_dim  # of a context, the spec makes that many
         place = _DECISION_BYTES + _NUMBER_BYTES * numbers + 6 * len(instance.user_id or "")
-        given = len(instance.candidates) or (num_actions if instance.exclude else 0)
+        given = len(instance.candidates) or (num_actions if instance.exclude or line_up.common is not None else 0)
         size += slate_size * place + action_bytes * (given + (slate_size - 1) * (given or num_actions))
     return size
 

@@ -81,7 +81,7 @@ class Routes:
             raise HTTPException(400, f"{at_most}, got {len(asked.instances) * slate_size}")
         if (line_up := self._state.follower.line_up) is None:
             raise HTTPException(503, "no policy is loaded yet")
-        size = deciding.logged_bytes(asked.instances, slate_size, line_up.serving.card)
+        size = deciding.logged_bytes(asked.instances, slate_size, line_up)
         if limits.on_overload == "block":
             await self._wait_for_room(size)
         try:

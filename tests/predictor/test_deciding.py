@@ -229,7 +229,7 @@ def test_logged_bytes_is_an_upper_bound_of_what_is_logged(tmp_path, slate_size, 
         asked = [Instance([number] * 3, user, candidates)] * 4
         decided = deciding.decide(LineUp(policy, policy_files.baseline(policy.card)), asked, slate_size)
         written = len(encoder.encode_lines([decision for slate in decided.slates for decision in slate]))
-        bound = deciding.logged_bytes(asked, slate_size, policy.card)
+        bound = deciding.logged_bytes(asked, slate_size, LineUp(policy, policy))
         assert written <= bound
         assert bound < 6 * written
 
@@ -300,7 +300,7 @@ def test_named_features_are_encoded_and_the_observation_is_logged(tmp_path):
     for (decision,) in deciding.decide(line_up, checked).slates:
         assert event_decoder.decode(encoder.encode(decision)) == decision
     encoded = b"".join(encoder.encode(slate[0]) for slate in deciding.decide(line_up, checked).slates)
-    assert len(encoded) < deciding.logged_bytes(asked, 1, line_up.serving.card)
+    assert len(encoded) < deciding.logged_bytes(asked, 1, line_up)
 
 
 @pytest.mark.parametrize(
