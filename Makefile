@@ -17,10 +17,11 @@ PEERS := .peers
 LEARNING_ARGS ?=
 SABOTAGE_ARGS ?=
 PROBATION_ARGS ?=
+CHURN_ARGS ?=
 # The environment is read afresh, as the reference is made from code that Sphinx does not watch.
 BUILD_DOCS := $(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet -c docs . site
 
-.PHONY: help install loop test check docs format lock bench bench-learning bench-live coverage sabotage probation sabotage-processes clean
+.PHONY: help install loop test check docs format lock bench bench-learning bench-live coverage churn sabotage probation sabotage-processes clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -72,6 +73,9 @@ $(PEERS)/.installed: requirements/bench.txt $(INSTALLED)
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	VIRTUAL_ENV=$(CURDIR)/$(PEERS) $(BIN)/uv pip sync --quiet --require-hashes requirements/bench.txt
 	@touch $@
+
+churn: $(INSTALLED) ## Replace 5% of 2,000 items every window for 50 windows, beside the same loop without churn (CHURN_ARGS="--windows 10 …")
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.churn $(CHURN_ARGS)
 
 probation: $(INSTALLED) ## Watch candidates whose true gain is known, and see what caution costs (PROBATION_ARGS="--seeds 5 …")
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.probation $(PROBATION_ARGS)

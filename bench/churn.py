@@ -267,11 +267,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--churn", type=float, default=World().churn)
     parser.add_argument("--windows", type=int, default=50)
     parser.add_argument("--decisions", type=int, default=5_000, help="per window")
+    parser.add_argument("--reuse-after-windows", type=int, default=World().reuse_after_windows)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arm-features", choices=("none", "shared", "hybrid"), default="hybrid")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
-    world = World(arguments.items, arguments.churn, arm_features=arguments.arm_features)
+    world = World(arguments.items, arguments.churn, arguments.reuse_after_windows, arguments.arm_features)
     settled = min(world.reuse_after_windows + 5, arguments.windows // 2)
     found = []
     for seed in arguments.seeds:

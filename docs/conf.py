@@ -43,6 +43,7 @@ MENU = {
         "docs/running",
         "docs/other-data",
         "docs/catalogue",
+        "docs/changing-context",
         "docs/live-page",
         "docs/serving",
         "docs/guard",

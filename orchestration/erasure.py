@@ -155,12 +155,13 @@ def _parts(shares: "list[tuple[Path, Manifest, WindowShare]]") -> "list[Part]":
 
     parts = []
     for _, manifest, share in shares:
+        versions = tuple(manifest.policy_versions)
         for split in ("train", "holdback"):
             names = [file.name for file in manifest.files if file.split == split]
             records: list[bytes] = [record for name in names for record in share.records.get(name, [])]
             if records:
                 batch = decode(records, manifest.observation_dim)
-                parts.append(Part(manifest.window, split, manifest.records(split), batch, manifest.revision))
+                parts.append(Part(manifest.window, split, manifest.records(split), batch, manifest.revision, versions))
     return parts
 
 

@@ -92,7 +92,7 @@ def evaluate(
         new = serving.load(store / candidate)
     except InputError as error:
         return GateResult(verdict="worse", promoted=False, reason=f"sanity check failed: {error}", evaluation=None)
-    old = serving.load(store / (anchor or champion)) if champion is not None else None
+    old = held_back.seen_as(serving.load(store / (anchor or champion)), new.card) if champion is not None else None
     how = FIRST if champion is None else entry(new.card, serving.read_card(store / champion), tried)
     decisions = held_back.read(store, windows, new.card, old.card if old is not None else None)
     if (fault := _insane(new, decisions.decisions.observation)) is not None:

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 
 from contracts.errors import InputError
 from contracts.policies import PolicyCard
 from predictor.policy import BASELINE_VERSION, Policy, active_arms, same_items
-from trainer import artifact, dataset
+from trainer import artifact, contexts, dataset
+from trainer.contexts import Reader
 
 if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch  # TensorFlow: only judging needs it, rolling out does not
@@ -81,9 +83,19 @@ def read(store: Path, windows: Path, card: PolicyCard, champion: PolicyCard | No
     newest = max(trained.window.start for trained in card.trained_on)
     for window in dataset.ready_windows(windows):
         if window.start == newest:
-            batches = [_no_decisions(card.observation_dim), *dataset.read(window, "holdback", card.num_actions)]
+            batches = [_no_decisions(card.observation_dim), *Reader(store, card).read(window, "holdback")]
             return HeldBack(join(batches), list(_cards(store, window.manifest.policy_versions, champion)))
     raise InputError(f"{windows} has no window that starts at {newest.isoformat()}")
+
+
+def seen_as(policy: Policy, card: PolicyCard) -> Policy:
+    """The policy for observations of the context that `card` takes: what it does not know of them is left out."""
+    own, given = contexts.of_card(policy.card), contexts.of_card(card)
+    if own == given:
+        return policy
+    taken, scorer = contexts.places(given, own), policy.scorer
+    seen = msgspec.structs.replace(policy.card, observation_dim=given.observation_dim, features=given.features)
+    return Policy(seen, lambda observations: scorer(contexts.project(observations, taken)))
 
 
 def _cards(store: Path, versions: Iterable[str], champion: PolicyCard | None) -> Iterable[PolicyCard]:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 from contracts import items, watermarks
 from contracts.event_segments import seal_abandoned, sealed_segments, stem
 from contracts.watermarks import Watermark
-from orchestration import policy_store
 from orchestration.places import Places
-from predictor import policy as serving
 
 if TYPE_CHECKING:
     from beam_jobs.payloads import IngestCounts
@@ -37,14 +35,11 @@ def ingest(places: Places, observation_dim: int | None = None) -> "IngestCounts"
     """Ingests the new segments of the event log into the warehouse, and returns the counts of what they held.
 
     A decision becomes a dead letter when no policy could be trained on it: its action is not in the catalogue, or its
-    observation does not have `observation_dim` elements (None: as many as the champion takes).
+    observation does not have `observation_dim` elements (None: any number, as the context may change).
     """
     from beam_jobs import ingest_events
     from beam_jobs.payloads import DecisionShape
     from beam_jobs.warehouses import EmbeddedWarehouse
 
-    champion = policy_store.champion(places.policies)
-    if observation_dim is None and champion is not None:
-        observation_dim = serving.read_card(places.policies / champion.version).observation_dim
     shape = DecisionShape(observation_dim, len(items.read(places.catalogue)))
     return ingest_events.ingest(places.events, EmbeddedWarehouse(places.warehouse), shape)

@@ -164,7 +164,13 @@ def serve(settings: Settings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    state = State(settings, follower, logs, metrics, Batcher(follower, logs.events, logs.shadows, metrics))
+    state = State(
+        settings,
+        follower,
+        logs,
+        metrics,
+        Batcher(follower, logs.events, logs.shadows, metrics, settings.limits.observation_lengths == "any"),
+    )
     app = Guard(build_app(state, fail), metrics, rules(settings))
     allowed = connections.limit(limits.body_seconds, limits.max_connections, settings.operations_port)
     server = http_server(app, metrics, allowed)

@@ -38,7 +38,16 @@ class _Request:
 class Batcher:
     """Decides, logs and counts; used by the event loop alone."""
 
-    def __init__(self, follower: PolicyFollower, events: EventLog, shadows: EventLog, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        follower: PolicyFollower,
+        events: EventLog,
+        shadows: EventLog,
+        metrics: Metrics,
+        any_length: bool = False,
+    ) -> None:
+        """Nothing is decided yet; `any_length`: see `deciding.check`."""
+        self._any_length = any_length
         self.expected_bytes = 0  # reserved in the event log for the requests in hand
         self._follower = follower
         self._events = events
@@ -64,7 +73,7 @@ class Batcher:
             line_up = self._line_up()
             work = len(instances) * slate_size * line_up.serving.card.num_actions
             if work > _LONG_WORK:
-                asked = deciding.check(instances, line_up, slate_size)
+                asked = deciding.check(instances, line_up, slate_size, self._any_length)
                 decided = await asyncio.to_thread(deciding.decide, line_up, asked, slate_size)
                 self._log(decided)
                 return line_up.serving.card, decided.slates
@@ -90,7 +99,7 @@ class Batcher:
         batches: dict[int, list[tuple[_Request, list[Asked]]]] = {}
         for request in requests:
             try:
-                asked = deciding.check(request.instances, line_up, request.slate_size)
+                asked = deciding.check(request.instances, line_up, request.slate_size, self._any_length)
             except InputError as error:
                 _refuse(request, error)
             else:
@@ -133,7 +142,9 @@ class Batcher:
             self._shadows.append(encoder.encode_lines(decided.shadows), len(decided.shadows))
         self._metrics.decided(decisions)
         if self._follower.live is not None:
-            self._follower.live.observe(slate[0].observation for slate in decided.slates if slate)
+            wanted = self._line_up().serving.card.observation_dim
+            sent = (slate[0].observation for slate in decided.slates if slate)
+            self._follower.live.observe(observation for observation in sent if len(observation) == wanted)
         self._metrics.shadows += len(decided.shadows)
         self._metrics.fallbacks += len(decided.failures)
 

@@ -89,8 +89,10 @@ class Asked:
     candidates: list[int]
 
 
-def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1) -> list[Asked]:
+def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1, any_length: bool = False) -> list[Asked]:
     """The instances, with observations for named features and actions for the ids of items.
+
+    With `any_length`, observations may have another length than the policy's, see `fitted`.
 
     Raises InputError unless `line_up` can decide for every one of them. It names the instance and the field: a context that
     the feature spec does not take, an observation of another length, a candidate that is unknown or repeated, no candidate
@@ -100,7 +102,7 @@ def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1) -
     asked = []
     for i, instance in enumerate(instances):
         observation = instance.observation if instance.context is None else _encoded(i, instance, policy)
-        if (length := len(observation)) != policy.card.observation_dim:
+        if (length := len(observation)) != policy.card.observation_dim and not any_length:
             wanted = policy.card.observation_dim
             raise InputError(f"instances[{i}].observation: must have {wanted} numbers, got {length}")
         candidates = _actions(i, instance, policy) if instance.candidates else []
@@ -176,7 +178,7 @@ def decide(line_up: LineUp, instances: Sequence[Asked], slate_size: int = 1) -> 
     now_microseconds = time.time_ns() // 1000
     decided_at = _EPOCH + timedelta(microseconds=now_microseconds)
     decided = Decided([[] for _ in instances])
-    observations = np.array([instance.observation for instance in instances], np.float32)
+    observations = fitted([instance.observation for instance in instances], line_up.serving)
     candidates = [instance.candidates for instance in instances]
     all_on_offer = line_up.serving.on_offer
     shares: list[tuple[Policy, list[int]]] = []
@@ -283,6 +285,18 @@ def _choose_or_fall_back(
     return baseline.card.version, *choose(baseline, observations, candidates, decision_ids)
 
 
+def fitted(observations: Sequence[list[float]], policy: Policy) -> np.ndarray:
+    """[B, D] float32, as the policy takes them: the first D numbers of each, and 0 where it has fewer."""
+    wanted = policy.card.observation_dim
+    if all(len(observation) == wanted for observation in observations):
+        return np.array(observations, np.float32).reshape(len(observations), wanted)
+    found = np.zeros((len(observations), wanted), np.float32)
+    for row, observation in zip(found, observations, strict=True):
+        known = observation[:wanted]
+        row[: len(known)] = known
+    return found
+
+
 def choose(
     policy: Policy, observations: np.ndarray, candidates: Sequence[Sequence[int]], decision_ids: list[str]
 ) -> tuple[list[int], list[float]]:
@@ -294,7 +308,7 @@ def choose(
 
 def replay(policy: Policy, decisions: Sequence[Decision]) -> tuple[list[int], list[float]]:
     """The actions and propensities of logged decisions, computed again by the policy that made them."""
-    observations = np.array([decision.observation for decision in decisions], np.float32)
+    observations = fitted([decision.observation for decision in decisions], policy)
     return choose(
         policy,
         observations,

@@ -44,6 +44,13 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "drop"
     drain_seconds: DrainSeconds = 10.0
+    observation_lengths: Annotated[
+        Literal["exact", "any"],
+        Meta(
+            description="exact refuses observations of another length than the policy's; any takes them while a context"
+            " changes: the policy reads the first numbers, 0 where there are none, and the log has what was sent"
+        ),
+    ] = "exact"
 
 
 class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True):

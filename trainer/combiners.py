@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from contracts.trajectories import TrajectoryBatch
 from contracts.windows import WindowFile
 from trainer import checkpoint, dataset
+from trainer.contexts import project
 from trainer.linear import SufficientStatistics
 from trainer.mounts import unmounted
 
@@ -29,7 +30,8 @@ class WeightedFile(NamedTuple):
     observation_dim: int
     num_actions: int
     weight: float
-    others: tuple[int, ...] = ()  # actions that stood for other items then, see `trainer.arms.own`
+    others: tuple[int, ...]  # actions that stood for other items then, see `trainer.arms.own`
+    taken: tuple[int, ...]  # what the policy takes of its observations, see `trainer.contexts.places`
 
 
 class WeightedBatch(NamedTuple):
@@ -44,9 +46,10 @@ class ReadFileFn(beam.DoFn):
 
     def process(self, element: WeightedFile) -> Iterator[WeightedBatch]:
         """Outputs one element per batch."""
-        path, file, observation_dim, num_actions, weight, others = element
+        path, file, observation_dim, num_actions, weight, others, taken = element
         for batch in dataset.read_file(path, file, observation_dim, num_actions, open_file=_open):
-            yield WeightedBatch(batch.take(~np.isin(batch.action, others)) if others else batch, weight)
+            own = batch.take(~np.isin(batch.action, others)) if others else batch
+            yield WeightedBatch(own._replace(observation=project(own.observation, np.array(taken))), weight)
 
 
 class SufficientStatisticsFn(beam.CombineFn):

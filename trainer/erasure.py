@@ -16,7 +16,7 @@ from contracts import policy_arrays
 from contracts.policies import SAVED_MODEL_NAME, PolicyCard
 from contracts.trajectories import TrajectoryBatch
 from contracts.windows import Split, TrainingWindow
-from trainer import agents, arms, artifact, checkpoint, saved_model, training
+from trainer import agents, arms, artifact, checkpoint, contexts, saved_model, training
 from trainer.linear import SufficientStatistics
 
 ASIDE = ".erasing."
@@ -31,6 +31,7 @@ class Part(NamedTuple):
     records: int  # of the split, these included
     batch: TrajectoryBatch
     revision: int = 0  # of the window
+    versions: tuple[str, ...] = ()  # that decided in it
 
 
 def subtract(policies: Path, card: PolicyCard, parts: Sequence[Part]) -> str:
@@ -56,7 +57,10 @@ def subtract(policies: Path, card: PolicyCard, parts: Sequence[Part]) -> str:
     removed: dict[tuple[TrainingWindow, Split], int] = {}
     for part in mine:
         weight = training.evidence_weight(card, part.window.start)
-        batch = arms.own(part.batch, card.catalogue, part.window)
+        own = arms.own(part.batch, card.catalogue, part.window)
+        deciding = (artifact.read_card(policies, version) for version in part.versions)
+        generation = contexts.of_window(own.observation.shape[1], (one for one in deciding if one is not None))
+        batch = contexts.projected(own, generation, contexts.of_card(card))
         gone.add(batch.observation, batch.action, batch.reward, weight)
         removed[part.window, part.split] = len(part.batch.action)
     gone.scale(-1.0)

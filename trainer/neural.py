@@ -26,7 +26,8 @@ from contracts.errors import InputError
 from contracts.policies import CHECKPOINT_NAME, PolicyCard
 from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.windows import Split
-from trainer import agents, arms, checkpoint, corrections, dataset
+from trainer import agents, arms, checkpoint, contexts, corrections
+from trainer.contexts import Reader
 from trainer.corrections import Correction
 from trainer.dataset import ReadyWindow
 from trainer.linear import SufficientStatistics, disjoint
@@ -61,7 +62,7 @@ def learn(
 
     # The version is a digest of all inputs, so the same inputs draw the same first weights.
     tf.random.set_seed(int(card.version[-8:], 16))
-    network = _untrained(card)
+    network, reader = _untrained(card), Reader(policies, card)
     linear = card.algorithm == "neural_linucb"
     statistics = SufficientStatistics.zeros(card.num_actions, agents.layer_sizes(card.hyperparameters)[-1])
     if past is not None:
@@ -70,9 +71,9 @@ def learn(
         renewed = items.renewed(card.catalogue, past.parent.catalogue)
         statistics = checkpoint.read(before).grown(card.num_actions).without(renewed)
     fresh: list[Callable[[], Iterator[TrajectoryBatch]]] = [
-        _Part(window, split, card) for window, split in new if window.manifest.records(split)
+        _Part(window, split, reader) for window, split in new if window.manifest.records(split)
     ]
-    late = (partial(_late, fix, card) for fix in fixes)
+    late = (partial(_late, fix, reader) for fix in fixes)
     fresh += [part for part in late if next(part(), None) is not None]
     # Without new records there is nothing to fit: only other settings or another catalogue have changed.
     if fresh and (past is None or not linear):
@@ -80,13 +81,12 @@ def learn(
             network.standardise(batch.observation for part in fresh for batch in part())
         replay = int(card.hyperparameters.get("replay", 0))
         again: list[Callable[[], Iterator[TrajectoryBatch]]] = []
-        again += _replayed(past.splits if past is not None else [], replay, card)
+        again += _replayed(past.splits if past is not None else [], replay, reader)
         fit(network, again + fresh, card.hyperparameters)
     arrays = network.arrays(statistics.n)
     scorer = Scorer(arrays)
     for window, split, _, sign in [*((*part, part[0].start, 1.0) for part in new), *corrections.signed(fixes)]:
-        for read in dataset.read(window, split, card.num_actions):
-            batch = arms.own(read, card.catalogue, window.manifest.window)
+        for batch in reader.read(window, split):
             rows = len(batch.action)
             encoded = scorer.encode(batch.observation) if linear else np.zeros((rows, statistics.observation_dim))
             statistics.add(encoded, batch.action, batch.reward, sign)
@@ -106,34 +106,33 @@ class _Part:
 
     window: ReadyWindow
     split: Split
-    card: PolicyCard
+    reader: Reader
     records: int | None = None
 
     def __call__(self) -> "Iterator[TrajectoryBatch]":
         count = 0
-        for batch in dataset.read(self.window, self.split, self.card.num_actions):
-            if len((own := arms.own(batch, self.card.catalogue, self.window.manifest.window)).action):
-                yield own
+        for batch in self.reader.read(self.window, self.split):
+            yield batch
             count += len(batch.action)
             if self.records is not None and count >= self.records:
                 break
 
 
-def _late(fix: Correction, card: PolicyCard) -> "Iterator[TrajectoryBatch]":
-    """What a correction adds that is about items of the card's catalogue."""
-    for batch in corrections.added(fix, card.num_actions):
-        if len((own := arms.own(batch, card.catalogue, fix.after.manifest.window)).action):
+def _late(fix: Correction, reader: Reader) -> "Iterator[TrajectoryBatch]":
+    """What a correction adds that the policy can learn from."""
+    for batch in corrections.added(fix, reader.card.num_actions):
+        if len((own := reader.fit(batch, fix.after)).action):
             yield own
 
 
-def _replayed(past: list[tuple[ReadyWindow, Split]], records: int, card: PolicyCard) -> list[_Part]:
+def _replayed(past: list[tuple[ReadyWindow, Split]], records: int, reader: Reader) -> list[_Part]:
     """The newest parts of the past with about `records` trajectories in all, oldest first."""
     parts = []
     for window, split in reversed(past):
         if records <= 0:
             break
         if count := window.manifest.records(split):
-            parts.append(_Part(window, split, card, records if count > records else None))
+            parts.append(_Part(window, split, reader, records if count > records else None))
             records -= count
     return parts[::-1]
 
@@ -168,19 +167,48 @@ def _continue(network: Network, parent: PolicyCard, folder: Path, card: PolicyCa
             before = _untrained(parent)
     elif parent.num_actions < card.num_actions:
         before = _untrained(parent)
+    old, new = contexts.of_card(parent), contexts.of_card(card)
+    if old != new:
+        before = _untrained(parent)
     try:
         path = str(folder / CHECKPOINT_NAME / NETWORK_CHECKPOINT)
         before.checkpoint().read(path).assert_existing_objects_matched()
     except (tf.errors.OpError, AssertionError, ValueError) as error:
         raise InputError(f"{folder}: not a checkpoint of this network: {str(error).splitlines()[0]}") from None
     if before is not network:
-        for new, old in zip(network.variables(), before.variables(), strict=True):
-            value = np.zeros(new.shape, new.dtype.as_numpy_dtype)
-            value[tuple(map(slice, old.shape))] = old.numpy()
-            new.assign(value)
+        _copy(before, network, None if old == new else contexts.places(old, new))
     if not has_tower:
         arms_renewed = items.renewed(card.catalogue, parent.catalogue)
         _begin_arms(network, parent.num_actions, [*arms_renewed, *range(parent.num_actions, card.num_actions)])
+
+
+def _copy(before: Network, network: Network, taken: np.ndarray | None) -> None:
+    """Gives `network` the variables of one with fewer arms, arm features, or another context.
+
+    What is new begins at 0. With another context, the optimizer begins anew: `taken` says which place of the earlier
+    observations each number has (`contexts.places`), and what is new is not standardised.
+    """
+    pairs = list(zip(network.variables(), before.variables(), strict=True))
+    takes_observation = {
+        id(one)
+        for one in [
+            *network.moments,
+            network.layers[0],
+            *([] if network.arm_features is not None else network.output[2:3]),
+        ]
+    }
+    if taken is not None:
+        pairs = pairs[: len(pairs) - len(network.optimizer.variables)]
+    for variable, earlier in pairs:
+        known = earlier.numpy()
+        if taken is not None and id(variable) in takes_observation:
+            known = known[taken]
+            known[taken < 0] = 0.0
+        value = np.zeros(variable.shape, variable.dtype.as_numpy_dtype)
+        value[tuple(map(slice, known.shape))] = known
+        variable.assign(value)
+    if taken is not None:
+        network.moments[1].assign(np.where(taken < 0, 1.0, network.moments[1].numpy()))
 
 
 def _begin_arms(network: Network, known: int, new: list[int]) -> None:

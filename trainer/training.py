@@ -36,7 +36,20 @@ from contracts.policies import (
 )
 from contracts.policy_arrays import PolicyArrays
 from contracts.windows import Split
-from trainer import agents, arms, artifact, checkpoint, corrections, dataset, linear, neural, saved_model, validation
+from trainer import (
+    agents,
+    arms,
+    artifact,
+    checkpoint,
+    contexts,
+    corrections,
+    dataset,
+    linear,
+    neural,
+    saved_model,
+    validation,
+)
+from trainer.contexts import Reader
 from trainer.corrections import Correction, signed
 from trainer.dataset import ReadyWindow
 from trainer.linear import SufficientStatistics
@@ -174,9 +187,7 @@ def _learn_linear(
 ) -> tuple[PolicyArrays, Callable[[Path], None]]:
     """One pass over the new splits. Returns the policy's arrays, and the function that writes its checkpoint."""
     statistics = (
-        checkpoint.read(settings.policies / parent.version)
-        .grown(card.num_actions)
-        .without(items.renewed(card.catalogue, parent.catalogue))
+        _carried_over(settings, card, parent)
         if parent is not None
         else SufficientStatistics.zeros(card.num_actions, card.observation_dim)
     )
@@ -192,13 +203,20 @@ def _learn_linear(
     if settings.beam_options is not None:
         statistics.merge(_sum_with_beam(settings.policies, settings.beam_options, card, parts))
     else:
+        reader = Reader(settings.policies, card)
         for window, split, weight in parts:
-            for read in dataset.read(window, split, card.num_actions):
-                batch = arms.own(read, card.catalogue, window.manifest.window)
+            for batch in reader.read(window, split):
                 statistics.add(batch.observation, batch.action, batch.reward, weight)
     np.maximum(statistics.n, 0.0, out=statistics.n)  # weights that were rounded may leave just below 0
     arrays = solved(statistics, card)
     return arrays, lambda folder: checkpoint.write(folder, statistics)
+
+
+def _carried_over(settings: Settings, card: PolicyCard, parent: PolicyCard) -> SufficientStatistics:
+    """The parent's evidence for the items and the context of `card`."""
+    statistics = checkpoint.read(settings.policies / parent.version).grown(card.num_actions)
+    own = statistics.without(items.renewed(card.catalogue, parent.catalogue))
+    return contexts.carried_over(own, contexts.of_card(parent), contexts.of_card(card))
 
 
 def solved(statistics: SufficientStatistics, card: PolicyCard) -> PolicyArrays:
@@ -223,14 +241,16 @@ def _sum_with_beam(
 ) -> SufficientStatistics:
     from trainer import combiners
 
+    reader, new = Reader(policies, card), contexts.of_card(card)
     files = [
         combiners.WeightedFile(
             str(window.folder / file.name),
             file,
-            card.observation_dim,
+            window.manifest.observation_dim,
             card.num_actions,
             weight,
             tuple(arms.of_others(card.catalogue, window.manifest.window)),
+            tuple(contexts.places(reader.generation(window), new).tolist()),
         )
         for window, split, weight in parts
         for file in window.files(split)
@@ -320,21 +340,24 @@ def _past(settings: Settings, parent: PolicyCard) -> list[tuple[ReadyWindow, Spl
 
 
 def _observation_dim(settings: Settings, parent: PolicyCard | None, new: list[tuple[ReadyWindow, Split]]) -> int:
+    """The length of observation that the policy takes: the spec's, or that of the newest window.
+
+    Another length or another spec than the parent's begins a new generation of the context (`trainer.contexts`).
+    """
     filled = [window for window, _ in new if window.manifest.observation_dim]
     if parent is None and not filled:
         raise InputError(f"windows: the ready windows in {settings.windows} hold no interactions")
-    expected = parent.observation_dim if parent is not None else filled[0].manifest.observation_dim
-    source = f"policy {parent.version}" if parent is not None else filled[0].folder.name
-    for window in filled:
-        if (found := window.manifest.observation_dim) != expected:
-            raise InputError(f"{window.folder}: observation_dim is {found}, but {expected} in {source}")
-    if settings.features is not None and settings.features.dim != expected:
+    expected = filled[-1].manifest.observation_dim if filled else parent.observation_dim if parent is not None else 0
+    if settings.features is None:
+        return expected
+    source = filled[-1].folder.name if filled else f"policy {settings.parent}"
+    before = parent.features if parent is not None else None
+    if before is None and settings.features.dim != expected:
+        # Nothing says what the numbers of the observations are.
         raise InputError(
             f"features: the spec must take the {expected} numbers of {source}, got {settings.features.dim}"
         )
-    if parent is not None and settings.features is not None and parent.features not in (None, settings.features):
-        raise InputError(f"features: the spec must be that of {source}, got another")
-    return expected
+    return settings.features.dim
 
 
 def _arm_columns(

@@ -274,6 +274,27 @@ def test_the_own_next_update_passes_after_two_items_were_added_to_the_catalogue(
     assert result.reason.endswith(", compared over the 5 arms both know; 2 new")
 
 
+def test_a_policy_of_a_longer_context_is_compared_with_one_that_does_not_know_it(shop, champion):
+    rng = np.random.default_rng(1)
+
+    def longer(batch: TrajectoryBatch) -> TrajectoryBatch:
+        more = rng.normal(size=(len(batch.action), 2)).astype(np.float32)
+        return batch._replace(observation=np.concatenate([batch.observation, more], axis=1))
+
+    shop.window(1, longer(logged(rng, 400)), longer(logged(rng, 400)))
+    candidate = shop.train(champion.version)
+    assert candidate.observation_dim == D + 2
+    result = gate.evaluate(shop.store, shop.windows, candidate.version, champion.version)
+    assert (result.verdict, result.promoted) == ("undecided", True)
+    assert result.gain_low is not None and result.gain_high is not None and result.gain_high - result.gain_low < 1
+    # And back: the champion knows more than the window and the candidate.
+    policy_store.roll_out(shop.store, candidate.version, "longer", NOW)
+    shop.window(2, logged(rng, 400), logged(rng, 400))
+    third = shop.train(candidate.version)
+    assert third.observation_dim == D
+    assert gate.evaluate(shop.store, shop.windows, third.version, candidate.version).promoted
+
+
 def test_without_an_arm_in_common_that_is_on_offer_it_stays_undecided(shop):
     rng = np.random.default_rng(1)
     shop.window(0, logged(rng, 400), logged(rng, 400))

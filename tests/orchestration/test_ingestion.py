@@ -86,5 +86,5 @@ def test_what_no_policy_could_be_trained_on_is_set_aside_before_there_is_a_champ
     assert ingestion.ingest(places, D) == IngestCounts(events=3, decisions=1, dead_letters=2)
     write_policy(places.policies / "v1", num_actions=K - 1, observation_dim=D)  # the catalogue has grown since
     policy_store.roll_out(places.policies, "v1", "first", START)
-    log(1)
-    assert ingestion.ingest(places) == IngestCounts(events=3, decisions=1, dead_letters=2)
+    log(1)  # the context may change, so any length is stored where none is demanded
+    assert ingestion.ingest(places) == IngestCounts(events=3, decisions=2, dead_letters=1)

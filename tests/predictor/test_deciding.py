@@ -323,3 +323,20 @@ def test_a_policy_without_a_spec_takes_no_context(store):
         InputError, match=r"^instances\[0\].context: v1 has no feature spec; an observation expected, got"
     ):
         deciding.check([Instance(context={"hour": 6})], LineUp(policy, policy_files.baseline(policy.card)))
+
+
+def test_observations_of_another_length_are_taken_only_while_a_context_may_change(tmp_path):
+    write_policy(tmp_path / "v")
+    policy = policy_files.load(tmp_path / "v")
+    line_up = LineUp(policy, policy_files.baseline(policy.card))
+    sent = [[0.5, -1.0, 0.2], [0.5, -1.0], [0.5, -1.0, 0.2, 9.0, 9.0]]
+    instances = [Instance(observation) for observation in sent]
+    with pytest.raises(InputError, match=r"instances\[1\]\.observation: must have 3 numbers, got 2"):
+        deciding.check(instances, line_up)
+    decided = deciding.decide(line_up, deciding.check(instances, line_up, any_length=True))
+    decisions = [decision for [decision] in decided.slates]
+    assert [decision.observation for decision in decisions] == sent  # the log has what was sent
+    padded = [[0.5, -1.0, 0.2], [0.5, -1.0, 0.0], [0.5, -1.0, 0.2]]
+    chance = policy.probabilities(np.array(padded, np.float32))[range(3), [one.action for one in decisions]]
+    assert [decision.propensity for decision in decisions] == chance.tolist()
+    assert deciding.replay(policy, decisions) == ([d.action for d in decisions], [d.propensity for d in decisions])

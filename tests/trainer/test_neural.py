@@ -289,6 +289,34 @@ def test_without_arm_features_added_items_begin_with_the_mean_of_the_others(trai
     assert checkpoint.read(mine.policies / third.version).n.sum() == 3500
 
 
+def test_a_network_goes_on_with_another_context(trained, tmp_path):
+    """What it knows of the features that stayed is kept; the new ones begin without a say."""
+    mine, card = trained
+    shutil.copytree(mine.windows, tmp_path / "windows")
+    shutil.copytree(mine.policies, tmp_path / "policies")
+    batch = trajectories(64, 1)
+    more = np.random.default_rng(2).normal(size=(64, 2)).astype(np.float32)
+    longer = batch._replace(observation=np.concatenate([batch.observation, more], axis=1))
+    write_window(tmp_path / "windows", WINDOWS[1], longer)
+    grown = training.train(
+        msgspec.structs.replace(
+            mine,
+            windows=tmp_path / "windows",
+            policies=tmp_path / "policies",
+            parent=card.version,
+            hyperparameters=mine.hyperparameters | {"epochs": 1, "learning_rate": 1e-6, "replay": 0}
+            if card.algorithm != "neural_linucb"
+            else mine.hyperparameters,
+        )
+    )
+    assert grown.observation_dim == DIM + 2
+    x = np.random.default_rng(5).normal(size=(100, DIM)).astype(np.float32)
+    wide = np.concatenate([x, np.random.default_rng(6).normal(size=(100, 2)).astype(np.float32)], axis=1)
+    before, after = arrays_of(mine, card), policy_arrays.read(tmp_path / "policies" / grown.version, grown)
+    tolerance = 0.3 if card.algorithm == "neural_linucb" else 0.01  # which learns from the new decisions at once
+    np.testing.assert_allclose(Scorer(after).means(wide), Scorer(before).means(x), atol=tolerance)
+
+
 def skewed(count, seed, action):
     """A window in which one action was taken, which says nothing of the others."""
     batch = trajectories(count, seed)

@@ -299,11 +299,6 @@ def empty_folder(settings):
     return settings
 
 
-def another_dimension(settings):
-    write_window(settings.windows, WINDOWS[2], trajectories(10, observation_dim=4))
-    return settings
-
-
 def action_out_of_range(settings):
     write_window(settings.windows, WINDOWS[2], trajectories(100, num_actions=7))
     return settings
@@ -358,10 +353,6 @@ WRONG = {
     "no ready window": (empty_folder, "windows: no ready window"),
     "none by then": (other(until=WINDOWS[0].start), "windows: no ready window"),
     "no such window": (other(only=[WINDOWS[3].start]), "windows: no ready window starts at 2026-01-01T00:03:00"),
-    "another dimension": (
-        another_dimension,
-        "window=20260101T000200.*: observation_dim is 4, but 3 in window=20260101",
-    ),
     "action out of range": (
         action_out_of_range,
         r"window=20260101T000200.*part-train.*action must be in \[0, 5\), got",
@@ -427,19 +418,59 @@ def test_the_feature_spec_is_part_of_the_policy_and_its_name(settings):
     assert serving.load(settings.policies / update.version).encoder.encode({"a": 2, "b": 3}) == [1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize(
-    ("features", "message"),
-    [
-        ([Number(name="a")], "features: the spec must take the 3 numbers of window=20260101T000000.000000Z, got 2"),
-        ([Number(name="a"), Number(name="c")], "features: the spec must be that of policy .*, got another"),
-    ],
-)
-def test_a_feature_spec_that_does_not_fit(settings, features, message):
-    changed = msgspec.structs.replace(settings, features=FeatureSpec(features=features))
-    if len(features) == 2:
-        spec = FeatureSpec(features=[Number(name="a"), Number(name="b")])
-        parent = training.train(msgspec.structs.replace(settings, features=spec))
-        write_window(settings.windows, WINDOWS[2], trajectories(50, 7), trajectories(5, 8))
-        changed = msgspec.structs.replace(changed, parent=parent.version)
-    with pytest.raises(InputError, match=message):
-        training.train(changed)
+def test_a_feature_spec_that_does_not_fit_what_nothing_else_describes(settings):
+    spec = FeatureSpec(features=[Number(name="a")])
+    with pytest.raises(
+        InputError, match=r"features: the spec must take the 3 numbers of window=20260101T000100.*, got 2"
+    ):
+        training.train(msgspec.structs.replace(settings, features=spec))
+
+
+def of_length(batch, length):
+    """The batch with more or fewer numbers in its observations."""
+    more = np.random.default_rng(9).normal(size=(len(batch.action), max(length - DIM, 0))).astype(np.float32)
+    return batch._replace(observation=np.concatenate([batch.observation[:, :length], more], axis=1))
+
+
+@pytest.mark.parametrize("beam_options", [None, ["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"]])
+@pytest.mark.parametrize("stepwise", [True, False])
+def test_a_context_that_grows_and_shrinks_keeps_the_evidence_of_what_stayed(tmp_path, stepwise, beam_options):
+    """3 numbers, then 5, then 4: what is new has no evidence before, and what is gone leaves the rest as it was."""
+    settings = training.Settings(
+        windows=tmp_path / "windows",
+        policies=tmp_path / "policies",
+        num_actions=NUM_ACTIONS,
+        catalogue=catalogue(),
+        beam_options=beam_options,
+    )
+    lengths, parent = (3, 5, 4), None
+    batches = [of_length(trajectories(100, index), length) for index, length in enumerate(lengths)]
+    for window, batch in zip(WINDOWS, batches, strict=False):
+        write_window(settings.windows, window, batch)
+        if stepwise:
+            parent = training.train(msgspec.structs.replace(settings, parent=parent)).version
+    card = training.train(msgspec.structs.replace(settings, parent=parent))
+    assert card.observation_dim == 4 and sum(one.records for one in card.trained_on) == 300
+    expected = SufficientStatistics.zeros(NUM_ACTIONS, 4)
+    for batch in batches:
+        observation = np.zeros((100, 4))
+        known = min(batch.observation.shape[1], 4)
+        observation[:, :known] = batch.observation[:, :known]
+        expected.add(observation, batch.action, batch.reward)
+    found = statistics_of(settings, card.version)
+    for name in ("a", "b", "n"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
+    assert serving.load(settings.policies / card.version).scores(np.zeros((2, 4), np.float32))[0].shape == (2, 5)
+
+
+def test_another_spec_keeps_the_evidence_of_the_features_that_stayed(settings):
+    spec = FeatureSpec(features=[Number(name="a"), Number(name="b")])
+    first = training.train(msgspec.structs.replace(settings, features=spec))
+    other = FeatureSpec(version=2, constant=False, features=[Number(name="new"), Number(name="b")])
+    second = training.train(msgspec.structs.replace(settings, parent=first.version, features=other))
+    before, after = (statistics_of(settings, one.version) for one in (first, second))
+    assert (second.observation_dim, second.features) == (2, other)
+    np.testing.assert_array_equal(after.a[:, 1, 1], before.a[:, 2, 2])
+    np.testing.assert_array_equal(after.b[:, 1], before.b[:, 2])
+    assert not after.a[:, 0].any() and not after.a[:, :, 0].any() and not after.b[:, 0].any()
+    np.testing.assert_array_equal(after.n, before.n)

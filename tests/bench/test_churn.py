@@ -1,0 +1,24 @@
+"""The shop whose items come and go, at a small size."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import churn
+
+
+def test_a_small_shop_lives_with_churn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "churn.json"
+    flags = ["--items", "40", "--churn", "0.1", "--windows", "16", "--decisions", "300"]
+    churn.main([*flags, "--reuse-after-windows", "3", "--out", str(out)])
+    [run] = json.loads(out.read_text())["runs"]
+    with_churn, without = run["summary"]["with churn"], run["summary"]["without churn"]
+    assert with_churn["decisions_for_retired_items"] == with_churn["windows_held"] == 0
+    assert with_churn["actions_when_settled"] == with_churn["actions_at_the_end"] == 40 + 3 * 4
+    assert with_churn["share_of_oracle"] > 0.7 > 2 * with_churn["uniform"]
+    assert without["actions_at_the_end"] == 40 and without["share_of_new_items"] == 0
+    for window in run["windows"]["with churn"]:
+        # 0.02 for each of at most five new items is below the budget of all; 4 standard deviations of 300 decisions.
+        assert window["new_share"] <= window["budget"] + 4 * (window["budget"] / 300) ** 0.5
+    assert "seed 0, with churn" in capsys.readouterr().out
