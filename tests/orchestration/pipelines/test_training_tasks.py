@@ -9,14 +9,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from contracts import policies
+from contracts import items, policies
 from contracts.items import Item
 from contracts.policies import Exploration
 from contracts.trajectories import TrajectoryBatch
+from orchestration import catalogue, policy_store
+from orchestration.catalogue import Reuse
 from orchestration.pipelines import training_tasks
 from orchestration.pipelines.environment import METRIC
 from orchestration.pipelines.parameters import TuningBudget
-from tests.orchestration.pipelines.environments import Environment
+from orchestration.pipelines.plan import Plan
+from orchestration.places import Places
+from predictor import policy as serving
+from tests.orchestration.pipelines.environments import SETTINGS, Environment
 from tests.windows import consecutive_windows, write_window
 
 pytestmark = pytest.mark.timeout(900)
@@ -100,3 +105,44 @@ def test_a_neural_algorithm_is_tuned_and_trained_with_the_best_trial_and_its_exp
         int(quick["batch_size"]),
         best["layers"],
     )
+
+
+@pytest.mark.parametrize("arm_features", ["none", "hybrid"])
+def test_a_catalogue_that_changes_before_each_retrain_fails_none_of_them(tmp_path, arm_features):
+    """Items come and go, and actions are used again: every update is trained, judged and rolled out."""
+    places, rng = Places(tmp_path), np.random.default_rng(0)
+    places.runs.mkdir()
+    start, reuse = datetime(2026, 1, 1, tzinfo=UTC), Reuse(reuse_after_hours=1.5)
+    worth: dict[str, np.ndarray] = {}
+
+    def made(*names: str) -> list[Item]:
+        worth.update({name: rng.normal(size=3) for name in names})
+        return [Item(action=0, item_id=name, attributes={"size": float(len(name))}) for name in names]
+
+    offered = made("a", "bb", "ccc", "dd", "e")
+    catalogue.apply(places, offered, start)
+    version, sizes = None, []
+    for number, window in enumerate(consecutive_windows(start, 3600, 5)):
+        found = items.read(places.catalogue)
+        active = [item for item in found if item.status == "active"]
+        action = rng.choice([item.action for item in active], 300).astype(np.int32)
+        observation = rng.normal(size=(300, 3)).astype(np.float32)
+        reward = np.einsum("nd,nd->n", observation, [worth[found[one].item_id] for one in action]).astype(np.float32)
+        propensity = np.full(300, 1 / len(active), np.float32)
+        batch = TrajectoryBatch(observation, action, reward, propensity, np.zeros(300, dtype=bool))
+        write_window(places.windows, window, batch, batch)
+        plan = Plan(root=str(tmp_path), run_id=f"run{number}", champion=version, windows=[], settings=SETTINGS)
+        encoded = msgspec.json.encode(plan).decode()
+        candidate = training_tasks.train(encoded, "lin_ucb", {"arm_features": arm_features}, {}, fresh=False)
+        result = training_tasks.evaluate(encoded, candidate)
+        assert training_tasks.gate(encoded, candidate, result) == "promote", result
+        policy_store.roll_out(places.policies, candidate, "test", window.end)
+        version = candidate
+        served = serving.load(places.policies / version)
+        assert set(served.on_offer) == {item.action for item in active}
+        sizes.append(served.card.num_actions)
+        offered = [*offered[1:], *made(f"new{number}")]
+        catalogue.apply(places, offered, window.end, "retire", reuse)
+    # Each hour one of five is replaced; the first two new ones need actions of their own, the later ones do not.
+    assert sizes == [5, 6, 7, 7, 7]
+    assert training_tasks.train(encoded, "lin_ucb", {"arm_features": arm_features}, {}, fresh=True)
