@@ -10,7 +10,8 @@
     checkpoint/       the state from which the next training continues
 
 `contracts.policy_arrays` reads and writes the two npz files. A policy store is a folder of policy folders, with
-`champion.json`, which names the policy that serves.
+`champion.json`, which names the policy that serves, and `withdrawn.json`, which lists the ids of items that were masked
+or retired since it was trained.
 """
 
 import math
@@ -32,6 +33,7 @@ NETWORK_NAME = "network.npz"
 SAVED_MODEL_NAME = "saved_model"
 CHECKPOINT_NAME = "checkpoint"
 CHAMPION_NAME = "champion.json"
+WITHDRAWN_NAME = "withdrawn.json"
 SCHEMA_VERSION = 2
 
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -229,6 +231,14 @@ def decode_champion(data: bytes, where: str) -> Champion:
         return msgspec.json.decode(data, type=Champion)
     except msgspec.DecodeError as error:
         raise InputError(f"{where}: not a champion pointer: {error}") from None
+
+
+def decode_withdrawn(data: bytes, where: str) -> frozenset[str]:
+    """The item ids in `data`. Raises InputError that names `where` and the fact."""
+    try:
+        return frozenset(msgspec.json.decode(data, type=list[str]))
+    except msgspec.DecodeError as error:
+        raise InputError(f"{where}: not a list of item ids: {error}") from None
 
 
 def encode_json(value: PolicyCard | Champion) -> bytes:

@@ -1,7 +1,8 @@
 """The command `catalogue`: adds, changes, masks and retires items while traffic flows.
 
 A change is one atomic replacement of `catalogue.json` below the root, which the next training reads, so it takes effect
-with the next version. Items keep their actions. A new item takes the action of an item that was retired long enough ago
+with the next version. Predictors do not offer masked and retired items from a second later on, by `withdrawn.json` in the
+policy store. Items keep their actions. A new item takes the action of an item that was retired long enough ago
 (`Reuse`), or else the next one. `catalogue.jsonl` holds one line per change.
 """
 
@@ -17,7 +18,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from contracts import items
+from contracts import items, policies
 from contracts.command_line import FlagParser, add_flags, from_flags
 from contracts.errors import InputError
 from contracts.items import Item, Status
@@ -31,7 +32,7 @@ HISTORY_NAME = "catalogue.jsonl"
 Missing = Literal["keep", "mask", "retire"]
 _NEW_STATUS: dict[str, Status] = {"mask": "masked", "offer": "active", "retire": "retired"}
 _HELP = """Shows or changes the catalogue below a root, while traffic flows. A change takes effect with the next version that is
-trained. A change that is wrong in one item changes nothing.
+trained, but masked and retired items are not offered from a second later on. A change that is wrong in one item changes nothing.
 
     python -m orchestration.cli catalogue apply --root runs/latest --items changes.json
     python -m orchestration.cli catalogue apply --root runs/latest --items everything.json --missing retire
@@ -180,8 +181,21 @@ def _write(places: Places, before: list[Item], after: list[Item], now: datetime)
     items.decode(data, "catalogue")
     change = _difference(before, after, now)
     replace_file(places.catalogue, data)
+    _withdraw(places, after)
     append_line(places.root / HISTORY_NAME, msgspec.json.encode(change))
     return change
+
+
+def _withdraw(places: Places, catalogue: Sequence[Item]) -> None:
+    """Lists the items that are not on offer any more, though policies that serve or may serve next still offer them."""
+    if (champion := policy_store.champion(places.policies)) is None:
+        return
+    named = {champion.version, champion.previous, champion.candidate, champion.anchor} - {None}
+    cards = [serving.read_card(folder) for folder in (places.policies / str(one) for one in named) if folder.is_dir()]
+    offered = {item.item_id for card in cards for item in card.catalogue if item.status == "active"}
+    on_offer = {item.item_id for item in catalogue if item.status == "active"}
+    listed = msgspec.json.encode(sorted(offered - on_offer))
+    replace_file(places.policies / policies.WITHDRAWN_NAME, listed)
 
 
 def _difference(before: Sequence[Item], after: Sequence[Item], now: datetime) -> Change:

@@ -108,6 +108,10 @@ def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1, a
         candidates = _actions(i, instance, policy) if instance.candidates else []
         if instance.exclude:
             candidates = _without(i, instance.exclude, candidates, policy)
+        if line_up.withheld:
+            candidates = [action for action in candidates or policy.on_offer if action not in line_up.withheld]
+            if not candidates:
+                raise InputError(f"instances[{i}].candidates: must include an item that is on offer, got none")
         if candidates or slate_size > 1:
             _check_offer(i, candidates, policy, slate_size)
         asked.append(Asked(observation, instance.user_id, candidates))
@@ -250,17 +254,18 @@ def logged_bytes(instances: Sequence[Instance], slate_size: int, line_up: LineUp
     """An upper bound of the bytes of events that `decide` leads to for these instances.
 
     Each place of a slate logs the user, the observation and the arms on offer again. The first place logs the candidates
-    as given; the later ones list what is left of them, or of all arms if none were given. With exclusions, or beside a policy
-    that offers other items, the first place lists what is left as well.
+    as given; the later ones list what is left of them, or of all arms if none were given. With exclusions, withdrawn items, or
+    beside a policy that offers other items, the first place lists what is left as well.
     """
     card = line_up.serving.card
     num_actions = card.num_actions
+    lists_all = line_up.common is not None or bool(line_up.withheld)
     action_bytes = len(str(num_actions)) + 1
     size = 0
     for instance in instances:
         numbers = len(instance.observation) or card.observation_dim  # of a context, the spec makes that many
         place = _DECISION_BYTES + _NUMBER_BYTES * numbers + 6 * len(instance.user_id or "")
-        given = len(instance.candidates) or (num_actions if instance.exclude or line_up.common is not None else 0)
+        given = len(instance.candidates) or (num_actions if lists_all or instance.exclude else 0)
         size += slate_size * place + action_bytes * (given + (slate_size - 1) * (given or num_actions))
     return size
 

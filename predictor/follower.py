@@ -6,6 +6,7 @@ A swap replaces `PolicyFollower.line_up` as a whole. A request reads it once, so
 import asyncio
 import dataclasses
 import logging
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -24,6 +25,7 @@ from predictor.policy import Policy
 _log = logging.getLogger(__name__)
 
 _WARM_UP = str(UUID(int=0))  # the id of the decision with which a policy is tried out; it is not logged
+_WITHDRAWN_SECONDS = 1.0
 _RETRY_SECONDS = 1.0  # a policy that does not load may still be being copied
 
 
@@ -58,6 +60,8 @@ class PolicyFollower:
         self._baseline_folder = baseline
         self.live = live
         self._loaded: policies.Champion | None = None
+        self._withdrawn: frozenset[str] = frozenset()
+        self._next_look = 0.0  # at which items were withdrawn, by the monotonic clock
         self._followed = not self._place.has(policies.CARD_NAME)
         if self._followed and not self._place.has(policies.CHAMPION_NAME):
             raise InputError(
@@ -85,10 +89,24 @@ class PolicyFollower:
         current line-up then goes on serving, or that of a version on probation and its anchor which loads. Live versions
         are followed in either case.
         """
+        self._refresh_withdrawn()
         try:
             self._refresh_policies()
         finally:
             self._refresh_live()
+
+    def _refresh_withdrawn(self) -> None:
+        """Reads which items were masked or retired since the policy was trained, once a second at most."""
+        if not self._followed or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _WITHDRAWN_SECONDS
+        try:
+            data = self._place.read(policies.WITHDRAWN_NAME)
+        except InputError:  # there is no such list
+            data = b"[]"
+        self._withdrawn = policies.decode_withdrawn(data, f"{self._place}/{policies.WITHDRAWN_NAME}")
+        if self.line_up is not None and self.line_up.withdrawn != self._withdrawn:
+            self.line_up = dataclasses.replace(self.line_up, withdrawn=self._withdrawn)
 
     def _refresh_live(self) -> None:
         if self.live is not None and (line_up := self.line_up) is not None:
@@ -139,7 +157,8 @@ class PolicyFollower:
 
     def _swap(self, line_up: LineUp) -> None:
         self.swaps += self.line_up is not None
-        self.line_up, self.swapped_at = line_up, datetime.now(UTC)
+        self.line_up = dataclasses.replace(line_up, withdrawn=self._withdrawn)
+        self.swapped_at = datetime.now(UTC)
         if self._followed:
             self._place.keep([policy.card.version for policy in line_up])
 

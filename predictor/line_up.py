@@ -23,6 +23,9 @@ class LineUp:
     anchor: Policy | None = None  # takes `anchor_share` of the decisions while `serving` is on probation
     anchor_share: float = 0.0
     live: Policy | None = None  # what decides in the place of `serving`, its base
+    withdrawn: frozenset[str] = (
+        frozenset()
+    )  # items that are not on offer any more, though the policy's card has them active
     base_share: float = (
         0.0  # of the decisions, which the base keeps while a live version serves and no other is beside it
     )
@@ -42,6 +45,16 @@ class LineUp:
         if self.live is not None:
             return "base", self.serving, self.base_share
         return None
+
+    @cached_property
+    def withheld(self) -> frozenset[int]:
+        """The actions of `serving` whose items were withdrawn. Decisions list what else was on offer, while there are any."""
+        if not self.withdrawn:
+            return frozenset()
+        offered = set(self.serving.on_offer)
+        return (
+            frozenset(self.serving.action_of[one] for one in self.withdrawn & self.serving.action_of.keys()) & offered
+        )
 
     @cached_property
     def common(self) -> list[int] | None:

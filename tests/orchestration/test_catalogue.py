@@ -1,3 +1,4 @@
+import json
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -7,9 +8,11 @@ import pytest
 from contracts import items
 from contracts.errors import InputError
 from contracts.items import Item
-from orchestration import catalogue, cli
+from contracts.policies import WITHDRAWN_NAME
+from orchestration import catalogue, cli, policy_store
 from orchestration.catalogue import Reuse
 from orchestration.places import Places
+from tests.linear_policies import write_policy
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -167,3 +170,19 @@ def test_a_broken_line_of_the_history_is_named(places):
 def test_a_change_is_a_line_of_json(places):
     [line] = (places.root / catalogue.HISTORY_NAME).read_bytes().splitlines()
     assert msgspec.json.decode(line)["added"] == ["a", "b", "c"]
+
+
+def test_what_the_champion_still_offers_is_listed_as_withdrawn(places):
+    store = places.policies
+    for version in ("v1", "v2"):  # their items are "100" to "104"
+        write_policy(store / version)
+    catalogue.apply(places, listed("100", "101", "102"), START + HOUR)
+    assert not (store / WITHDRAWN_NAME).is_file()
+    policy_store.roll_out(store, "v1", "first", START)
+    catalogue.set_status(places, ["a", "101"], "retired", START + HOUR)
+    read = (store / WITHDRAWN_NAME).read_bytes
+    assert json.loads(read()) == ["101", "103", "104"]  # those that the catalogue does not have are not on offer either
+    catalogue.set_status(places, ["102"], "masked", START + HOUR)
+    assert json.loads(read()) == ["101", "102", "103", "104"]
+    catalogue.set_status(places, ["102"], "active", START + HOUR)
+    assert json.loads(read()) == ["101", "103", "104"]

@@ -340,3 +340,27 @@ def test_observations_of_another_length_are_taken_only_while_a_context_may_chang
     chance = policy.probabilities(np.array(padded, np.float32))[range(3), [one.action for one in decisions]]
     assert [decision.propensity for decision in decisions] == chance.tolist()
     assert deciding.replay(policy, decisions) == ([d.action for d in decisions], [d.propensity for d in decisions])
+
+
+@pytest.mark.parametrize("slate_size", [1, 2])
+def test_withdrawn_items_are_not_shown_and_the_log_lists_what_was_on_offer(tmp_path, slate_size):
+    write_policy(tmp_path / "v", seed=3)  # its items are "100" to "104"
+    policy = policy_files.load(tmp_path / "v")
+    withdrawn = frozenset({"100", "103", "another policy's"})
+    line_up = LineUp(policy, policy_files.baseline(policy.card), withdrawn=withdrawn)
+    assert line_up.withheld == {0, 3}
+    asked = [Instance(one.observation, None, [] if i % 2 else [4, 0, 2]) for i, one in enumerate(instances(400))]
+    decided = deciding.decide(line_up, deciding.check(asked, line_up, slate_size), slate_size)
+    for i, slate in enumerate(decided.slates):
+        assert slate[0].candidates == ([1, 2, 4] if i % 2 else [4, 2])
+        for decision in slate:
+            assert decision.action not in line_up.withheld
+            assert deciding.replay(policy, [decision]) == ([decision.action], [decision.propensity])
+    written = len(encoder.encode_lines([decision for slate in decided.slates for decision in slate]))
+    assert written <= deciding.logged_bytes(asked, slate_size, line_up)
+    with pytest.raises(
+        InputError, match=r"instances\[0\]\.candidates: must include an item that is on offer, got none"
+    ):
+        deciding.check([Instance([0.1, 0.2, 0.3], None, ["103"])], line_up)
+    with pytest.raises(InputError, match="slate_size: must be at most the 3 arms"):
+        deciding.check([Instance([0.1, 0.2, 0.3])], line_up, 4)

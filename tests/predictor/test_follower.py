@@ -271,3 +271,23 @@ def test_a_store_that_cannot_be_reached_keeps_the_line_up(store, monkeypatch):
     assert follower.line_up.serving.card.version == "v1"
     with pytest.raises(OperationError, match=r"^policy: cannot read the store$"):
         PolicyFollower(store).start()
+
+
+def test_withdrawn_items_are_followed_through_swaps(store, monkeypatch):
+    monkeypatch.setattr("predictor.follower._WITHDRAWN_SECONDS", 0.0)
+    follower = PolicyFollower(store)
+    follower.refresh()
+    assert follower.line_up.withheld == frozenset()
+    (store / policies.WITHDRAWN_NAME).write_bytes(b'["101"]')
+    follower.refresh()
+    assert follower.line_up.withheld == {1} and follower.swaps == 0
+    point_at(store, "v2")
+    follower.refresh()
+    assert (follower.line_up.serving.card.version, follower.line_up.withheld) == ("v2", {1})
+    (store / policies.WITHDRAWN_NAME).write_bytes(b"{}")
+    with pytest.raises(InputError, match=r"withdrawn\.json: not a list of item ids"):
+        follower.refresh()
+    assert follower.line_up.withheld == {1}
+    (store / policies.WITHDRAWN_NAME).unlink()
+    follower.refresh()
+    assert follower.line_up.withheld == frozenset()
