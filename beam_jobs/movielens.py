@@ -1,12 +1,13 @@
 """The simulated viewer: what a user of MovieLens would have rated a movie, and so the truth that regret needs.
 
-The user x movie matrix of ratings (0 where there is none) is factorised by a truncated singular value decomposition,
-R ~ U S V^T. A user's observation is a row of U S^(1/2), a movie's factors are a row of V S^(1/2), and the expected
-reward of showing a movie is their product: the approximated rating. The observed reward adds Gaussian noise. Half of S
-on each side gives the observations a length of about one, on which the usual ridge and confidence settings of linear
-bandits work.
+The ratings are split by time. The earlier half is the past: what is known of the movies before the first decision, and
+nothing else. The users of the later half are the viewers. Their user x movie matrix of ratings (0 where there is none) is
+factorised by a truncated singular value decomposition, R ~ U S V^T. A user's observation is a row of U S^(1/2), a movie's
+factors are a row of V S^(1/2), and the expected reward of showing a movie is their product: the approximated rating. The
+observed reward adds Gaussian noise. Half of S on each side gives the observations a length of about one, on which the
+usual ridge and confidence settings of linear bandits work.
 
-The factorisation sees all movies; the actions are the most rated ones.
+The factorisation sees all movies; the actions are the ones with the most ratings in both halves.
 
 Tastes may turn: at angle a a viewer likes `cos(a) x + sin(a) y`, where x is the observation that policies see and y another
 viewer's. The observation stays as it is, and what it means changes.
@@ -20,9 +21,8 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.linalg import svds
 
+from beam_jobs.factors import factorise, halves, known_factors
 from beam_jobs.ratings import RatedMovie, Ratings
 from contracts import items
 from contracts.errors import InputError
@@ -54,6 +54,7 @@ class MovieLens:
     catalogue: list[Item]  # [K], action 0 is the movie with the most ratings
     observations: np.ndarray  # [U, D] float32
     movie_factors: np.ndarray  # [K, D] float64
+    known_factors: np.ndarray  # [K, F] float64, from the earlier ratings: what may be known of a movie beforehand
     reward_noise: float  # standard deviation
     seed: int  # of whose taste each viewer's turns to, and of what is drawn from the movies
 
@@ -64,31 +65,42 @@ class MovieLens:
         Raises:
           InputError: more actions than movies, a rank that the matrix does not have, or negative noise.
         """
-        num_users, num_movies = len(ratings.user_ids), len(ratings.movies)
+        num_movies = len(ratings.movies)
         if not 1 <= num_actions <= num_movies:
             raise InputError(f"--num-actions must be from 1 to {num_movies} (the movies rated), got {num_actions}")
-        largest_rank = min(num_users, num_movies) - 1
-        if not 1 <= rank <= largest_rank:
-            raise InputError(
-                f"--rank must be from 1 to {largest_rank} (less than {num_users} users and {num_movies} movies),"
-                f" got {rank}"
-            )
         if not 0 <= reward_noise <= MAX_REWARD_NOISE:
             raise InputError(f"--reward-noise must be from 0 to {MAX_REWARD_NOISE:g}, got {reward_noise}")
-        user_factors, movie_factors = _factorise(ratings, rank, seed)
+        earlier, later = halves(ratings)
+        viewers = np.unique(later.user)
+        largest_rank = min(len(viewers), num_movies) - 1
+        if not 1 <= rank <= largest_rank:
+            raise InputError(
+                f"--rank must be from 1 to {largest_rank} (less than {len(viewers)} users of the later half of the"
+                f" ratings, and {num_movies} movies), got {rank}"
+            )
+        user_factors, movie_factors, _ = factorise(later, rank, seed)
         popularity = np.bincount(ratings.movie, minlength=num_movies)
         actions = np.argsort(-popularity, kind="stable")[:num_actions]  # ties by id: movies ascend by it
         return cls(
-            user_ids=ratings.user_ids,
+            user_ids=[ratings.user_ids[user] for user in viewers.tolist()],
             catalogue=[
                 Item(action=action, item_id=str(movie.movie_id), attributes=_attributes(movie))
                 for action, movie in enumerate(ratings.movies[index] for index in actions)
             ],
-            observations=user_factors.round(OBSERVATION_DECIMALS).astype(np.float32),
+            observations=user_factors[viewers].round(OBSERVATION_DECIMALS).astype(np.float32),
             movie_factors=movie_factors[actions],
+            known_factors=known_factors(earlier, rank, seed)[actions],
             reward_noise=reward_noise,
             seed=seed,
         )
+
+    def featured(self) -> "MovieLens":
+        """The same viewers, with a catalogue that says what is known of each movie beforehand: `known_factors`."""
+        catalogue = [
+            msgspec.structs.replace(item, features=row)
+            for item, row in zip(self.catalogue, self.known_factors.tolist(), strict=True)
+        ]
+        return dataclasses.replace(self, catalogue=catalogue)
 
     def masking(self, actions: Collection[int]) -> "MovieLens":
         """The same viewers while the movies of `actions` are not on offer."""
@@ -194,17 +206,3 @@ def _attributes(movie: RatedMovie) -> dict[str, Attribute]:
         "genres": [genre[: items.MAX_CATEGORY_LENGTH] for genre in movie.genres],
     }
     return {name: value for name, value in known.items() if value}
-
-
-def _factorise(ratings: Ratings, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """[U, D] user and [M, D] movie factors, the strongest first."""
-    shape = len(ratings.user_ids), len(ratings.movies)
-    matrix = csr_array((ratings.rating, (ratings.user, ratings.movie)), shape=shape)
-    start = np.random.default_rng(seed).standard_normal(min(shape))
-    left, strengths, right = svds(matrix, k=rank, v0=start)
-    order = np.argsort(-strengths, kind="stable")
-    left, strengths, right = left[:, order], strengths[order], right[order]
-    # A pair of singular vectors may be negated: the larger side of each movie vector is made the positive one.
-    signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
-    halves = signs * np.sqrt(strengths)
-    return left * halves, right.T * halves

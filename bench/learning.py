@@ -26,14 +26,14 @@ import numpy as np
 
 import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before TensorFlow is imported.
 from beam_jobs.movielens import MovieLens
-from beam_jobs.ratings import Ratings, load_ratings
+from beam_jobs.ratings import load_ratings
 from bench.episode import Learner, World, play, sample
 from contracts.command_line import FlagParser, run_main
 from contracts.errors import InputError
 from contracts.policies import Exploration
 from contracts.policy_arrays import PolicyArrays, Scorer
 from contracts.trajectories import TrajectoryBatch
-from trainer import agents, arms, linear, networks, neural
+from trainer import agents, linear, networks, neural
 from trainer.linear import SufficientStatistics
 
 HERE = Path(__file__).parent
@@ -41,7 +41,6 @@ BEGIN, END = "<!-- learning -->\n", "<!-- end of learning -->\n"
 RANK, NOISE, DECISIONS, EPSILON = 20, 0.5, 20_000, 0.02
 BATCHES = {"online": 50, "windows": 2000}
 TUNING_SEEDS = (100, 101)
-MOVIE_FACTORS = 20
 STEPS_ONLINE = 10
 PROCESSES = 2
 # Each process computes in one thread: two of them share nothing, and a job has one result.
@@ -405,9 +404,8 @@ def _play(ratings: str, jobs: list[Job], peers_python: str | None) -> list[Outco
 
 @lru_cache
 def _viewers(ratings: str, num_actions: int) -> tuple[MovieLens, np.ndarray]:
-    loaded = load_ratings(ratings)
-    viewers = MovieLens.build(loaded, num_actions=num_actions, rank=RANK, reward_noise=NOISE, seed=0)
-    return viewers, _arm_features(loaded, viewers)
+    viewers = MovieLens.build(load_ratings(ratings), num_actions=num_actions, rank=RANK, reward_noise=NOISE, seed=0)
+    return viewers, _arm_features(viewers)
 
 
 @lru_cache(maxsize=8)
@@ -470,14 +468,9 @@ def _outcome(world: World, earned: np.ndarray, mode: str) -> Outcome:
     )
 
 
-def _arm_features(ratings: Ratings, viewers: MovieLens) -> np.ndarray:
-    """[K, 1 + factors]: from the first half of the ratings by time, which the viewers' rewards are not made of alone."""
-    factors = arms.movie_factors(
-        ratings.user, ratings.movie, ratings.rating, ratings.timestamp, len(ratings.movies), MOVIE_FACTORS, seed=0
-    )
-    index = {str(movie.movie_id): row for row, movie in enumerate(ratings.movies)}
-    chosen = [index[item.item_id] for item in viewers.catalogue]
-    return np.concatenate([np.ones((len(chosen), 1)), factors[chosen]], axis=1)
+def _arm_features(viewers: MovieLens) -> np.ndarray:
+    """[K, 1 + factors]: a constant, and what is known of each movie beforehand."""
+    return np.concatenate([np.ones((viewers.num_actions, 1)), viewers.known_factors], axis=1)
 
 
 def _write_section(report: dict[str, Any]) -> None:

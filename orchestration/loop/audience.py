@@ -3,15 +3,10 @@
 Their tastes come from real ratings (`beam_jobs.movielens`). `orchestration.loop.simulator` makes traffic of them.
 """
 
-import dataclasses
-
-import msgspec
-
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
 from contracts.errors import InputError
 from orchestration.loop.settings import LoopSettings
-from trainer import arms
 
 ANSWER_SECONDS = (0.05, 1.0)  # from the decision to the reward, drawn uniformly
 LATE_SECONDS = (0.5, 1.5)  # from the end of the reward window to a late reward, drawn uniformly
@@ -23,9 +18,8 @@ def load_movielens(settings: LoopSettings) -> MovieLens:
 
     Raises InputError for ratings that cannot be read, and for sizes that the ratings do not allow.
     """
-    ratings = load_ratings(settings.ratings)
     movielens = MovieLens.build(
-        ratings,
+        load_ratings(settings.ratings),
         num_actions=settings.num_actions,
         rank=settings.rank,
         reward_noise=settings.reward_noise,
@@ -39,21 +33,7 @@ def load_movielens(settings: LoopSettings) -> MovieLens:
     movielens = movielens.masking(
         movielens.drawn_actions(settings.new_movies + settings.masked_movies)[settings.new_movies :]
     )
-    if settings.arm_features == "none":
-        return movielens
-    # From the older half of the ratings, never from the matrix that rewards are computed from.
-    factors = arms.movie_factors(
-        ratings.user,
-        ratings.movie,
-        ratings.rating,
-        ratings.timestamp,
-        len(ratings.movies),
-        settings.rank,
-        settings.seed,
-    )
-    rows = {str(movie.movie_id): row for movie, row in zip(ratings.movies, factors.tolist(), strict=True)}
-    catalogue = [msgspec.structs.replace(item, features=rows[item.item_id]) for item in movielens.catalogue]
-    return dataclasses.replace(movielens, catalogue=catalogue)
+    return movielens if settings.arm_features == "none" else movielens.featured()
 
 
 def new_movies(settings: LoopSettings, movielens: MovieLens) -> list[int]:

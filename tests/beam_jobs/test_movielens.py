@@ -13,16 +13,16 @@ from contracts.errors import InputError
 
 
 def low_rank_ratings(num_users: int = 12, num_movies: int = 8, rank: int = 2) -> tuple[Ratings, np.ndarray]:
-    """Every user rated every movie, and the matrix has exactly this rank."""
+    """Every viewer rated every movie, and the matrix has exactly this rank; as many ratings by others came before."""
     rng = np.random.default_rng(3)
     matrix = rng.uniform(0.5, 1.2, (num_users, rank)) @ rng.uniform(0.5, 1.2, (rank, num_movies))
-    user, movie = np.divmod(np.arange(matrix.size), num_movies)
+    user, movie = np.divmod(np.arange(2 * matrix.size), num_movies)
     ratings = Ratings(
         user.astype(np.int32),
         movie.astype(np.int32),
-        matrix.ravel(),
-        np.zeros(matrix.size, np.int64),
-        list(range(num_users)),
+        np.concatenate([rng.uniform(0.5, 5, matrix.size), matrix.ravel()]),
+        np.repeat([0, 1], matrix.size),
+        list(range(2 * num_users)),
         [RatedMovie(100 + index, f"movie {index}", None, ()) for index in range(num_movies)],
     )
     return ratings, matrix
@@ -40,6 +40,28 @@ def test_a_matrix_of_that_rank_is_approximated_exactly() -> None:
     assert viewers.reference.best_fixed_action == pytest.approx(matrix.mean(axis=0).max(), abs=1e-5)
     assert viewers.reference.best_fixed == matrix.mean(axis=0).argmax()
     assert viewers.reference.uniform == pytest.approx(matrix.mean(), abs=1e-5)
+
+
+def test_what_is_known_of_movies_is_from_earlier_ratings_alone_and_the_viewers_from_later_ones_alone() -> None:
+    """Ratings that change in one half leave what is made of the other as it was, to the bit."""
+    ratings, _ = low_rank_ratings()
+    viewers = build(ratings)
+    assert viewers.user_ids == list(range(12, 24))
+    later = ratings.timestamp == 1
+    for changes in (later, ~later):
+        rating = ratings.rating.copy()
+        rating[changes] = np.random.default_rng(0).permutation(rating[changes])
+        other = build(ratings._replace(rating=rating))
+        known = np.array_equal(other.known_factors, viewers.known_factors)
+        seen = np.array_equal(other.observations, viewers.observations)
+        paid = np.array_equal(other.expected_reward_matrix, viewers.expected_reward_matrix)
+        assert (known, seen, paid) == ((True, False, False) if changes is later else (False, True, True))
+
+
+def test_a_featured_catalogue_says_what_is_known() -> None:
+    viewers = build(low_rank_ratings()[0])
+    assert [item.features for item in viewers.catalogue] == [[]] * 8
+    assert [item.features for item in viewers.featured().catalogue] == viewers.known_factors.tolist()
 
 
 def test_what_is_masked_is_known_and_not_on_offer() -> None:
@@ -121,7 +143,10 @@ def test_noise_has_the_stated_deviation_and_comes_from_the_generator() -> None:
     [
         ({"num_actions": 9}, r"--num-actions must be from 1 to 8 \(the movies rated\), got 9"),
         ({"num_actions": 0}, "--num-actions must be from 1 to 8 .*, got 0"),
-        ({"rank": 8}, r"--rank must be from 1 to 7 \(less than 12 users and 8 movies\), got 8"),
+        (
+            {"rank": 8},
+            r"--rank must be from 1 to 7 \(less than 12 users of the later half of the ratings, and 8 movies\), got 8",
+        ),
         ({"rank": 0}, "--rank must be from 1 to 7 .*, got 0"),
         ({"reward_noise": -0.1}, "--reward-noise must be from 0 to 1e.37, got -0.1"),
         ({"reward_noise": float("nan")}, "--reward-noise must be from 0 to 1e.37, got nan"),
@@ -155,8 +180,8 @@ def test_the_same_bytes_in_another_process_with_other_threads() -> None:
 @pytest.mark.movielens
 def test_reference_on_movielens_100k(movielens_100k: Path) -> None:
     viewers = MovieLens.build(load_ratings(str(movielens_100k)), num_actions=100, rank=20, reward_noise=0.5, seed=0)
-    assert viewers.reference.uniform == pytest.approx(1.213, abs=0.001)
-    assert viewers.reference.best_fixed_action == pytest.approx(2.696, abs=0.001)
-    assert viewers.reference.oracle == pytest.approx(4.277, abs=0.001)
-    assert viewers.catalogue[viewers.reference.best_fixed].title == "Star Wars"
-    assert viewers.observations.shape == (943, 20)
+    assert viewers.reference.uniform == pytest.approx(0.925, abs=0.001)
+    assert viewers.reference.best_fixed_action == pytest.approx(2.366, abs=0.001)
+    assert viewers.reference.oracle == pytest.approx(3.838, abs=0.001)
+    assert viewers.catalogue[viewers.reference.best_fixed].attributes["title"] == "Titanic"
+    assert viewers.observations.shape == (586, 20)

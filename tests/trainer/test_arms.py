@@ -6,7 +6,7 @@ import pytest
 from contracts.items import Item
 from contracts.policies import ArmColumn, Exploration
 from trainer import arms
-from trainer.arms import arm_features, columns, movie_factors
+from trainer.arms import arm_features, columns
 
 CATALOGUE = [
     Item(action=0, item_id="a", attributes={"year": 1980.0, "genres": ["Drama"], "title": "A"}, features=[0.5]),
@@ -69,26 +69,3 @@ def test_columns_are_bounded_and_the_rarest_categories_and_retired_items_have_no
     ]
     assert [column.category for column in columns(items)] == ["y", "z"]
     assert columns(CATALOGUE, before=columns(items)) == columns(items)
-
-
-def ratings(seed=0, users=60, num_movies=30, rank=2):
-    """Two tastes, everything rated once, at random times."""
-    rng = np.random.default_rng(seed)
-    truth = rng.normal(size=(num_movies, rank))
-    user, movie = np.divmod(rng.permutation(users * num_movies), num_movies)
-    taste = rng.normal(size=(users, rank))
-    return truth, user, movie, np.einsum("nr,nr->n", taste[user], truth[movie]), np.arange(users * num_movies)
-
-
-def test_movie_factors_find_the_tastes_and_know_nothing_of_later_ratings():
-    truth, user, movie, rating, timestamp = ratings()
-    found = movie_factors(user, movie, rating, timestamp, 30, rank=2, seed=0)
-    assert found.shape == (30, 2) and np.mean(found**2) == pytest.approx(1)
-    residual = truth - found @ np.linalg.lstsq(found, truth, rcond=None)[0]
-    assert np.mean(residual**2) < 0.3 * np.mean(truth**2)
-    later = timestamp >= len(timestamp) // 2
-    changed = np.where(later, 5 - rating, rating)
-    np.testing.assert_array_equal(found, movie_factors(user, movie, changed, timestamp, 30, rank=2, seed=0))
-    only_late = np.where(movie == 7, later, True)
-    unseen = movie_factors(user[only_late], movie[only_late], rating[only_late], timestamp[only_late] + 10**6, 31, 2, 0)
-    assert not unseen[30].any()
