@@ -1,8 +1,6 @@
 """Latent factors of users and movies, and the split of ratings into what is past and what is to come."""
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.linalg import svds
 
 from beam_jobs.ratings import Ratings
 
@@ -13,12 +11,25 @@ def halves(ratings: Ratings) -> tuple[Ratings, Ratings]:
     return _chosen(ratings, order[: len(order) // 2]), _chosen(ratings, order[len(order) // 2 :])
 
 
+def halves_of_each_user(ratings: Ratings) -> tuple[Ratings, Ratings]:
+    """The earlier and the later half of each user's ratings by time; of an odd number, the later half has one more."""
+    order = np.lexsort((ratings.timestamp, ratings.user))
+    counts = np.bincount(ratings.user, minlength=len(ratings.user_ids))
+    begins = np.cumsum(counts) - counts
+    user = ratings.user[order]
+    is_earlier = np.arange(len(order)) - begins[user] < counts[user] // 2
+    return _chosen(ratings, order[is_earlier]), _chosen(ratings, order[~is_earlier])
+
+
 def factorise(ratings: Ratings, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A truncated singular value decomposition R ~ U S V^T of the user x movie matrix, 0 where there is no rating.
 
     Returns:
       U S^(1/2) [U, rank], V S^(1/2) [M, rank] and the singular values S [rank], the strongest first.
     """
+    from scipy.sparse import csr_array  # it takes a while to import, and settings name worlds without making one
+    from scipy.sparse.linalg import svds
+
     shape = len(ratings.user_ids), len(ratings.movies)
     matrix = csr_array((ratings.rating, (ratings.user, ratings.movie)), shape=shape)
     start = np.random.default_rng(seed).standard_normal(min(shape))

@@ -29,6 +29,7 @@ from beam_jobs.files import publish
 from beam_jobs.movielens import OBSERVATION_DECIMALS, MovieLens
 from beam_jobs.places import check_folder
 from beam_jobs.ratings import load_ratings
+from beam_jobs.worlds import WORLDS
 from contracts import command_line, items
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
@@ -249,13 +250,23 @@ def parser() -> options.JobParser:
         "MovieLens folder, also gs://BUCKET/FOLDER; tfds:movielens/100k-ratings; or sample",
         default="sample",
     )
+    flags.flag(
+        "world",
+        options.TEXT,
+        "how viewers see movies and policies see viewers, as for the loop (docs/other-data.md)",
+        default="latent",
+        choices=list(WORLDS),
+    )
     flags.flag("events", options.TEXT, "folder of the event log to write to; created when it does not exist")
     flags.flag("num-decisions", options.whole(1), "decisions to simulate", default=2000)
     flags.flag(
         "num-actions", options.whole(1), "number of movies to choose from, those with the most ratings", default=100
     )
     flags.flag(
-        "rank", options.whole(1), "length of an observation: number of factors of the user x movie matrix", default=20
+        "rank",
+        options.whole(1),
+        "number of factors of the user x movie matrix; in the world latent, the length of an observation",
+        default=20,
     )
     flags.flag("reward-noise", options.number(0), "standard deviation of a reward around its expectation", default=0.5)
     flags.flag("no-reward-probability", options.number(0, 1), "share of decisions without a reward", default=0.05)
@@ -291,7 +302,7 @@ def run(argv: Sequence[str] | None) -> None:
         settings.start + timedelta(seconds=settings.window_seconds + settings.reward_delay_seconds)
     except OverflowError:
         raise InputError(f"--window-seconds: no such end of the window, got {settings.window_seconds}") from None
-    viewers = MovieLens.build(
+    viewers = WORLDS[arguments.world].build(
         load_ratings(arguments.ratings),
         num_actions=arguments.num_actions,
         rank=arguments.rank,

@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -53,24 +53,30 @@ class MovieLens:
     user_ids: list[int]  # [U]
     catalogue: list[Item]  # [K], action 0 is the movie with the most ratings
     observations: np.ndarray  # [U, D] float32
-    movie_factors: np.ndarray  # [K, D] float64
+    preferences: np.ndarray  # [U, L] float64: what they like; here, and not in every world, what policies see of them
+    movie_factors: np.ndarray  # [K, L] float64
     known_factors: np.ndarray  # [K, F] float64, from the earlier ratings: what may be known of a movie beforehand
     reward_noise: float  # standard deviation
     seed: int  # of whose taste each viewer's turns to, and of what is drawn from the movies
 
     @classmethod
-    def build(cls, ratings: Ratings, *, num_actions: int, rank: int, reward_noise: float, seed: int) -> "MovieLens":
-        """Factorises `ratings`; the same arguments give the same bytes.
+    def build(cls, ratings: Ratings, *, num_actions: int, rank: int, reward_noise: float, seed: int) -> Self:
+        """Splits `ratings` by time, and factorises them; the same arguments give the same bytes.
 
         Raises:
           InputError: more actions than movies, a rank that the matrix does not have, or negative noise.
         """
-        num_movies = len(ratings.movies)
+        return cls.of(halves(ratings), num_actions=num_actions, rank=rank, reward_noise=reward_noise, seed=seed)
+
+    @classmethod
+    def of(cls, split: tuple[Ratings, Ratings], *, num_actions: int, rank: int, reward_noise: float, seed: int) -> Self:
+        """As `build`, of ratings that are split already: what is known beforehand, and what the rewards are made of."""
+        earlier, later = split
+        num_movies = len(later.movies)
         if not 1 <= num_actions <= num_movies:
             raise InputError(f"--num-actions must be from 1 to {num_movies} (the movies rated), got {num_actions}")
         if not 0 <= reward_noise <= MAX_REWARD_NOISE:
             raise InputError(f"--reward-noise must be from 0 to {MAX_REWARD_NOISE:g}, got {reward_noise}")
-        earlier, later = halves(ratings)
         viewers = np.unique(later.user)
         largest_rank = min(len(viewers), num_movies) - 1
         if not 1 <= rank <= largest_rank:
@@ -79,15 +85,17 @@ class MovieLens:
                 f" ratings, and {num_movies} movies), got {rank}"
             )
         user_factors, movie_factors, _ = factorise(later, rank, seed)
-        popularity = np.bincount(ratings.movie, minlength=num_movies)
+        observations = user_factors[viewers].round(OBSERVATION_DECIMALS).astype(np.float32)
+        popularity = sum(np.bincount(half.movie, minlength=num_movies) for half in split)
         actions = np.argsort(-popularity, kind="stable")[:num_actions]  # ties by id: movies ascend by it
         return cls(
-            user_ids=[ratings.user_ids[user] for user in viewers.tolist()],
+            user_ids=[later.user_ids[user] for user in viewers.tolist()],
             catalogue=[
                 Item(action=action, item_id=str(movie.movie_id), attributes=_attributes(movie))
-                for action, movie in enumerate(ratings.movies[index] for index in actions)
+                for action, movie in enumerate(later.movies[index] for index in actions)
             ],
-            observations=user_factors[viewers].round(OBSERVATION_DECIMALS).astype(np.float32),
+            observations=observations,
+            preferences=observations.astype(np.float64),
             movie_factors=movie_factors[actions],
             known_factors=known_factors(earlier, rank, seed)[actions],
             reward_noise=reward_noise,
@@ -130,10 +138,6 @@ class MovieLens:
         """D."""
         return self.observations.shape[1]
 
-    def expected_from_observations(self, observations: np.ndarray) -> np.ndarray:
-        """[N, D] observations -> [N, K] float64 expected reward of each action."""
-        return np.asarray(observations, np.float32).astype(np.float64) @ self.movie_factors.T
-
     def observation_of_ratings(self, ratings: Mapping[int, float]) -> np.ndarray:
         """[D] float32: the observation of a new viewer with these ratings, by action.
 
@@ -144,17 +148,17 @@ class MovieLens:
         rated = np.zeros(self.num_actions)
         for action, rating in ratings.items():
             rated[action] = rating
-        squares = self.movie_factors.T @ self.movie_factors + 0.01 * np.eye(self.observation_dim)
+        squares = self.movie_factors.T @ self.movie_factors + 0.01 * np.eye(self.movie_factors.shape[1])
         found = np.linalg.solve(squares, self.movie_factors.T @ rated)
         return found.round(OBSERVATION_DECIMALS).astype(np.float32)
 
     def tastes(self, users: np.ndarray, angle: float | np.ndarray = 0.0) -> np.ndarray:
-        """[N] user indexes -> [N, D] float64: what they like when tastes have turned by `angle` radians, one or [N]."""
-        observations = self.observations[users].astype(np.float64)
+        """[N] user indexes -> [N, L] float64: what they like when tastes have turned by `angle` radians, one or [N]."""
+        preferences = self.preferences[users]
         if not np.any(angle):
-            return observations
+            return preferences
         angles = np.broadcast_to(angle, len(users))[:, np.newaxis]
-        return np.cos(angles) * observations + np.sin(angles) * self.observations[self._others[users]]
+        return np.cos(angles) * preferences + np.sin(angles) * self.preferences[self._others[users]]
 
     def expected_rewards(self, users: np.ndarray, actions: np.ndarray, angle: float | np.ndarray = 0.0) -> np.ndarray:
         """[N] user indexes, [N] actions and the angle of `tastes` -> [N] float64."""
@@ -183,7 +187,7 @@ class MovieLens:
     @cached_property
     def expected_reward_matrix(self) -> np.ndarray:
         """[U, K] float64."""
-        return self.expected_from_observations(self.observations)
+        return self.expected_of_all_actions(np.arange(self.num_users))
 
     @cached_property
     def reference(self) -> Reference:

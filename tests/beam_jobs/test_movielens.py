@@ -120,7 +120,7 @@ def test_expected_rewards_agree_in_all_their_forms() -> None:
     users, actions = np.array([0, 5, 11, 5]), np.array([7, 0, 3, 1])
     expected = viewers.expected_reward_matrix[users, actions]
     np.testing.assert_allclose(viewers.expected_rewards(users, actions), expected, rtol=1e-12)
-    by_observation = viewers.expected_from_observations(viewers.observations[users])
+    by_observation = viewers.observations[users].astype(np.float64) @ viewers.movie_factors.T
     np.testing.assert_allclose(by_observation[np.arange(4), actions], expected, rtol=1e-12)
 
 

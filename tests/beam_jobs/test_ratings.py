@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beam_jobs.ratings import RatedMovie, load_ratings
+from beam_jobs.ratings import Person, RatedMovie, load_ratings
 from contracts.errors import InputError
 
 U_DATA = "7\t30\t4\t881250949\n7\t10\t3\t881250950\n9\t30\t1\t881250951\n"
@@ -35,6 +35,12 @@ def test_movielens_100k_form(tmp_path: Path) -> None:
     assert ratings.movie.tolist() == [0, 1, 1]
     assert ratings.rating.tolist() == [3, 4, 1]
     assert ratings.timestamp.tolist() == [881250950, 881250949, 881250951]
+
+
+def test_what_is_known_of_users(tmp_path: Path) -> None:
+    assert load_ratings(folder(tmp_path, u_data=U_DATA)).people is None
+    known = load_ratings(folder(tmp_path, u_data=U_DATA, u_user="7|24|M|technician|85711\n8|53|F|other|94043\n")).people
+    assert known == {7: Person(24, "M", "technician"), 8: Person(53, "F", "other")}
 
 
 def test_csv_form_maps_ids_of_any_size_and_keeps_half_stars(tmp_path: Path) -> None:
@@ -86,6 +92,11 @@ def test_of_a_movie_rated_twice_the_latest_counts(tmp_path: Path) -> None:
         ),
         ({"u_data": ""}, "holds no ratings"),
         ({"u_data": U_DATA, "u_item": "1|A\n"}, r"u.item, line 1: 24 columns separated by \| expected, got 2"),
+        ({"u_data": U_DATA, "u_user": "7|24|M\n"}, r"u.user, line 1: 5 columns separated by \| .* got 3"),
+        (
+            {"u_data": U_DATA, "u_user": "7|24|M|other|1\n8|-1|F|other|1\n"},
+            "u.user, line 2, column 2: an age from 0 to 150 expected, got '-1'",
+        ),
         ({"ratings_csv": RATINGS_CSV + "1,2,3\n"}, "ratings.csv, line 5: 4 columns expected, got 3"),
         ({"ratings_csv": "userId,movieId,rating\n1,2,3\n"}, "ratings.csv, line 1: no column 'timestamp'"),
         ({"ratings_csv": ""}, "ratings.csv, line 1: no column 'userId'"),

@@ -7,6 +7,7 @@ import pytest
 
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
+from beam_jobs.worlds import WORLDS, World
 from bench.simulated_loop import Conditions, SimulatedLoop
 from orchestration import policy_store
 from predictor import policy as serving
@@ -37,3 +38,14 @@ def test_the_conditions_are_in_the_log(viewers: MovieLens, tmp_path: Path) -> No
     assert champion is not None and serving.load(tmp_path / "policies" / champion.version).active is None
     assert first.duplicates > 30 and second.late_rewards > 10
     assert second.rewarded < 0.75 * second.decisions
+
+
+@pytest.mark.parametrize("world", ["second_half", "like"])
+def test_the_product_learns_in_another_world(world: World, tmp_path: Path) -> None:
+    """Observations that are no factors, and rewards that are clicks, through tables, export, audit, training and gate."""
+    viewers = WORLDS[world].build(load_ratings("sample"), num_actions=6, rank=3, reward_noise=0.5, seed=0)
+    loop = SimulatedLoop(tmp_path, viewers, seed=1, decisions=1500)
+    uniform, *_, last = (loop.window() for _ in range(4))
+    assert not last.held and last.version != uniform.version
+    best_fixed = viewers.reference.best_fixed_action / viewers.reference.oracle
+    assert last.share_of_oracle > (best_fixed + uniform.share_of_oracle) / 2

@@ -1,7 +1,6 @@
 from datetime import UTC, datetime
 
 import numpy as np
-import pytest
 
 from contracts.items import Item
 from contracts.policies import ArmColumn, Exploration

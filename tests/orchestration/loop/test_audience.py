@@ -1,4 +1,5 @@
 from datetime import UTC, datetime
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
+from beam_jobs.worlds import WORLDS, World
 from contracts import policy_arrays
 from contracts.errors import InputError
 from contracts.policy_arrays import Scorer
@@ -25,6 +27,19 @@ def test_arm_features_are_of_the_movies_that_are_offered_and_change_no_reward():
     assert [item.item_id for item in after.catalogue] == [item.item_id for item in before.catalogue]
     assert np.array_equal(before.expected_reward_matrix, after.expected_reward_matrix)
     assert len({tuple(movie.features) for movie in after.catalogue}) == 5
+
+
+@pytest.mark.parametrize("world", get_args(World))
+def test_viewers_are_of_the_world_that_the_flag_names(world):
+    settings = LoopSettings(num_actions=5, rank=3, drift=0.1, world=world)
+    movielens = audience.load_movielens(settings)
+    assert type(movielens) is WORLDS[world]
+    assert movielens.reference.oracle > movielens.reference.best_fixed_action > movielens.reference.uniform
+
+
+def test_a_world_whose_popularity_moves_needs_a_speed():
+    with pytest.raises(InputError, match="--drift: above 0 in the world trends"):
+        audience.load_movielens(LoopSettings(num_actions=5, rank=3, world="trends"))
 
 
 def test_movies_that_come_out_and_movies_that_are_masked_are_different_ones():
