@@ -101,6 +101,19 @@ def read(
         yield from read_file(path, file, window.manifest.observation_dim, num_actions, batch_bytes)
 
 
+def constant_columns(window: ReadyWindow, num_actions: int) -> list[int]:
+    """The places of an observation that hold the same number, not 0, in all training records of the window."""
+    first: np.ndarray | None = None
+    same = np.zeros(window.manifest.observation_dim, bool)
+    for batch in read(window, "train", num_actions):
+        if first is None:
+            first = batch.observation[0]
+            same = first != 0
+        same &= (batch.observation == first).all(axis=0)
+    found: list[int] = np.flatnonzero(same).tolist()
+    return found
+
+
 def _open_local(path: str) -> BinaryIO:
     return Path(path).open("rb")
 

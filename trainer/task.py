@@ -31,7 +31,7 @@ from contracts.command_line import FlagParser, add_flags, flag_name, from_flags,
 from contracts.errors import InputError
 from contracts.features import read_spec
 from contracts.policies import CHECKPOINT_NAME, STRATEGIES, Exploration, PolicyCard
-from trainer import agents, artifact, training
+from trainer import agents, artifact, dataset, training
 from trainer.mounts import mounted
 
 METRIC = "reward"
@@ -122,6 +122,7 @@ def _run(argv: Sequence[str] | None) -> None:
         return
     logs = _tensorboard_folder(arguments.tensorboard, os.environ)
     card = training.train(settings)
+    _warn_without_constant(card, settings)
     if logs:
         _write_board(logs, card, settings)
     policy = settings.policies / card.version
@@ -131,6 +132,20 @@ def _run(argv: Sequence[str] | None) -> None:
         with artifact.writing(mounted(folder)):
             shutil.copytree(policy / CHECKPOINT_NAME, mounted(folder), dirs_exist_ok=True)
     print(card.version)
+
+
+def _warn_without_constant(card: PolicyCard, settings: training.Settings) -> None:
+    """Writes one line where a first linear policy was trained on observations none of whose numbers is constant."""
+    if card.parent is not None or card.algorithm not in agents.LINEAR_ALGORITHMS:
+        return
+    trained = {trained.window for trained in card.trained_on if trained.records}
+    windows = [window for window in training.selected(settings) if window.manifest.window in trained]
+    if not any(dataset.constant_columns(window, card.num_actions) for window in windows[-1:]):
+        sys.stderr.write(
+            f"trainer.task: warning: observation: none of its {card.observation_dim} numbers is constant. A linear model"
+            " then expects a reward of 0 for an observation of zeros; unless that is right, add a 1 to it (a feature spec"
+            " does)\n"
+        )
 
 
 def _tensorboard_folder(given: Path | None, environment: Mapping[str, str]) -> Path | None:

@@ -6,13 +6,26 @@ import msgspec
 import pytest
 
 from contracts.policies import Exploration
-from tests.trainer.test_training import NUM_ACTIONS, two_windows
+from tests.trainer.test_training import NUM_ACTIONS, WINDOWS, catalogue, trajectories, two_windows
+from tests.windows import write_window
 from trainer import agents, task, training
 
 
 @pytest.fixture
 def settings(tmp_path):
     return two_windows(tmp_path)
+
+
+def with_constant(folder):
+    """Two windows whose observations start with a 1."""
+    for index in range(2):
+        batch = trajectories(100, index)
+        observation = batch.observation.copy()
+        observation[:, 0] = 1.0
+        write_window(folder / "windows", WINDOWS[index], batch._replace(observation=observation))
+    return training.Settings(
+        windows=folder / "windows", policies=folder / "policies", num_actions=NUM_ACTIONS, catalogue=catalogue()
+    )
 
 
 def command(settings, *more):
@@ -92,8 +105,21 @@ def test_a_full_disk_is_one_line_and_its_own_exit_code(settings, largest_file):
 
 
 @pytest.mark.parametrize("algorithm", ["lin_ucb", "neural_boltzmann"])
-def test_training_writes_nothing_to_standard_error(settings, algorithm):
-    arguments = command(settings, "--algorithm", algorithm)
+def test_training_writes_nothing_to_standard_error(tmp_path, algorithm):
+    arguments = command(with_constant(tmp_path), "--algorithm", algorithm)
     found = subprocess.run([sys.executable, "-m", "trainer.task", *arguments], capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.startswith(f"{algorithm}-")
+
+
+def test_a_linear_policy_without_a_constant_is_warned_of_once(settings, tmp_path, capsys):
+    assert task.main(command(settings)) == 0
+    found = capsys.readouterr()
+    warned = "trainer.task: warning: observation: none of its 4 numbers is constant. A linear model then expects"
+    assert found.err.startswith(warned.replace("4", str(trajectories(1, 0).observation.shape[1])))
+    assert found.err.count("\n") == 1
+    assert task.main(command(settings, "--parent", found.out.strip(), "--tikhonov", "2")) == 0
+    assert capsys.readouterr().err == ""  # the first policy was warned of
+    other = with_constant(tmp_path / "other")
+    assert task.main(command(other)) == 0
+    assert capsys.readouterr().err == ""
