@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -49,6 +49,8 @@ class MovieLens:
 
     A movie that the catalogue masks is not on offer: neither the oracle nor the uniform choice knows it.
     """
+
+    clicks: ClassVar[bool] = False  # whether a reward is 1 or 0, with the expected reward as its probability
 
     user_ids: list[int]  # [U]
     catalogue: list[Item]  # [K], action 0 is the movie with the most ratings

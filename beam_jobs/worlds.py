@@ -99,6 +99,8 @@ class Like(MovieLens):
     There is no other noise.
     """
 
+    clicks = True
+
     def expected_rewards(self, users: np.ndarray, actions: np.ndarray, angle: float | np.ndarray = 0.0) -> np.ndarray:
         """The probability of a click, as `MovieLens`."""
         return _click_probability(super().expected_rewards(users, actions, angle))

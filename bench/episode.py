@@ -1,8 +1,11 @@
 """A simulated log in the making: a policy chooses, learns, and its regret is known. numpy alone, for ours and for peers."""
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from beam_jobs.movielens import MovieLens
 
 
 class World(NamedTuple):
@@ -10,7 +13,14 @@ class World(NamedTuple):
 
     observations: np.ndarray  # [N, D] float32
     expected: np.ndarray  # [N, K]
-    noise: np.ndarray  # [N]
+    lots: np.ndarray  # [N] noise to add; of clicks, a number in [0, 1) below which a probability becomes a click
+    features: np.ndarray  # [K, F] what is known of each movie, a constant 1 first
+    clicks: bool = False
+
+    def rewards(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """[B] rows and the action chosen in each -> [B] observed rewards."""
+        expected, lots = self.expected[rows, actions], self.lots[rows]
+        return (lots < expected).astype(float) if self.clicks else expected + lots
 
 
 class Learner(Protocol):
@@ -25,11 +35,15 @@ class Learner(Protocol):
         """Takes in what came of them."""
 
 
-def sample(observations: np.ndarray, expected: np.ndarray, reward_noise: float, decisions: int, seed: int) -> World:
-    """`decisions` visits of users drawn uniformly: observations [U, D], expected [U, K]."""
+def sample(viewers: "MovieLens", decisions: int, seed: int, angle: float = 0.0) -> World:
+    """`decisions` visits of users drawn uniformly, while tastes or popularity turn by `angle` radians in all."""
     rng = np.random.default_rng(seed)
-    users = rng.integers(0, len(observations), decisions)
-    return World(observations[users], expected[users], rng.normal(0, reward_noise, decisions))
+    users = rng.integers(0, viewers.num_users, decisions)
+    angles = np.arange(decisions) * (angle / decisions)
+    lots = rng.random(decisions) if viewers.clicks else rng.normal(0, viewers.reward_noise, decisions)
+    features = np.concatenate([np.ones((viewers.num_actions, 1)), viewers.known_factors], axis=1)
+    expected = viewers.expected_of_all_actions(users, angles)
+    return World(viewers.observations[users], expected, lots, features, viewers.clicks)
 
 
 def play(world: World, learner: Learner, batch: int, uniform_first: bool, seed: int) -> np.ndarray:
@@ -49,5 +63,5 @@ def play(world: World, learner: Learner, batch: int, uniform_first: bool, seed: 
         else:
             actions, propensities = learner.choose(observations)
         earned[rows] = world.expected[rows, actions]
-        learner.learn(observations, actions, earned[rows] + world.noise[rows], propensities)
+        learner.learn(observations, actions, world.rewards(rows, actions), propensities)
     return earned

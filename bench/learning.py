@@ -1,11 +1,15 @@
-"""Measures the regret of each algorithm on MovieLens, beside mabwiser and VowpalWabbit; `make bench-learning` runs it.
+"""Measures the regret of each algorithm in worlds made of MovieLens, beside mabwiser and VowpalWabbit; `make bench-learning`
+runs it.
 
-    python -m bench.learning --peers-python .peers/bin/python [--ratings FOLDER|sample] [--seeds 5]
+    python -m bench.learning --peers-python .peers/bin/python [--world latent like] [--ratings FOLDER|sample] [--seeds 5]
 
-Rank 20, reward noise 0.5, 20,000 interactions. Online, policies learn after every 50 decisions. Window by window, the
-first 2,000 decisions are uniform and policies learn after every 2,000. Each policy is tuned on seeds that are not
-reported, with the same number of decisions. By default one run measures everything. With `--only` or `--num-actions`,
-the new figures replace those of the same policies in the last report, and the others stay. Writes `bench/learning.json`, `bench/learning.svg` and the section in `bench/README.md`.
+The worlds are those of `beam_jobs.worlds`, with the settings in CONDITIONS. There are 20,000 interactions. Online,
+policies learn after every 50 decisions. Window by window, the first 2,000 decisions are uniform and policies learn after
+every 2,000. Each policy is tuned on seeds that are not
+reported, with the same number of decisions; where the best of a policy's settings is the first or last value of an axis, the
+axis is continued and more settings are tried. By default one run measures everything. With `--world`, `--mode`,
+`--only` or `--num-actions`, the new figures replace those of the same policies in the last report, and the others stay. Writes
+`learning.json`, a figure per world, and the section in `README.md`, in the folder `--out`.
 """
 
 import itertools
@@ -25,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import trainer  # noqa: F401  Sets TF_USE_LEGACY_KERAS, before TensorFlow is imported.
+from beam_jobs import worlds
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
 from bench.episode import Learner, World, play, sample
@@ -38,11 +43,29 @@ from trainer.linear import SufficientStatistics
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- learning -->\n", "<!-- end of learning -->\n"
-RANK, NOISE, DECISIONS, EPSILON = 20, 0.5, 20_000, 0.02
+DECISIONS, EPSILON = 20_000, 0.02
 BATCHES = {"online": 50, "windows": 2000}
 TUNING_SEEDS = (100, 101)
+CONTINUATIONS = 3  # how often an axis of settings is continued at most
 STEPS_ONLINE = 10
 PROCESSES = 2
+
+
+class Conditions(NamedTuple):
+    """What a world is played with."""
+
+    rank: int = 20
+    reward_noise: float = 0.5
+    angle: float = 0.0  # by which it turns over all decisions, in radians
+
+
+CONDITIONS: dict[worlds.World, Conditions] = {
+    "latent": Conditions(),
+    "second_half": Conditions(rank=5, reward_noise=0.7),
+    "ideal": Conditions(),
+    "like": Conditions(),
+    "trends": Conditions(angle=np.pi),  # through half of the later ratings
+}
 # Each process computes in one thread: two of them share nothing, and a job has one result.
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
@@ -54,7 +77,6 @@ class Linear:
         self,
         world: World,
         seed: int,
-        features: np.ndarray,
         algorithm: str,
         alpha: float = 0.0,
         epsilon: float = 0.0,
@@ -62,7 +84,7 @@ class Linear:
     ) -> None:
         self._statistics = SufficientStatistics.zeros(world.expected.shape[1], world.observations.shape[1])
         self._rng = np.random.default_rng([seed, 2])
-        self._algorithm, self._alpha, self._epsilon, self._features = algorithm, alpha, epsilon, features
+        self._algorithm, self._alpha, self._epsilon, self._features = algorithm, alpha, epsilon, world.features
         self._hyperparameters = agents.complete(algorithm, hyperparameters)
         self._refit()
 
@@ -106,7 +128,7 @@ class Neural:
     """
 
     def __init__(
-        self, world: World, seed: int, features: np.ndarray, algorithm: str, online: bool, alpha: float = 0.5,
+        self, world: World, seed: int, algorithm: str, online: bool, alpha: float = 0.5,
         temperature: float = 0.1, **hyperparameters: Any,
     ) -> None:  # fmt: skip
         import tensorflow as tf
@@ -114,7 +136,7 @@ class Neural:
         tf.random.set_seed(seed)
         num_actions, dim = world.expected.shape[1], world.observations.shape[1]
         self._hyperparameters = agents.complete(algorithm, hyperparameters)
-        over_arms = features.astype(np.float32) if self._hyperparameters.get("arm_features") == "shared" else None
+        over_arms = world.features.astype(np.float32) if self._hyperparameters.get("arm_features") == "shared" else None
         self._network = networks.build(algorithm, dim, num_actions, self._hyperparameters, Exploration(), over_arms)
         self._statistics = SufficientStatistics.zeros(num_actions, agents.layer_sizes(self._hyperparameters)[-1])
         self._rng = np.random.default_rng([seed, 2])
@@ -218,10 +240,11 @@ BOLTZMANN_ARMS = _grid(
     algorithm=["neural_boltzmann"], arm_features=["shared"], learning_rate=[0.01], temperature=[0.05, 0.2]
 )
 MABWISER = {"alpha": ALPHAS, "l2_lambda": [0.1, 1.0]}
-VOWPALWABBIT = {
-    "squarecb": (["--squarecb --gamma_scale 100", "--squarecb --gamma_scale 1000"], [2.0, 5.0, 10.0]),
-    "cover": (["--cover 2"], [0.5, 2.0]),
-    "epsilon": (["--epsilon 0.02", "--epsilon 0.1"], [2.0, 5.0, 10.0]),
+VOWPALWABBIT: dict[str, tuple[str, list[Any]]] = {  # explorer, and the values of its own setting
+    "squarecb": ("--squarecb --gamma_scale {}", [10.0, 100.0, 1000.0]),
+    "regcb": ("--regcb --mellowness {}", [0.001, 0.01, 0.1]),
+    "cover": ("--cover {}", [2, 4]),
+    "epsilon": ("--epsilon {}", [0.02, 0.1]),
 }
 CONTESTANTS = [
     Contestant("lin_ucb", "", ALL, PLAIN),
@@ -242,10 +265,10 @@ CONTESTANTS = [
             f"VowpalWabbit {name}",
             "vowpalwabbit",
             SMALL,
-            _grid(explorer=explorers, learning_rate=rates),
+            _grid(explorer=[explorer], setting=values, learning_rate=[0.5, 2.0], arm_features=[False, True]),
             tuning_seeds=1,
         )
-        for name, (explorers, rates) in VOWPALWABBIT.items()
+        for name, (explorer, values) in VOWPALWABBIT.items()
     ),
 ]
 
@@ -261,6 +284,7 @@ class Outcome(NamedTuple):
 class Job(NamedTuple):
     """One policy with one setting, playing one world. What it earns depends on nothing else."""
 
+    world: worlds.World
     contestant: Contestant
     num_actions: int
     mode: str
@@ -281,7 +305,14 @@ def _parser() -> FlagParser:
     )
     parser.add_argument("--peers-python", help="Python with requirements/bench.txt (default: run without the peers)")
     parser.add_argument(
+        "--world", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS), help="run only these worlds"
+    )
+    parser.add_argument(
         "--num-actions", type=int, nargs="+", choices=ALL, default=ALL, help="run only these sizes of the catalogue"
+    )
+    parser.add_argument("--mode", nargs="+", choices=list(BATCHES), default=list(BATCHES), help="run only these modes")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="folder of the report; its README.md gets the section (default: bench)"
     )
     parser.add_argument("--only", nargs="+", default=[], help="run only policies whose names contain one of these")
     return parser
@@ -302,159 +333,216 @@ def _run(argv: Sequence[str] | None) -> None:
     if not contestants:
         names = ", ".join(contestant.name for contestant in CONTESTANTS)
         raise InputError(f"--only: a part of one of these names: {names}; got {', '.join(args.only)}")
-    path = HERE / "learning.json"
-    complete = bool(args.peers_python) and not args.only and set(args.num_actions) == set(ALL)
-    report: dict[str, Any] = {"runs": []}
+    path = args.out / "learning.json"
+    complete = (
+        bool(args.peers_python)
+        and not args.only
+        and (set(args.num_actions), set(args.mode), set(args.world)) == (set(ALL), set(BATCHES), set(CONDITIONS))
+    )
+    before: list[dict[str, Any]] = []
     if not complete and path.is_file():
-        report = json.loads(path.read_text())
-    runs = _compare(args.ratings, args.num_actions, contestants, args.seeds, args.peers_python)
+        before = json.loads(path.read_text())["runs"]
+    asked = Asked(args.ratings, args.world, args.num_actions, args.mode, contestants, args.seeds, args.peers_python)
+    runs = _compare(asked)
     replaced = {_which(run) for run in runs}
     report = {
         "settings": {
             "ratings": Path(args.ratings).name,
-            "rank": RANK,
-            "reward_noise": NOISE,
+            "conditions": {world: conditions._asdict() for world, conditions in CONDITIONS.items()},
             "decisions": DECISIONS,
             "seeds": args.seeds,
         },
         "one_run": complete,
         "minutes": round((time.monotonic() - begin) / 60, 1),
-        "runs": [run for run in report["runs"] if _which(run) not in replaced] + runs,
+        "runs": [run for run in before if "world" in run and _which(run) not in replaced] + runs,
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
-    _write_section(report)
+    _write_section(report, args.out)
 
 
-def _which(run: dict[str, Any]) -> tuple[int, str, str]:
-    return run["num_actions"], run["mode"], run["policy"]
+def _which(run: dict[str, Any]) -> tuple[str, int, str, str]:
+    return run["world"], run["num_actions"], run["mode"], run["policy"]
 
 
-def _compare(
-    ratings: str, sizes: Sequence[int], contestants: list[Contestant], seeds: int, peers_python: str | None
-) -> list[dict[str, Any]]:
-    """Tunes each contestant at each number of actions and in each mode, then plays the reported seeds."""
-    entries = [
-        (contestant, num_actions, mode)
-        for num_actions in sizes
-        for contestant in contestants
-        for mode in MODES[num_actions]
-        if num_actions in contestant.num_actions
-    ]
-    trials = [
-        Job(*entry, settings, seed)
-        for entry in entries
-        for settings in entry[0].grid
-        for seed in TUNING_SEEDS[: entry[0].tuning_seeds]
-    ]
-    print(f"Tuning: {len(trials)} jobs", flush=True)
-    regrets: dict[str, dict[str, float]] = {}
-    for job, outcome in zip(trials, _play(ratings, trials, peers_python), strict=True):
-        by_settings = regrets.setdefault(repr(job[:3]), {})
-        by_settings[json.dumps(job.settings)] = by_settings.get(json.dumps(job.settings), 0.0) + outcome.regret
-    best = {entry: json.loads(min(found, key=found.__getitem__)) for entry, found in regrets.items()}
-    finals = [Job(*entry, best[repr(entry)], seed) for entry in entries for seed in range(seeds)]
-    print(f"Reported: {len(finals)} jobs", flush=True)
-    outcomes = _play(ratings, finals, peers_python)
+class Asked(NamedTuple):
+    """What a run measures."""
+
+    ratings: str
+    worlds: list[worlds.World]
+    sizes: Sequence[int]
+    modes: list[str]
+    contestants: list[Contestant]
+    seeds: int
+    peers_python: str | None
+
+
+Entry = tuple[worlds.World, Contestant, int, str]
+
+
+def _compare(asked: Asked) -> list[dict[str, Any]]:
+    """Tunes each contestant in each world, at each number of actions and in each mode, then plays the reported seeds."""
     runs = []
-    for place, (contestant, num_actions, mode) in enumerate(entries):
-        own = outcomes[place * seeds : (place + 1) * seeds]
-        run = {
-            "num_actions": num_actions,
-            "mode": mode,
-            "policy": contestant.name,
-            "settings": finals[place * seeds].settings,
-            "regret": [round(outcome.regret) for outcome in own],
-            "mean_reward": round(float(np.mean([outcome.reward for outcome in own])), 4),
-            "share_of_oracle": np.mean([outcome.shares for outcome in own], axis=0).round(4).tolist(),
-        }
-        print(f"K={num_actions} {mode} {contestant.name}: regret {np.mean(run['regret']):.0f}", flush=True)
-        runs.append(run)
+    for world in asked.worlds:
+        begin = time.monotonic()
+        entries: list[Entry] = [
+            (world, contestant, num_actions, mode)
+            for num_actions in asked.sizes
+            for contestant in asked.contestants
+            for mode in MODES[num_actions]
+            if num_actions in contestant.num_actions and mode in asked.modes
+        ]
+        best = _tune(asked, entries)
+        finals = [
+            Job(*entry, settings, seed)
+            for entry, settings in zip(entries, best, strict=True)
+            for seed in range(asked.seeds)
+        ]
+        print(f"{world}: {len(finals)} jobs to report", flush=True)
+        outcomes = _play(asked, finals)
+        for place, (_, contestant, num_actions, mode) in enumerate(entries):
+            own = outcomes[place * asked.seeds : (place + 1) * asked.seeds]
+            run = {
+                "world": world,
+                "num_actions": num_actions,
+                "mode": mode,
+                "policy": contestant.name,
+                "settings": best[place],
+                "regret": [round(outcome.regret) for outcome in own],
+                "mean_reward": round(float(np.mean([outcome.reward for outcome in own])), 4),
+                "share_of_oracle": np.mean([outcome.shares for outcome in own], axis=0).round(4).tolist(),
+            }
+            print(f"{world} K={num_actions} {mode} {contestant.name}: regret {np.mean(run['regret']):.0f}", flush=True)
+            runs.append(run)
+        print(f"{world}: {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)
     return runs
 
 
-def _play(ratings: str, jobs: list[Job], peers_python: str | None) -> list[Outcome]:
+def _tune(asked: Asked, entries: list[Entry]) -> list[dict[str, Any]]:
+    """The best settings of each entry by the regret on its tuning seeds. No best value is at the end of a numeric axis,
+    unless the axis was continued CONTINUATIONS times, or ends there (0, which cannot be continued by a factor)."""
+    tried: list[dict[str, float]] = [{} for _ in entries]  # settings as JSON -> regret, a dictionary per entry
+    waiting = [(place, settings) for place, entry in enumerate(entries) for settings in entry[1].grid]
+    for _ in range(1 + CONTINUATIONS):
+        trials = [
+            (place, Job(*entries[place], settings, seed))
+            for place, settings in waiting
+            for seed in TUNING_SEEDS[: entries[place][1].tuning_seeds]
+        ]
+        if not trials:
+            break
+        print(f"{entries[0][0]}: {len(trials)} jobs to tune", flush=True)
+        for (place, job), outcome in zip(trials, _play(asked, [job for _, job in trials]), strict=True):
+            key = json.dumps(job.settings)
+            tried[place][key] = tried[place].get(key, 0.0) + outcome.regret
+        waiting = [(place, settings) for place, found in enumerate(tried) for settings in continued(found)]
+    return [json.loads(min(found, key=found.__getitem__)) for found in tried]
+
+
+def continued(tried: dict[str, float]) -> list[dict[str, Any]]:
+    """Settings beyond the ends of those numeric axes at whose end the best settings lie.
+
+    An axis is a setting with two or more positive numbers among those tried; it is continued by the factor between its
+    last two. `tried` has the regret of settings, as JSON.
+    """
+    best = json.loads(min(tried, key=tried.__getitem__))
+    beyond = []
+    for name, value in best.items():
+        if not isinstance(value, float) or value <= 0:
+            continue
+        axis = sorted({settings[name] for settings in map(json.loads, tried) if settings[name] > 0})
+        if len(axis) > 1 and value in (axis[0], axis[-1]):
+            inner = axis[1] if value == axis[0] else axis[-2]
+            beyond.append(best | {name: float(f"{value * value / inner:.4g}")})
+    return [settings for settings in beyond if json.dumps(settings) not in tried]
+
+
+def _play(asked: Asked, jobs: list[Job]) -> list[Outcome]:
     """What comes of the jobs, in two processes, ours before the peers'."""
     mine = [number for number, job in enumerate(jobs) if not job.contestant.peer]
     theirs = [number for number, job in enumerate(jobs) if job.contestant.peer]
     earned: dict[int, np.ndarray] = {}
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
-        waiting = {pool.submit(_play_ours, ratings, jobs[number]): number for number in mine}
+        waiting = {pool.submit(_play_ours, asked.ratings, jobs[number]): number for number in mine}
         for done, future in enumerate(as_completed(waiting), 1):
             job, (earned[waiting[future]], seconds) = jobs[waiting[future]], future.result()
             print(
-                f"  {done}/{len(mine)} K={job.num_actions} {job.mode} {job.settings} seed {job.seed}:"
+                f"  {done}/{len(mine)} {job.world} K={job.num_actions} {job.mode} {job.settings} seed {job.seed}:"
                 f" {earned[waiting[future]].mean():.3f} in {seconds:.1f} s",
                 flush=True,
             )
     if theirs:
-        assert peers_python is not None
-        sizes = {jobs[number].num_actions for number in theirs}
-        shares = [theirs[process::PROCESSES] for process in range(PROCESSES)]
-        with ThreadPoolExecutor(PROCESSES) as threads:
+        assert asked.peers_python is not None
+        theirs.sort(key=lambda number: (jobs[number].num_actions, jobs[number].seed))  # a world is read once
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(PROCESSES) as threads:
+            for job in (jobs[number] for number in theirs):
+                path = Path(folder) / _file(job)
+                if not path.exists():
+                    np.savez(path, **_world(asked.ratings, job.world, job.num_actions, job.seed)._asdict())
+            shares = [theirs[process::PROCESSES] for process in range(PROCESSES)]
             played = threads.map(
-                lambda share: _play_peers(ratings, sizes, peers_python, [jobs[number] for number in share]), shares
+                lambda process: _play_peers(
+                    Path(folder), process, str(asked.peers_python), [jobs[number] for number in shares[process]]
+                ),
+                range(PROCESSES),
             )
             for share, arrays in zip(shares, played, strict=True):
                 earned |= dict(zip(share, arrays, strict=True))
     return [
-        _outcome(_world(ratings, job.num_actions, job.seed), earned[number], job.mode)
+        _outcome(_world(asked.ratings, job.world, job.num_actions, job.seed), earned[number], job.mode)
         for number, job in enumerate(jobs)
     ]
 
 
+def _file(job: Job) -> str:
+    return f"{job.world}-{job.num_actions}-{job.seed}.npz"
+
+
 @lru_cache
-def _viewers(ratings: str, num_actions: int) -> tuple[MovieLens, np.ndarray]:
-    viewers = MovieLens.build(load_ratings(ratings), num_actions=num_actions, rank=RANK, reward_noise=NOISE, seed=0)
-    return viewers, _arm_features(viewers)
+def _viewers(ratings: str, world: worlds.World, num_actions: int) -> MovieLens:
+    conditions = CONDITIONS[world]
+    return worlds.WORLDS[world].build(
+        load_ratings(ratings),
+        num_actions=num_actions,
+        rank=conditions.rank,
+        reward_noise=conditions.reward_noise,
+        seed=0,
+    )
 
 
-@lru_cache(maxsize=8)
-def _world(ratings: str, num_actions: int, seed: int) -> World:
-    viewers, _ = _viewers(ratings, num_actions)
-    return sample(viewers.observations, viewers.expected_reward_matrix, NOISE, DECISIONS, seed)
+@lru_cache(maxsize=4)
+def _world(ratings: str, world: worlds.World, num_actions: int, seed: int) -> World:
+    return sample(_viewers(ratings, world, num_actions), DECISIONS, seed, CONDITIONS[world].angle)
 
 
 def _play_ours(ratings: str, job: Job) -> tuple[np.ndarray, float]:
     """What it earned [N], and how many seconds that took."""
-    world = _world(ratings, job.num_actions, job.seed)
+    world = _world(ratings, job.world, job.num_actions, job.seed)
     begin = time.perf_counter()
     make: Callable[..., Learner] = Linear
     settings = job.settings
     if settings["algorithm"] not in agents.LINEAR_ALGORITHMS:
         make, settings = Neural, settings | {"online": job.mode == "online"}
-    learner = make(world, job.seed, _viewers(ratings, job.num_actions)[1], **settings)
-    earned = play(world, learner, BATCHES[job.mode], job.mode == "windows", job.seed)
+    earned = play(world, make(world, job.seed, **settings), BATCHES[job.mode], job.mode == "windows", job.seed)
     return earned, time.perf_counter() - begin
 
 
-def _play_peers(ratings: str, sizes: set[int], python: str, jobs: list[Job]) -> list[np.ndarray]:
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / name) for name in ("viewers.npz", "jobs.json", "results.npz")]
-        arrays = {}
-        for size in sizes:
-            viewers, _ = _viewers(ratings, size)
-            arrays[f"{size}/observations"], arrays[f"{size}/expected"] = (
-                viewers.observations,
-                viewers.expected_reward_matrix,
-            )
-        np.savez(paths[0], **arrays)
-        listed = [
-            {
-                "peer": job.contestant.peer,
-                "settings": job.settings,
-                "num_actions": job.num_actions,
-                "batch": BATCHES[job.mode],
-                "uniform_first": job.mode == "windows",
-                "seed": job.seed,
-                "reward_noise": NOISE,
-                "decisions": DECISIONS,
-            }
-            for job in jobs
-        ]
-        Path(paths[1]).write_text(json.dumps(listed))
-        subprocess.run([python, "-m", "bench.peers", *paths], check=True, cwd=HERE.parent)
-        with np.load(paths[2]) as results:
-            return [results[str(number)] for number in range(len(jobs))]
+def _play_peers(folder: Path, process: int, python: str, jobs: list[Job]) -> list[np.ndarray]:
+    asked, results = folder / f"jobs-{process}.json", folder / f"results-{process}.npz"
+    listed = [
+        {
+            "peer": job.contestant.peer,
+            "settings": job.settings,
+            "world": _file(job),
+            "batch": BATCHES[job.mode],
+            "uniform_first": job.mode == "windows",
+            "seed": job.seed,
+        }
+        for job in jobs
+    ]
+    asked.write_text(json.dumps(listed))
+    subprocess.run([python, "-m", "bench.peers", str(folder), str(asked), str(results)], check=True, cwd=HERE.parent)
+    with np.load(results) as arrays:
+        return [arrays[str(number)] for number in range(len(jobs))]
 
 
 def _outcome(world: World, earned: np.ndarray, mode: str) -> Outcome:
@@ -468,12 +556,28 @@ def _outcome(world: World, earned: np.ndarray, mode: str) -> Outcome:
     )
 
 
-def _arm_features(viewers: MovieLens) -> np.ndarray:
-    """[K, 1 + factors]: a constant, and what is known of each movie beforehand."""
-    return np.concatenate([np.ones((viewers.num_actions, 1)), viewers.known_factors], axis=1)
+def _write_section(report: dict[str, Any], out: Path) -> None:
+    ran_with = report["settings"]
+    ran = f"all in one run of {report['minutes']:.0f} minutes" if report["one_run"] else "merged from several runs"
+    section = (
+        f"{ran_with['decisions']:,} interactions on `{ran_with['ratings']}`, mean and standard deviation over {ran_with['seeds']} seeds, each policy"
+        f" tuned on as many decisions of other seeds; {ran}. Online, policies learn after every 50 decisions; in windows,"
+        " after every 2,000, the first uniform and not counted in regret and reward. \"first\" and \"last\" are shares of the oracle's reward in the"
+        " first 2,000 decisions (in windows: the first that were served) and in the last.\n"
+    )  # fmt: skip
+    for world in CONDITIONS:
+        if runs := [run for run in report["runs"] if run["world"] == world]:
+            section += _of_world(world, runs, ran_with["conditions"][world], out)
+    page = out / "README.md"
+    text = page.read_text() if page.is_file() else ""
+    if BEGIN not in text:
+        text += f"\n## Learning\n\n`make bench-learning` runs it.\n\n{BEGIN}{END}"
+    head, rest = text.split(BEGIN)
+    page.write_text(head + BEGIN + section + END + rest.split(END)[1])
 
 
-def _write_section(report: dict[str, Any]) -> None:
+def _of_world(world: worlds.World, runs: list[dict[str, Any]], conditions: dict[str, Any], out: Path) -> str:
+    """Draws the figure of a world, and returns its part of the section."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -483,8 +587,8 @@ def _write_section(report: dict[str, Any]) -> None:
     figure, axes = plt.subplots(len(BATCHES), len(ALL), figsize=(15, 8), sharey=True)
     lines = []
     for axis, (mode, num_actions) in zip(axes.flat, panels, strict=True):
-        runs = [run for run in report["runs"] if (run["mode"], run["num_actions"]) == (mode, num_actions)]
-        for run in sorted(runs, key=lambda run: float(np.mean(run["regret"]))):
+        here = [run for run in runs if (run["mode"], run["num_actions"]) == (mode, num_actions)]
+        for run in sorted(here, key=lambda run: float(np.mean(run["regret"]))):
             ours = " " not in run["policy"] or "," in run["policy"]
             axis.plot(run["share_of_oracle"], label=run["policy"], linestyle="-" if ours else ":", marker=".")
             regret, spread = np.mean(run["regret"]), np.std(run["regret"])
@@ -499,24 +603,19 @@ def _write_section(report: dict[str, Any]) -> None:
             title=f"{num_actions} actions, {mode}", xlabel="2,000 decisions each", ylabel="share of the oracle's reward"
         )
         axis.grid(alpha=0.3)
-        if runs:
+        if here:
             axis.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(HERE / "learning.svg", metadata={"Date": None})
-    ran_with = report["settings"]
-    ran = f"all in one run of {report['minutes']:.0f} minutes" if report["one_run"] else "merged from several runs"
-    section = (
-        f"{ran_with['decisions']:,} interactions on `{ran_with['ratings']}`, rank {ran_with['rank']}, reward noise {ran_with['reward_noise']}, mean and "
-        f"standard deviation over {ran_with['seeds']} seeds, each policy tuned on as many decisions of other seeds; {ran}. Online, policies learn after every 50 decisions; in windows,"
-        " after every 2,000, the first uniform and not counted in regret and reward. \"first\" and \"last\" are shares of the oracle's reward in the"
-        " first 2,000 decisions (in windows: the first that were served) and in the last.\n\n![Share of the oracle's reward](learning.svg)\n\n"
+    figure.savefig(out / f"learning-{world}.svg", metadata={"Date": None})
+    plt.close(figure)
+    noise = "clicks" if worlds.WORLDS[world].clicks else f"reward noise {conditions['reward_noise']}"
+    moves = f", popularity turns by {conditions['angle']:.2f} radians" if conditions["angle"] else ""
+    return (
+        f"\n### World `{world}`\n\nRank {conditions['rank']}, {noise}{moves}.\n\n![Share of the oracle's reward](learning-{world}.svg)\n\n"
         "| actions | mode | policy | regret | mean reward | first | last | settings |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        + "\n".join(lines)
+        + "\n"
     )  # fmt: skip
-    text = (HERE / "README.md").read_text()
-    if BEGIN not in text:
-        text += f"\n## Learning\n\n`make bench-learning` runs it.\n\n{BEGIN}{END}"
-    head, rest = text.split(BEGIN)
-    (HERE / "README.md").write_text(head + BEGIN + section + "\n".join(lines) + "\n" + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":

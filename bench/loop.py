@@ -28,19 +28,16 @@ class PaidForAnotherUser(Linear):
     """Learns each decision from what a random other user would have given the movie."""
 
     def __init__(self, world: World, settings: LoopSettings) -> None:
-        no_features = np.ones((world.expected.shape[1], 1))
         hyperparameters = {"alpha": settings.alpha, "epsilon": settings.epsilon, "tikhonov": settings.tikhonov}
-        super().__init__(world, settings.seed, no_features, settings.algorithm, **hyperparameters)
+        super().__init__(world, settings.seed, settings.algorithm, **hyperparameters)
         self._world, self._others = world, np.random.default_rng([settings.seed, 3])
 
     def learn(
         self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, propensities: np.ndarray
     ) -> None:
         """As `Learner`."""
-        others = self._others.integers(0, len(self._world.noise), len(actions))
-        super().learn(
-            observations, actions, self._world.expected[others, actions] + self._world.noise[others], propensities
-        )
+        others = self._others.integers(0, len(self._world.lots), len(actions))
+        super().learn(observations, actions, self._world.rewards(others, actions), propensities)
 
 
 def run() -> dict[str, Any]:
@@ -81,8 +78,6 @@ def _reference(settings: LoopSettings) -> float:
         seed=settings.seed,
     )
     each, windows = settings.decisions_per_window, settings.windows
-    world = sample(
-        viewers.observations, viewers.expected_reward_matrix, settings.reward_noise, each * (1 + windows), settings.seed
-    )
+    world = sample(viewers, each * (1 + windows), settings.seed)
     earned = play(world, PaidForAnotherUser(world, settings), each, uniform_first=True, seed=settings.seed)
     return float(earned[-each:].sum() / world.expected[-each:].max(axis=1).sum())
