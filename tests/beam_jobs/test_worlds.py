@@ -106,7 +106,7 @@ def test_masked_and_pickled_viewers_are_of_the_same_world(world: World) -> None:
 
 
 def test_a_rating_by_a_new_viewer_gives_an_observation(world: World) -> None:
-    """What a viewer would have rated leads back to somebody who likes nearly the same."""
+    """What a viewer would have rated leads back to the observation of a viewer who likes nearly the same."""
     viewers = build(world)
     user = 7
     scale = 1.0 if world in ("latent", "like", "trends") else 5 / viewers.reference.oracle
