@@ -21,7 +21,7 @@ CHURN_ARGS ?=
 # The environment is read afresh, as the reference is made from code that Sphinx does not watch.
 BUILD_DOCS := $(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet -c docs . site
 
-.PHONY: help install loop test check docs format lock bench bench-learning bench-live coverage churn sabotage probation sabotage-processes clean
+.PHONY: help install loop test check docs format lock bench bench-learning bench-live coverage churn sabotage probation sabotage-processes clean live-watch
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ bench-learning: $(PEERS)/.installed ## Learn beside mabwiser and VowpalWabbit (L
 
 bench-live: $(INSTALLED) ## Measure live learning beside windows (LIVE_ARGS="--only freshness --seeds 1 …"; all takes an hour)
 	$(BIN)/python -m bench.live $(LIVE_ARGS)
+
+live-watch: $(INSTALLED) ## Plant faults in live learning, and see the watch notice (LIVE_WATCH_ARGS="--seeds 3 …")
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.live_watch $(LIVE_WATCH_ARGS)
 
 coverage: $(INSTALLED) ## Measure whether the intervals of off-policy estimates hold (15 minutes on 2 cores)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.coverage

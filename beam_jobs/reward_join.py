@@ -12,7 +12,6 @@ bucket, because Beam's main cost is its overhead per element.
 """
 
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.tables import arrow_schema, record_schema
-from contracts.id_hashes import ID_BYTES, mixed
+from contracts.id_hashes import ID_BYTES, held_back, lasting, mixed
 from contracts.records import FLOAT32_MAX, Interaction, utc_microseconds
 from contracts.reward_rules import RewardRule
 from contracts.schemas import DECISIONS, REWARDS
@@ -237,7 +236,7 @@ def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """[N] ids -> [N] uint64, evenly spread and the same for ever: what is held back depends on it."""
     text = _text_of(ids).tobytes()
     parts = [text[begin : begin + ID_BYTES] for begin in range(0, len(text), ID_BYTES)]
-    return np.frombuffer(b"".join([blake2b(part, digest_size=8).digest() for part in parts]), "<u8")
+    return lasting(parts)
 
 
 def _text_of(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -271,7 +270,7 @@ def holdback_ids(rows: pa.RecordBatch | pa.Table) -> pa.Array | pa.ChunkedArray:
 
 def in_holdback(ids: pa.Array | pa.ChunkedArray, share: float) -> np.ndarray:
     """[N] ids -> [N] bool: whether each is in the share that is held back, independent of its bucket."""
-    return (hash_ids(ids) >> np.uint64(32)) < np.uint64(round(share * 2**32))
+    return held_back(hash_ids(ids), share)
 
 
 def observations(rows: pa.RecordBatch) -> np.ndarray:

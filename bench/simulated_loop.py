@@ -9,7 +9,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -111,16 +111,17 @@ class SimulatedLoop:
         self._origin = datetime(2026, 1, 1, tzinfo=UTC)
         self._number = 0
 
-    def copy(self, root: Path) -> "SimulatedLoop":
+    def copy(self, root: Path) -> Self:
         """The same loop below another folder, from here on on its own: what it serves next is what this one would."""
         shutil.copytree(self.places.root, root)
-        other = SimulatedLoop(
+        other = type(self)(
             root,
             self._viewers,
             seed=0,
             decisions=self._decisions,
             conditions=self._conditions,
             exploration=self._exploration,
+            caution=self._caution,
         )
         for name in ("_rng", "_sabotage_rng", "_fault_rng", "_number"):
             setattr(other, name, deepcopy(getattr(self, name)))
@@ -147,21 +148,26 @@ class SimulatedLoop:
         return Served(self._number - 1, version, share, audit, held, look)
 
     def _serve(self, window: TrainingWindow) -> tuple[Rows, float]:
-        count, viewers, rng = self._decisions, self._viewers, self._rng
+        champion = policy_store.champion(self.places.policies) if self.places.policies.is_dir() else None
+        line_up = None if champion is None else self._line_up(champion)
+        return self._decided(window.start, WINDOW, self._decisions, line_up)
+
+    def _decided(self, start: datetime, length: timedelta, count: int, line_up: LineUp | None) -> tuple[Rows, float]:
+        """`count` decisions by the policies of `line_up` (None: uniform), and their share of the oracle's reward."""
+        viewers, rng = self._viewers, self._rng
         users = rng.integers(0, viewers.num_users, count)
         observation = viewers.observations[users]
-        first = round(window.start.timestamp() * 1e6)
-        decided_at = first + np.sort(rng.integers(0, round(WINDOW.total_seconds() * 1e6), count))
+        first = round(start.timestamp() * 1e6)
+        decided_at = first + np.sort(rng.integers(0, round(length.total_seconds() * 1e6), count))
         ids = generate_movielens.uuid7(decided_at, rng).astype("U36")
-        champion = policy_store.champion(self.places.policies) if self.places.policies.is_dir() else None
         version = np.full(count, generate_movielens.POLICY_VERSION, dtype=object)
-        if champion is None:
+        if line_up is None:
             on_offer = viewers.masking(viewers.drawn_actions(self._conditions.new_movies)).on_offer
             action = on_offer[rng.integers(0, len(on_offer), count)]
             propensity = np.full(count, 1 / len(on_offer))
         else:
             action, propensity = np.zeros(count, np.int64), np.zeros(count)
-            for policy, of_policy in self._line_up(champion).shares(ids.tolist()):
+            for policy, of_policy in line_up.shares(ids.tolist()):
                 probabilities = policy.probabilities(observation[of_policy])
                 version[of_policy] = policy.card.version
                 action[of_policy] = explorers.draw(probabilities, ids[of_policy].tolist(), policy.card.version)

@@ -1,4 +1,7 @@
-"""A fast hash of many ids at once: for groups within one run, not for choices that must stay the same for ever."""
+"""Two hashes of ids: a fast one for groups within one run, and one for choices that must stay the same for ever."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
 
@@ -20,3 +23,13 @@ def mixed(ids: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(bits ^ (bits >> np.uint64(31)))
+
+
+def lasting(ids: Sequence[bytes]) -> np.ndarray:
+    """[N] ids as text -> [N] uint64, evenly spread and the same for ever: what is held back depends on it."""
+    return np.frombuffer(b"".join([blake2b(one, digest_size=8).digest() for one in ids]), "<u8")
+
+
+def held_back(hashes: np.ndarray, share: float) -> np.ndarray:
+    """[N] uint64 of `lasting` -> [N] bool: whether each id is in the share that is held back, independent of its bucket."""
+    return np.asarray((hashes >> np.uint64(32)) < np.uint64(round(share * 2**32)))

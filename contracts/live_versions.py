@@ -57,12 +57,13 @@ class LiveVersion(msgspec.Struct, frozen=True, kw_only=True):
 class Control(msgspec.Struct, frozen=True, kw_only=True):
     """Whether live versions may serve, and which windows must not be learned from; written by the guard alone.
 
-    While it is held the predictor serves the base, and the live trainer publishes nothing.
+    While it is held the predictor serves the base, or the anchor alone, and the live trainer publishes nothing.
     """
 
     held: bool = False
     reason: str = ""
     changed_at: Timestamp
+    anchor_alone: bool = False  # while it is held: the base gives way to the anchor, where there is one
     refused: list[Timestamp] = []  # the starts of refused windows
 
 

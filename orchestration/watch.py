@@ -146,8 +146,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     def look(self, version: str, anchor: str) -> Look:
         """The verdict that the evidence carries, and what would decide it where it carries none."""
-        low, high = self.sequence.interval(ERROR)
-        low, high = low + min(self._shift, 0.0), high + max(self._shift, 0.0)
+        low, high = self.interval(ERROR)
         gain = self.sequence.mean if self.sequence.count else None
         of = f"over {self.sequence.count} decisions"
         shown = "" if gain is None else f"gain {gain:+.3f} [{low:+.3f}, {high:+.3f}] {of}"
@@ -178,6 +177,11 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
             cost=self.anchor_share * self.sequence.total,
             reason=reason,
         )
+
+    def interval(self, error: float) -> tuple[float, float]:
+        """Bounds of the mean gain that hold at all looks together with a probability of at least 1 - `error`."""
+        low, high = self.sequence.interval(error)
+        return low + min(self._shift, 0.0), high + max(self._shift, 0.0)
 
     @property
     def _shift(self) -> float:

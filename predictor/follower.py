@@ -37,7 +37,8 @@ class PolicyFollower:
     later one does not load, the current line-up goes on serving. If only one of a version on probation and its anchor
     loads, that one takes all decisions. `load_error` holds the reason until a load succeeds.
 
-    With `live`, the newest live version of the policy that serves decides in its place, see `predictor.live`.
+    With `live`, the newest live version of the policy that serves decides in its place, see `predictor.live`. After an alarm
+    the anchor, where there is one, makes all decisions.
     """
 
     def __init__(self, source: Path | str, baseline: Path | None = None, live: LiveVersions | None = None) -> None:
@@ -111,9 +112,12 @@ class PolicyFollower:
     def _refresh_live(self) -> None:
         if self.live is not None and (line_up := self.line_up) is not None:
             live = self.live.refresh(line_up.serving, line_up.anchor or line_up.serving)
-            if live is not line_up.live:
-                share = self.live.base_share if live is not None else 0.0
-                self.line_up = dataclasses.replace(line_up, live=live, base_share=share)
+            share = self.live.base_share if live is not None else 0.0
+            anchor_share = line_up.anchor_share
+            if line_up.anchor is not None and self._loaded is not None:
+                anchor_share = 1.0 if self.live.anchor_alone else self._loaded.anchor_share
+            if live is not line_up.live or anchor_share != line_up.anchor_share:
+                self.line_up = dataclasses.replace(line_up, live=live, base_share=share, anchor_share=anchor_share)
 
     def _refresh_policies(self) -> None:
         if not self._followed:

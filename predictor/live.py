@@ -98,6 +98,7 @@ class LiveVersions:
         self._judged: Policy | None = None  # the version that `_loss` is of
         self._loss: float | None = None
         self._error: str | None = None
+        self.anchor_alone = False  # whether the guard lets the anchor decide in the place of the base, too
 
     @property
     def base_share(self) -> float:
@@ -166,16 +167,17 @@ class LiveVersions:
 
     def _follow(self, base: Policy) -> str | None:
         """Applies what came. Returns why the base must decide, if it must."""
-        scorer = base.scorer
-        if not (isinstance(scorer, Scorer) and scorer.estimates_uncertainty):
-            return "the policy has no arrays to which live versions could be applied"
-        not_before = datetime.fromtimestamp(0, UTC)
+        not_before, self.anchor_alone = datetime.fromtimestamp(0, UTC), False
         if self._place.has(CONTROL_NAME):
             control = live_versions.decode_control(self._place.read(CONTROL_NAME), f"{self._place}/{CONTROL_NAME}")
             if control.held:
+                self.anchor_alone = control.anchor_alone
                 self._forget()
                 return f"held: {control.reason}"
             not_before = control.changed_at  # what was learned before a release may be what was held
+        scorer = base.scorer
+        if not (isinstance(scorer, Scorer) and scorer.estimates_uncertainty):
+            return "the policy has no arrays to which live versions could be applied"
         if self._policy is None:
             self._begin(base, scorer, not_before)
         while self._policy is not None and (name := self._next()) is not None:

@@ -14,11 +14,14 @@ PROGRAMS = [
     *(f"beam_jobs.{tool}" for tool in ("table_schemas", "templates")),
     *(
         f"orchestration.{name}"
-        for name in ("cli", "page.__main__", "emulators.__main__", "emulators.ingest", "loop.simulator", "traffic")
+        for name in (
+            *("cli", "page.__main__", "emulators.__main__", "emulators.ingest"),
+            *("live_watch", "loop.simulator", "traffic"),
+        )
     ),
     *(f"predictor.{name}" for name in ("app", "publisher")),
     *(f"trainer.{name}" for name in ("live", "task", "tune", "validation")),
-    *(f"bench.{name}" for name in ("__main__", "ingest", "learning", "reference_predictor")),
+    *(f"bench.{name}" for name in ("__main__", "ingest", "learning", "live", "live_watch", "reference_predictor")),
 ]
 
 

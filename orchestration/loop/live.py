@@ -1,30 +1,28 @@
-"""Live learning in the loop: the two processes that learn from open windows, and how fresh what they learned was.
+"""Live learning in the loop: the processes that learn from open windows, and how fresh what they learned was.
 
 `beam_jobs.learn_live` joins events as they come and writes provisional sums, `trainer.live` makes live versions of them,
-and the predictor follows these. The windows go on as without it: they are the record, and the champion is trained on them.
+and the predictor follows these. `orchestration.live_watch` watches them while they serve. The windows go on as without it: they are the record, and the champion is trained on them.
 """
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from beam_jobs.payloads import DecisionShape
 from contracts import live_emissions, live_versions
-from contracts.command_line import say
+from contracts.command_line import flag_name, say
 from contracts.errors import InputError, OperationError
-from contracts.live_versions import CONTROL_NAME, Control
 from contracts.policies import split_version
-from orchestration import endpoint
+from contracts.windows import TrainingWindow
+from orchestration import endpoint, live_control
 from orchestration.audit import guard
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings
-from orchestration.places import append_line, replace_file, whole_lines
 from orchestration.processes import Child, wait_until
 from trainer import agents
 
@@ -32,7 +30,6 @@ from trainer import agents
 LOGGED_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 60.0
 LOOK_SECONDS = 0.5
-HISTORY_NAME = "control.jsonl"
 START_TIMEOUT_SECONDS = 120.0
 # How long the files of versions are kept at least: the audit of a window replays its decisions from them.
 KEEP_SECONDS = 3600.0
@@ -76,7 +73,7 @@ def wait_until_learning(folder: RunFolder, check_children: Callable[[], None]) -
 def start(
     folder: RunFolder, settings: LoopSettings, shape: DecisionShape, first_window: datetime, children: ExitStack
 ) -> list[Child]:
-    """Starts the two processes, which `children` will stop; none unless the settings ask for live learning."""
+    """Starts the three processes, which `children` will stop; none unless the settings ask for live learning."""
     if settings.learning == "windows":
         return []
     window = settings.window_settings()
@@ -86,24 +83,26 @@ def start(
         *("--window-seconds", str(settings.window_seconds)),
         *("--observation-dim", str(shape.observation_dim), "--num-actions", str(shape.num_actions)),
     ]
-    for name in window.__struct_fields__:
-        sums += [f"--{name.replace('_', '-')}", str(getattr(window, name))]
+    as_exported = [part for name in window.__struct_fields__ for part in (flag_name(name), str(getattr(window, name)))]
     keep_seconds = max(KEEP_SECONDS, 4 * (settings.window_seconds + window.closing_seconds))
     versions = ["trainer.live", "--live", str(folder.live), "--policies", str(folder.policies)]
     versions += ["--keep-seconds", str(keep_seconds)]
+    watch = ["orchestration.live_watch", "--events", str(folder.events), "--live", str(folder.live)]
+    watch += ["--policies", str(folder.policies)]
     return [
         children.enter_context(
             Child(command[0], [sys.executable, "-m", *command], folder.logs / f"{command[0].split('.')[1]}.log")
         )
-        for command in (sums, versions)
+        for command in ([*sums, *as_exported], versions, [*watch, *as_exported])
     ]
 
 
 class LiveGuard:
-    """Holds live learning in a run, by `<live>/control.json`, and releases it.
+    """Holds live learning in a run, and releases it.
 
-    It is held while the guard holds the loop, and from the moment at which the predictor refuses a version until the next
-    audited window is accepted. What refused windows taught stays out after a release.
+    It is held while the guard holds the loop, and from the moment at which the predictor refuses a version, or the watch
+    raises an alarm, until a window that reaches beyond that moment is accepted. What refused windows taught stays out after
+    a release.
     """
 
     def __init__(self, folder: RunFolder, settings: LoopSettings) -> None:
@@ -126,39 +125,25 @@ class LiveGuard:
         except OperationError:
             return  # it is busy, or has ended, which its parent notices
         if status is not None and status.error is not None and status.error.startswith("refused:"):
-            self._write(held=True, reason=status.error)
+            self._hold(status.error)
 
-    def after_audit(self, accepted: bool) -> None:
-        """Takes over the guard's state after windows have been audited; `accepted`: all of them were."""
+    def after_audit(self, accepted: Sequence[TrainingWindow]) -> None:
+        """Takes over the guard's state after windows have been audited, of which `accepted` were accepted."""
         state = guard.state(self._folder.root)
         if not self._learns_live:
             return
+        live_control.refuse(self._folder.live, guard.refused_windows(self._folder), datetime.now(UTC))
+        control = live_control.read(self._folder.live)
         if state is not None and state.held:
-            self._write(held=True, reason=state.reason)
-        elif accepted:
-            self._write(held=False, reason="the window was accepted" if self._control().held else "")
+            self._hold(state.reason)
+        elif control.held and any(window.end > control.changed_at for window in accepted):
+            reason = "the window was accepted"
+            if live_control.release(self._folder.live, reason, datetime.now(UTC)):
+                say(f"Live learning goes on: {reason}")
 
-    def _control(self) -> Control:
-        path = self._folder.live / CONTROL_NAME
-        if not path.is_file():
-            return Control(changed_at=datetime.fromtimestamp(0, UTC))
-        return live_versions.decode_control(path.read_bytes(), str(path))
-
-    def _write(self, held: bool, reason: str) -> None:
-        before, refused = self._control(), guard.refused_windows(self._folder)
-        if (before.held, before.refused) == (held, refused):
-            return  # the first reason stands
-        control = Control(held=held, reason=reason, changed_at=datetime.now(UTC), refused=refused)
-        replace_file(self._folder.live / CONTROL_NAME, msgspec.json.encode(control))
-        append_line(self._folder.live / HISTORY_NAME, msgspec.json.encode(control))
-        if held != before.held:
-            say(f"HELD live learning: {reason}" if held else f"Live learning goes on: {reason}")
-
-
-def holds(live: Path) -> int:
-    """How often live learning was held in a run."""
-    past = [live_versions.decode_control(line, HISTORY_NAME).held for line in whole_lines(live / HISTORY_NAME)]
-    return sum(held and not before for before, held in zip([False, *past], past, strict=False))
+    def _hold(self, reason: str) -> None:
+        if live_control.hold(self._folder.live, reason, datetime.now(UTC)):
+            say(f"HELD live learning: {reason}")
 
 
 class ServedVersions:

@@ -316,7 +316,7 @@ class LocalLoop:
         audits = [watch.check(window, datetime.now(UTC), interrupted) for window in windows]
         for audit in (one for one in audits if not one.accepted):
             say(f"REFUSED {audit.window.folder}: {audit.reason}")
-        self._live_guard.after_audit(all(audit.accepted for audit in audits))
+        self._live_guard.after_audit([audit.window for audit in audits if audit.accepted])
         after = policy_store.champion(self._folder.policies)
         if after is not None and after != before:
             say(f"Rolled back to {after.version}, which was trained on no refused window")

@@ -15,12 +15,12 @@ from contracts.errors import InputError
 from contracts.policies import PolicyCard
 from contracts.records import utc_microseconds
 from contracts.windows import Manifest
-from orchestration import policy_store
+from orchestration import live_control, policy_store
 from orchestration.gate import GateResult
 from orchestration.loop import accounting
 from orchestration.loop.accounting import Happened, Stored, Totals, inside
 from orchestration.loop.audience import new_movies
-from orchestration.loop.live import ServedVersions, holds
+from orchestration.loop.live import ServedVersions
 from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings
 from orchestration.loop.trials import Trials, trials
@@ -216,7 +216,7 @@ def build(folder: RunFolder, movielens: MovieLens) -> Report:
         freshness_seconds=_percentiles(np.concatenate([*freshness[1:], np.zeros(0)])),
         trials=trials([entry.look for entry in journal]),
         live_freshness_seconds=_percentiles(lags) if settings.learning == "live" else None,
-        live_holds=holds(folder.live),
+        live_holds=live_control.holds(folder.live),
     )
 
 

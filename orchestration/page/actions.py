@@ -13,8 +13,8 @@ from contracts.errors import InputError, OperationError
 from contracts.records import utc_microseconds
 from orchestration import policy_store
 from orchestration.audit import guard
+from orchestration.event_tail import find, moment_of
 from orchestration.loop import truth
-from orchestration.page.event_tail import find, moment_of
 from orchestration.page.explain import Explainer, Explanation
 from orchestration.page.sources import Sources
 from orchestration.page.state import Rewarded

@@ -7,11 +7,11 @@ from typing import Any
 
 from contracts.items import Item
 from contracts.policies import Champion
+from orchestration.event_tail import EventTail
 from orchestration.loop.run_folder import JournalEntry
 from orchestration.loop.settings import LoopSettings
 from orchestration.loop.truth import SessionStart, TruthReader
 from orchestration.page import lights
-from orchestration.page.event_tail import EventTail
 from orchestration.page.slots import PROPENSITIES, Clock, Slot, Slots
 from orchestration.page.sources import Sources
 from orchestration.page.state import (

@@ -7,8 +7,8 @@ import msgspec
 
 from contracts.errors import InputError
 from contracts.windows import Split
+from orchestration.event_tail import moment_of
 from orchestration.loop.settings import LoopSettings
-from orchestration.page.event_tail import moment_of
 from orchestration.page.sources import Sources
 from orchestration.page.state import Rewarded
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from contracts.id_hashes import ID_BYTES, mixed
+from contracts.id_hashes import ID_BYTES, held_back, lasting, mixed
 
 
 def ids(texts):
@@ -27,3 +27,13 @@ def test_it_is_the_same_in_every_process_and_batch():
     assert mixed(ids(texts)).tolist() == [mixed(ids([text]))[0] for text in texts]
     assert mixed(ids(texts[:1])).tolist() == [16583986320729396851]
     assert len(mixed(ids([]))) == 0
+
+
+def test_the_lasting_hash_stays_the_same_and_holds_back_the_share():
+    assert lasting([]).tolist() == []
+    texts = [f"019b76da-a800-7000-8000-{number:012x}".encode() for number in range(20_000)]
+    hashes = lasting(texts)
+    assert hashes[:1].tolist() == lasting(texts[:1]).tolist()
+    assert abs(held_back(hashes, 0.1).mean() - 0.1) < 0.01
+    assert not held_back(hashes, 0.0).any()
+    assert (held_back(hashes, 0.2) | ~held_back(hashes, 0.1)).all()  # a larger share holds back the same ones, and more

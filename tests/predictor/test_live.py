@@ -194,6 +194,26 @@ def test_the_base_keeps_its_share_and_an_anchor_takes_its_place(folder, store):
     assert follower.line_up.deciding == {"live": ("v1", 0.9), "anchor": ("v2", 0.1)}
 
 
+def test_after_an_alarm_the_anchor_decides_alone_until_the_release(folder, store):
+    publish(folder, 1, "snapshot", changes(1, [0]))
+    point_at(store, "v1", mode="probation", anchor="v2", anchor_share=0.1)
+    follower = following(folder, store)
+    control = folder / CONTROL_NAME
+    alarm = Control(held=True, reason="flipped", anchor_alone=True, changed_at=datetime.now(UTC))
+    control.write_bytes(msgspec.json.encode(alarm))
+    follower.refresh()
+    assert follower.line_up.deciding == {"serving": ("v1", 0.0), "anchor": ("v2", 1.0)}
+    [(policy, rows)] = follower.line_up.shares([f"id {n}" for n in range(100)])
+    assert (policy.card.version, len(rows)) == ("v2", 100)
+    control.write_bytes(msgspec.json.encode(msgspec.structs.replace(alarm, held=False, anchor_alone=False)))
+    follower.refresh()
+    assert follower.line_up.deciding["anchor"] == ("v2", 0.1)
+    control.write_bytes(msgspec.json.encode(alarm))
+    point_at(store, "v1")  # it is confirmed: there is no anchor beside it
+    follower.refresh()
+    assert follower.line_up.deciding == {"serving": ("v1", 1.0)}
+
+
 def test_a_policy_without_arrays_serves_as_it_is(folder, store):
     versions = LiveVersions(storage.place(folder), LiveServing())
     baseline = policy_files.baseline(policy_files.read_card(store / "v1"))

@@ -8,9 +8,11 @@ import pytest
 from beam_jobs.payloads import DecisionShape
 from contracts import live_versions
 from contracts.errors import InputError, OperationError
-from contracts.live_versions import VERSIONS_NAME, LiveVersion
+from contracts.live_versions import CONTROL_NAME, VERSIONS_NAME, LiveVersion
 from contracts.policies import LINEAR_NAME
 from contracts.policy_arrays import ArmChanges
+from contracts.windows import TrainingWindow
+from orchestration import live_control
 from orchestration.audit import guard
 from orchestration.loop import live
 from orchestration.loop.live import ServedVersions
@@ -24,6 +26,8 @@ LIVE = LoopSettings(learning="live")
 FLIPPED = np.random.default_rng(9).normal(size=(5, 3)).astype(np.float32)
 ONES = np.ones(5, np.float32)
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
+EARLIER = WINDOWS[0]  # than any hold
+LATER = TrainingWindow(datetime(2100, 1, 1, tzinfo=UTC), datetime(2100, 1, 2, tzinfo=UTC))
 NOTHING = ArmChanges(
     *(
         np.zeros((0, *shape), kind)
@@ -112,7 +116,7 @@ def run_folder(tmp_path):
 
 
 def control_of(folder):
-    path = folder.live / live.CONTROL_NAME
+    path = folder.live / CONTROL_NAME
     return live_versions.decode_control(path.read_bytes(), "control")
 
 
@@ -127,7 +131,7 @@ def test_a_version_that_the_predictor_refuses_holds_live_learning_until_a_window
         watch = live.LiveGuard(run_folder, LIVE)
         watch.watch(server.url)
         watch.look()
-        assert not (run_folder.live / live.CONTROL_NAME).exists()
+        assert not (run_folder.live / CONTROL_NAME).exists()
         body = {"instances": [{"observation": row} for row in np.random.default_rng(1).normal(size=(20, 3)).tolist()]}
         server.post("/predict", body)
         every = np.arange(5, dtype=np.int32)
@@ -139,23 +143,25 @@ def test_a_version_that_the_predictor_refuses_holds_live_learning_until_a_window
         watch.look()
         assert control_of(run_folder).held and control_of(run_folder).reason.startswith("refused: v1 expects a loss")
         server.wait_for(lambda health: (health["live"]["error"] or "").startswith("held: refused"))
-        watch.after_audit(accepted=False)
+        watch.after_audit([])
         assert control_of(run_folder).held
-        watch.after_audit(accepted=True)
+        watch.after_audit([EARLIER])  # it ended before the version was refused
+        assert control_of(run_folder).held
+        watch.after_audit([EARLIER, LATER])
         assert not control_of(run_folder).held
         server.wait_for(lambda health: health["live"]["error"] is None)  # it was published before the release
-        assert live.holds(run_folder.live) == 1
+        assert live_control.holds(run_folder.live) == 1
     watch.look()  # nothing answers any more
 
 
 def test_live_learning_is_held_with_the_loop_and_released_without_the_refused_windows(run_folder):
     watch = live.LiveGuard(run_folder, LIVE)
-    watch.after_audit(accepted=True)
-    assert not (run_folder.live / live.CONTROL_NAME).exists()  # there is nothing to say
+    watch.after_audit([LATER])
+    assert not (run_folder.live / CONTROL_NAME).exists()  # there is nothing to say
     guard.hold(run_folder, "by hand", NOW)
-    watch.after_audit(accepted=True)
+    watch.after_audit([LATER])
     assert (control_of(run_folder).held, control_of(run_folder).reason) == (True, "by hand")
     guard.release(run_folder, "looked at", NOW)
-    watch.after_audit(accepted=True)
+    watch.after_audit([LATER])
     assert not control_of(run_folder).held
-    assert live.holds(run_folder.live) == 1
+    assert live_control.holds(run_folder.live) == 1

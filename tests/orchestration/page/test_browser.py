@@ -11,10 +11,10 @@ import pytest
 from contracts.items import Item
 from orchestration import policy_store
 from orchestration.audit import guard, window_audits
+from orchestration.event_tail import moment_of
 from orchestration.loop import comparison_page, report_page
 from orchestration.loop.runs import Run
 from orchestration.loop.settings import LoopSettings
-from orchestration.page.event_tail import moment_of
 from tests import servers
 from tests.orchestration.loop.reports import report
 from tests.orchestration.loop.reports import window as report_window

@@ -1,9 +1,10 @@
 """The event log, followed while it is written, and searched."""
 
+import os
 from datetime import timedelta
 
 from contracts.event_segments import seal
-from orchestration.page.event_tail import EventTail, find, moment_of
+from orchestration.event_tail import EventTail, find, moment_of
 from tests.orchestration.page.events import START, decision, lines, reward, segment
 
 
@@ -43,6 +44,14 @@ def test_a_segment_that_is_removed_is_forgotten(tmp_path):
     path.unlink()
     assert tail.read() == []
     assert (tail._offsets, tail._done) == ({}, set())
+
+
+def test_what_was_written_before_a_moment_is_left_out(tmp_path):
+    old = segment(tmp_path, 0, [b"old"])
+    os.utime(old, (START.timestamp(), START.timestamp()))
+    segment(tmp_path, 1, [b"new"])
+    assert EventTail(tmp_path, since=START + timedelta(seconds=1)).read() == [b"new"]
+    assert EventTail(tmp_path, since=START).read() == [b"old", b"new"]
 
 
 def test_a_decision_is_found_with_its_rewards_in_other_segments_and_by_another_writer(tmp_path):

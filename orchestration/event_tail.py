@@ -1,5 +1,6 @@
 """Reads the event log while it is written: what is new since the last look, and single decisions found again."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,10 @@ _SEGMENTS_SEARCHED = 200
 class EventTail:
     """Reads what was appended to the segments of a folder since the last call, in whole lines."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, since: datetime | None = None) -> None:
+        """Begins with the segments that were written to at `since` or later; None: with the oldest."""
         self._folder = folder
+        self._since = since.timestamp() if since is not None else 0.0
         self._offsets: dict[str, int] = {}  # of segments that are not read to their sealed end, by name
         self._done: set[str] = set()
 
@@ -62,7 +65,10 @@ class EventTail:
         path = self._folder / f"{name}{SEALED_SUFFIX if sealed else OPEN_SUFFIX}"
         try:
             with path.open("rb") as file:
-                file.seek(self._offsets.get(name, 0))
+                begin = self._offsets.get(name, 0)
+                if not begin and os.fstat(file.fileno()).st_mtime < self._since:
+                    return b""
+                file.seek(begin)
                 return file.read(limit_bytes)
         except FileNotFoundError:
             return None

@@ -1,0 +1,210 @@
+"""`make live-watch`: whether the watch over live versions notices what is wrong, and leaves alone what is right.
+
+    python -m bench.live_watch [--ratings SOURCE] [--seeds 20] [--only NAME …] [--no-clean]
+
+A closed loop in simulated time that learns live (`bench.simulated_live`): the product's own sums, solver, judgement before
+serving, watch, audit, guard, training, gate and probation. Faults of a seed begin after the same clean windows. Those of
+the feed are in all that the product reads. Those of the learner are in what live learning reads alone, as a bug in it
+would be: there the log is right, and live versions are wrong.
+
+Reported are the decisions with rewards from the fault until live learning was held, what held it, and the share of the
+oracle's reward that is served in the second after that second. The clean loops, with tastes that stand still and that
+drift, must never be held. Writes `bench/live_watch.json` and the table in `docs/live.md`.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
+
+import msgspec
+import numpy as np
+
+from contracts.command_line import FlagParser, run_main
+
+if TYPE_CHECKING:
+    from bench.simulated_live import LiveLoop
+    from bench.simulated_loop import Rows, Sabotage
+
+PROGRAM = "bench.live_watch"
+RESULTS = Path(__file__).with_name("live_watch.json")
+CLEAN_WINDOWS = 4  # before a fault, the bootstrap's included
+BAD_WINDOWS = 2
+CLEAN_LENGTH = 11  # of a clean loop, the bootstrap's included
+ANCHOR_SHARE = 0.05
+CLEAN = {"clean": 0.0, "clean, tastes drift by 0.05 per window (half-life 2)": 0.05}
+
+
+class Outcome(NamedTuple):
+    """One run."""
+
+    name: str
+    seed: int
+    after: int | None  # decisions until it was held; None: never
+    why: str
+    kept: float  # share of the oracle's reward at the end, over that before the fault
+    windows: int  # that were served
+
+
+def faults() -> "dict[str, tuple[bool, Sabotage]]":
+    """By name: whether the fault is in the learner alone, and what it does to rows."""
+    from bench.simulated_loop import Sabotages
+
+    known = Sabotages(0, [], 1).by_name
+
+    def half_permuted(rows: "Rows", _: int, rng: np.random.Generator) -> "Rows":
+        chosen = np.flatnonzero(rng.random(len(rows.reward)) < 0.5)
+        reward = rows.reward.copy()
+        reward[chosen] = rng.permutation(reward[chosen])
+        return rows._replace(reward=reward)
+
+    def one_item(rows: "Rows", _: int, __: np.random.Generator) -> "Rows":
+        """Pays one item, which few like, the best reward whoever sees it, and the others nothing."""
+        return rows._replace(reward=np.where(rows.action == rows.action.max(), 5.0, 0.0))
+
+    return {
+        "feed: rewards permuted": (False, known["rewards permuted"]),
+        "feed: rewards flipped": (False, known["rewards flipped"]),
+        "feed: half of the rewards permuted": (False, half_permuted),
+        "feed: stale observations": (False, known["stale observations"]),
+        "feed: one item paid for all": (False, one_item),
+        "learner: rewards permuted": (True, known["rewards permuted"]),
+        "learner: rewards flipped": (True, known["rewards flipped"]),
+        "learner: one item paid for all": (True, one_item),
+    }
+
+
+def run_seed(names: Sequence[str], clean: Sequence[str], seed: int, ratings: str) -> list[Outcome]:
+    """The loops of one seed."""
+    from beam_jobs.movielens import MovieLens
+    from beam_jobs.ratings import load_ratings
+    from bench.simulated_live import LiveLoop
+    from bench.simulated_loop import Conditions
+    from orchestration.watch import Caution
+    from trainer import saved_model
+
+    viewers = MovieLens.build(load_ratings(ratings), num_actions=100, rank=20, reward_noise=0.5, seed=seed)
+    outcomes = []
+    with tempfile.TemporaryDirectory() as scratch, patch.object(saved_model, "save"):
+        caution = Caution(anchor_share=ANCHOR_SHARE)
+        before = LiveLoop(Path(scratch) / "before", viewers, seed=seed, caution=caution)
+        if names:
+            for _ in range(CLEAN_WINDOWS):
+                before.window()
+        for number, name in enumerate(names):
+            loop = before.copy(Path(scratch) / f"fault-{number}")
+            loop.only_learner, loop.sabotage = faults()[name]
+            outcomes.append(_faulty(loop, name, seed))
+        for number, name in enumerate(clean):
+            drift = CLEAN[name]
+            conditions = Conditions(drift=drift, half_life=2.0 if drift else 0.0)
+            folder = Path(scratch) / f"clean-{number}"
+            loop = LiveLoop(folder, viewers, seed=seed, caution=caution, conditions=conditions)
+            outcomes.append(_clean(loop, name, seed))
+    return outcomes
+
+
+def _faulty(loop: "LiveLoop", name: str, seed: int) -> Outcome:
+    before = float(np.mean(loop.lived[-1].share_of_oracle[1:]))
+    loop.mark()
+    first = len(loop.lived)
+    for _ in range(BAD_WINDOWS):
+        loop.window()
+    served = [share for one in loop.lived[first:] for share in one.share_of_oracle]
+    alarms = [one for one in loop.lived[first:] if one.alarm is not None]
+    if not alarms:
+        return Outcome(name, seed, None, "", served[-1] / before, BAD_WINDOWS)
+    return Outcome(name, seed, alarms[0].alarm_after, _kind(alarms[0].alarm or ""), served[-1] / before, BAD_WINDOWS)
+
+
+def _clean(loop: "LiveLoop", name: str, seed: int) -> Outcome:
+    for _ in range(CLEAN_LENGTH):
+        loop.window()
+    alarms = [one for one in loop.lived if one.alarm is not None]
+    why = _kind(alarms[0].alarm or "") if alarms else ""
+    first, last = (float(np.mean(loop.lived[at].share_of_oracle)) for at in (0, -1))
+    after = alarms[0].alarm_after if alarms else None
+    return Outcome(name, seed, after, why, last / first, len(loop.lived))
+
+
+def _kind(why: str) -> str:
+    for kind, words in (
+        ("judgement", "refused"),
+        ("surprise", "rewards are far"),
+        ("fall", "fell suddenly"),
+        ("gain", "earn less"),
+    ):
+        if words in why:
+            return kind
+    raise AssertionError(why)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown: a row per fault."""
+    lines = [
+        "| what is wrong | held | decisions until held: median, 95% | what held it | served in the end, at least |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(one.name for one in outcomes):
+        own = [one for one in outcomes if one.name == name]
+        held = [one.after for one in own if one.after is not None]
+        if name in CLEAN:
+            lines.append(f"| {name} | {len(held)} in {sum(one.windows for one in own)} windows | | | |")
+            continue
+        median, high = np.percentile(held, [50, 95]) if held else (np.nan, np.nan)
+        kinds = {kind: sum(one.why == kind for one in own) for kind in ("judgement", "surprise", "fall", "gain")}
+        by = ", ".join(f"{kind} {count}" for kind, count in kinds.items() if count)
+        lines.append(
+            f"| {name} | {len(held)} of {len(own)} | {median:,.0f}, {high:,.0f} | {by} |"
+            f" {min(one.kept for one in own):.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs every loop and writes the results."""
+    return run_main(PROGRAM, _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from bench.live import default_ratings, write_table
+
+    names = [*faults(), *CLEAN]
+    parser = FlagParser(prog=f"python -m {PROGRAM}", documentation=__doc__)
+    parser.add_argument(
+        "--ratings", default=default_ratings(), help="as the loop takes them (default: MovieLens 100K, if it is there)"
+    )
+    parser.add_argument("--seeds", type=int, default=20, help="runs of each (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the runs; the results of others are kept")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="only these")
+    parser.add_argument("--dry-run", action="store_true", help="print the table, and write nothing")
+    given = parser.parse_args(argv)
+    chosen, seeds = given.only or names, range(given.first_seed, given.first_seed + given.seeds)
+    outcomes: list[Outcome] = []
+    if RESULTS.is_file() and not given.dry_run:
+        known: list[dict[str, Any]] = msgspec.json.decode(RESULTS.read_bytes())["outcomes"]
+        outcomes = [one for one in (Outcome(**row) for row in known) if one.name not in chosen or one.seed not in seeds]
+    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
+        faulty, clean = [one for one in chosen if one not in CLEAN], [one for one in chosen if one in CLEAN]
+        runs = [pool.submit(run_seed, faulty, clean, seed, given.ratings) for seed in seeds]
+        for run in as_completed(runs):
+            outcomes += run.result()
+            print("\n".join(map(str, run.result())), flush=True)
+            outcomes.sort(key=lambda one: (names.index(one.name), one.seed))
+            if given.dry_run:
+                continue
+            ratings = "MovieLens 100K" if Path(given.ratings).name == "ml-100k" else given.ratings
+            data = {"ratings": ratings, "outcomes": [one._asdict() for one in outcomes]}
+            RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=1) + b"\n")
+            write_table("live watch", table(outcomes))
+    print(table(outcomes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
