@@ -41,8 +41,10 @@ class ReliableReader:
 
     _current: "ReliableReader | None" = None
 
-    def __init__(self, messages_per_read: int = MESSAGES_PER_READ) -> None:
+    def __init__(self, messages_per_read: int = MESSAGES_PER_READ, acknowledge_read: bool = False) -> None:
+        """With `acknowledge_read` a message is acknowledged as it is read, for a job that stores no rows."""
         self._messages_per_read = messages_per_read
+        self._acknowledge_read = acknowledge_read
         self._lock = threading.Lock()
         self._ack_ids: dict[str, str] = {}  # message id -> ack id of its latest delivery
         self._published_at: dict[str, datetime] = {}  # of the messages in hand
@@ -87,10 +89,13 @@ class ReliableReader:
         if self._client is None:
             self._client, self._subscription = _subscriber(), evaluator._sub_name
         received, drained_at = self._pull()
-        with self._lock:
-            self._ack_ids |= {one.message.message_id: one.ack_id for one in received}
-            self._published_at |= {one.message.message_id: _utc(one.message.publish_time) for one in received}
-            self._drained_at = max(self._drained_at, drained_at)
+        if self._acknowledge_read:
+            self._acknowledge([one.ack_id for one in received])
+        else:
+            with self._lock:
+                self._ack_ids |= {one.message.message_id: one.ack_id for one in received}
+                self._published_at |= {one.message.message_id: _utc(one.message.publish_time) for one in received}
+                self._drained_at = max(self._drained_at, drained_at)
         if not received:
             time.sleep(IDLE_SECONDS)
         elements = []
@@ -156,6 +161,9 @@ class ReliableReader:
             for message in messages:
                 self._published_at.pop(message, None)
             self.stored += len(messages)
+        self._acknowledge(ack_ids)
+
+    def _acknowledge(self, ack_ids: list[str]) -> None:
         for begin in range(0, len(ack_ids), MESSAGES_PER_CALL):
             self._client.acknowledge(
                 subscription=self._subscription, ack_ids=ack_ids[begin : begin + MESSAGES_PER_CALL]

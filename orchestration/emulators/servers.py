@@ -30,6 +30,7 @@ START_TIMEOUT_SECONDS = 60.0
 ADDRESSES_NAME = "emulators.json"
 TOPIC = "projects/local-emulators/topics/events"
 SUBSCRIPTION = "projects/local-emulators/subscriptions/ingest"
+LIVE_SUBSCRIPTION = "projects/local-emulators/subscriptions/live"
 
 
 class Addresses(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,6 +165,14 @@ def _create_resources() -> None:
     client = bigquery.client(dataset.project)
     client.create_dataset(dataset.name)
     client.close()
+
+
+def subscribe_live() -> None:
+    """Makes the subscription that live learning reads; it has what is published from now on."""
+    from google.cloud import pubsub_v1
+
+    with pubsub_v1.SubscriberClient() as subscriber:
+        subscriber.create_subscription(name=LIVE_SUBSCRIPTION, topic=TOPIC, ack_deadline_seconds=ACK_DEADLINE_SECONDS)
 
 
 def up(root: Path, shape: DecisionShape, stop: threading.Event) -> None:

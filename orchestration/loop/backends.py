@@ -24,6 +24,8 @@ from orchestration.cloud.configuration import EMULATED_WAREHOUSE
 from orchestration.loop.run_folder import RunFolder
 from orchestration.processes import Child
 
+SEGMENT_SECONDS = 0.2
+
 
 class Backend(Protocol):
     """Carries events from the predictor's log to the tables that the export reads."""
@@ -33,6 +35,9 @@ class Backend(Protocol):
 
     def deliver(self) -> None:
         """Carries the events that are in the log while no predictor runs."""
+
+    def live_sums(self) -> list[str]:
+        """The program that makes provisional sums, and its flags for what it reads: every event from now on."""
 
     def advance(self, moment: datetime) -> Watermark:
         """The watermark of the tables, after what can be done for it to reach `moment` without waiting."""
@@ -69,6 +74,10 @@ class EmbeddedBackend:
     def deliver(self) -> None:
         """Does nothing: ingestion reads the log."""
 
+    def live_sums(self) -> list[str]:
+        """The job, which reads the log."""
+        return ["beam_jobs.learn_live", "--events", str(self._folder.events)]
+
     def advance(self, moment: datetime) -> Watermark:
         """Ingests the log once it is sealed up to `moment`."""
         return ingestion.advance(self._folder.events, self.source, moment, self._ingest)
@@ -91,7 +100,15 @@ class EmulatedBackend:
         self._job = job
         self._stages = TwoStages()
         self.source: Warehouse = BigQueryWarehouse(dataset)
-        self.predictor_flags = ["--topic", topic]
+        # A segment is published once it is sealed, and what is learned live should not wait for that.
+        self.predictor_flags = ["--topic", topic, "--segment-seconds", str(SEGMENT_SECONDS)]
+
+    def live_sums(self) -> list[str]:
+        """The job, with a subscription of its own."""
+        from orchestration.emulators import servers
+
+        servers.subscribe_live()
+        return ["orchestration.emulators.learn_live", "--events", f"pubsub:{servers.LIVE_SUBSCRIPTION}"]
 
     def deliver(self) -> None:
         """Publishes the events in the log, and waits until they are stored."""

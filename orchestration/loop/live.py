@@ -21,13 +21,15 @@ from contracts.policies import split_version
 from contracts.windows import TrainingWindow
 from orchestration import endpoint, live_control
 from orchestration.audit import guard
+from orchestration.loop.backends import SEGMENT_SECONDS, Backend
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings
 from orchestration.processes import Child, wait_until
 from trainer import agents
 
-# A version's watermark is by the event log; a reward is in the log at most so long after it was sent, or its sender waits.
-LOGGED_SECONDS = 0.1
+# A reward is where a version's watermark counts from at most so long after it was sent: in the event log, or its sender
+# waits; and with Pub/Sub, published: a segment is sealed, and its events are sent.
+LOGGED_SECONDS = {"local": 0.1, "emulators": 0.1 + SEGMENT_SECONDS + 0.2}
 LONGEST_WAIT_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 START_TIMEOUT_SECONDS = 120.0
@@ -42,8 +44,6 @@ def check(settings: LoopSettings) -> None:
     if settings.algorithm not in agents.LINEAR_ALGORITHMS:
         allowed = ", ".join(agents.LINEAR_ALGORITHMS)
         raise InputError(f"--learning: live needs --algorithm {allowed}, got {settings.algorithm}")
-    if settings.backend != "local":
-        raise InputError(f"--learning: live needs --backend local, got {settings.backend}")
 
 
 def predictor_flags(folder: RunFolder, settings: LoopSettings) -> list[str]:
@@ -71,14 +71,19 @@ def wait_until_learning(folder: RunFolder, check_children: Callable[[], None]) -
 
 
 def start(
-    folder: RunFolder, settings: LoopSettings, shape: DecisionShape, first_window: datetime, children: ExitStack
+    folder: RunFolder,
+    settings: LoopSettings,
+    backend: Backend,
+    shape: DecisionShape,
+    first_window: datetime,
+    children: ExitStack,
 ) -> list[Child]:
     """Starts the three processes, which `children` will stop; none unless the settings ask for live learning."""
     if settings.learning == "windows":
         return []
     window = settings.window_settings()
     sums = [
-        *("beam_jobs.learn_live", "--events", str(folder.events), "--windows", str(folder.windows)),
+        *(*backend.live_sums(), "--windows", str(folder.windows)),
         *("--live", str(folder.live), "--start", first_window.isoformat()),
         *("--window-seconds", str(settings.window_seconds)),
         *("--observation-dim", str(shape.observation_dim), "--num-actions", str(shape.num_actions)),
@@ -91,7 +96,7 @@ def start(
     watch += ["--policies", str(folder.policies)]
     return [
         children.enter_context(
-            Child(command[0], [sys.executable, "-m", *command], folder.logs / f"{command[0].split('.')[1]}.log")
+            Child(command[0], [sys.executable, "-m", *command], folder.logs / f"{command[0].rpartition('.')[2]}.log")
         )
         for command in ([*sums, *as_exported], versions, [*watch, *as_exported])
     ]
@@ -172,12 +177,12 @@ class ServedVersions:
         # The first decision by a version whose watermark is that one, or a later one.
         self._decided = np.minimum.accumulate(decided[::-1])[::-1]
 
-    def lags(self, sent_at: np.ndarray) -> np.ndarray:
+    def lags(self, sent_at: np.ndarray, logged_seconds: float) -> np.ndarray:
         """[M] seconds from sending a reward to the first decision by a version that learned it; NaN without one.
 
-        A version counts as having learned it when every event logged up to 0.1 s after it was sent is in the version.
+        A version counts as having learned it when every event up to `logged_seconds` after it was sent is in the version.
         """
-        place = np.searchsorted(self._complete, sent_at + LOGGED_SECONDS)
+        place = np.searchsorted(self._complete, sent_at + logged_seconds)
         found = place < len(self._complete)
         lags = np.full(len(sent_at), np.nan)
         lags[found] = self._decided[place[found]] - sent_at[found]

@@ -199,7 +199,7 @@ class LocalLoop:
     def _serve(self, endpoint: str, children: ExitStack, first: int, session: int) -> None:
         count = self._settings.windows - first + 1
         if (grid := live.grid(self._settings)) is not None:
-            self._children += live.start(self._folder, self._settings, self._shape, grid, children)
+            self._children += live.start(self._folder, self._settings, self._backend, self._shape, grid, children)
             live.wait_until_learning(self._folder, self._check_children)
         launched = time.time()
         viewers = Child(
@@ -220,7 +220,7 @@ class LocalLoop:
         )
         start = self._first_window_starts(launched)
         if grid is None:
-            self._children += live.start(self._folder, self._settings, self._shape, start, children)
+            self._children += live.start(self._folder, self._settings, self._backend, self._shape, start, children)
         length = timedelta(seconds=self._settings.window_seconds)
         windows = [(first + i, TrainingWindow(start + i * length, start + (i + 1) * length)) for i in range(count)]
         while windows:

@@ -20,7 +20,7 @@ from orchestration.gate import GateResult
 from orchestration.loop import accounting
 from orchestration.loop.accounting import Happened, Stored, Totals, inside
 from orchestration.loop.audience import new_movies
-from orchestration.loop.live import ServedVersions
+from orchestration.loop.live import LOGGED_SECONDS, ServedVersions
 from orchestration.loop.run_folder import JournalEntry, RunFolder
 from orchestration.loop.settings import LoopSettings
 from orchestration.loop.trials import Trials, trials
@@ -240,7 +240,9 @@ def _live_freshness(
         <= settings.reward_window_seconds * 1e6
     ]
     sent_at = np.array(in_time)
-    lags = ServedVersions(folder.live, stored.policy_version, stored.decided_at).lags(sent_at)
+    lags = ServedVersions(folder.live, stored.policy_version, stored.decided_at).lags(
+        sent_at, LOGGED_SECONDS[settings.backend]
+    )
     learned = ~np.isnan(lags)
     return sent_at[learned], lags[learned]
 

@@ -15,6 +15,7 @@ from contracts.windows import TrainingWindow
 from orchestration import live_control
 from orchestration.audit import guard
 from orchestration.loop import live
+from orchestration.loop.backends import EmbeddedBackend
 from orchestration.loop.live import ServedVersions
 from orchestration.loop.run_folder import RunFolder
 from orchestration.loop.settings import LoopSettings
@@ -40,7 +41,6 @@ NOTHING = ArmChanges(
     ("changes", "message"),
     [
         ({"algorithm": "neural_boltzmann"}, "^--learning: live needs --algorithm greedy, lin_ts, lin_ucb, got neural_"),
-        ({"backend": "emulators"}, "^--learning: live needs --backend local, got emulators$"),
     ],
 )
 def test_settings_that_cannot_learn_live(changes, message):
@@ -52,8 +52,9 @@ def test_settings_that_cannot_learn_live(changes, message):
 
 def test_by_windows_nothing_is_started(tmp_path):
     folder = RunFolder(tmp_path)
+    backend = EmbeddedBackend(folder, DecisionShape(3, 6))
     with ExitStack() as children:
-        assert live.start(folder, LoopSettings(), DecisionShape(3, 6), NOW, children) == []
+        assert live.start(folder, LoopSettings(), backend, DecisionShape(3, 6), NOW, children) == []
     assert live.grid(LoopSettings()) is None
     assert live.predictor_flags(folder, LoopSettings()) == []
     assert live.predictor_flags(folder, LIVE) == ["--live", str(tmp_path / "live")]
@@ -102,9 +103,9 @@ def test_a_reward_is_fresh_with_the_first_version_that_has_read_the_log_up_to_it
     decided = ((begin + np.array([0.5, 1.7, 1.4, 3.5, 4.0, 9.0])) * 1e6).astype(np.int64)
     served = ServedVersions(tmp_path, names, decided)
     # In version 1, which first decided at 1.4; too late for it, and version 2 never decided; too late for all.
-    lags = served.lags(begin + np.array([0.5, 0.95, 2.0, 2.95]))
+    lags = served.lags(begin + np.array([0.5, 0.95, 2.0, 2.95]), 0.1)
     np.testing.assert_allclose(lags, [0.9, 2.55, 1.5, np.nan], atol=1e-3)
-    assert np.isnan(ServedVersions(tmp_path / "none", names, decided).lags(np.array([begin]))).all()
+    assert np.isnan(ServedVersions(tmp_path / "none", names, decided).lags(np.array([begin]), 0.1)).all()
 
 
 @pytest.fixture
