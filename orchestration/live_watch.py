@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from contracts import id_hashes, live_versions, policies
+from contracts import id_hashes, live_versions, policies, reward_rules
 from contracts.command_line import FlagParser, add_flags, from_flags, run_main
 from contracts.errors import InputError
 from contracts.live_versions import VERSIONS_NAME
@@ -69,10 +69,11 @@ class _Open(NamedTuple):
     decision: Decision
     by_anchor: bool
     live: str | None  # the live version that decided, or would have
+    rewards: list[tuple[datetime, float]]  # that came, where more of them may count
 
 
 class OpenDecisions:
-    """Decisions that wait for their reward: the first reward that comes in time counts."""
+    """Decisions that wait for their reward: the first one that comes in time, or what the rule makes of all of them."""
 
     def __init__(self, settings: WindowSettings) -> None:
         self._settings = settings
@@ -85,8 +86,8 @@ class OpenDecisions:
     def take(self, events: Sequence[Decision | RewardEvent], beside: Beside) -> list[tuple[_Open, float]]:
         """The decisions whose reward is known with these events, in the order in which it came to be known.
 
-        A decision for which silence counts is among them once the reward window has passed, by the time of the newest
-        decision. A decision that is no live version's, though its id falls to them, says that none was serving.
+        Where several rewards make one, or silence counts, a decision is among them once the reward window has passed, by
+        the time of the newest decision. A decision that is no live version's, though its id falls to them, says that none was serving.
         """
         ids = [_deciding_id(event) for event in events if isinstance(event, Decision)]
         sides = iter(takes(beside.role, beside.share, ids).tolist())
@@ -97,9 +98,13 @@ class OpenDecisions:
                 found += self._expired(event.decided_at)
             elif (waiting := self._open.get(event.decision_id)) is not None:
                 delay = (event.occurred_at - waiting.decision.decided_at).total_seconds()
-                if 0 <= delay <= self._settings.reward_window_seconds:
+                if not 0 <= delay <= self._settings.reward_window_seconds:
+                    continue
+                if self._settings.reward_rule == "first":
                     del self._open[event.decision_id]
                     found.append((waiting, event.reward))
+                else:
+                    waiting.rewards.append((event.occurred_at, event.reward))
         return found
 
     def _take_decision(self, decision: Decision, side: bool, beside: Beside) -> None:
@@ -110,7 +115,7 @@ class OpenDecisions:
         by_anchor = side and decision.policy_version == beside.anchor.card.version
         live = self._live if by_anchor or not side else None
         if decision.decision_id not in self._open and not decision.place:  # of a slate, its first place
-            self._open[decision.decision_id] = _Open(decision, by_anchor, live)
+            self._open[decision.decision_id] = _Open(decision, by_anchor, live, [])
 
     def _expired(self, now: datetime) -> list[tuple[_Open, float]]:
         found = []
@@ -119,7 +124,9 @@ class OpenDecisions:
             if (now - waiting.decision.decided_at).total_seconds() <= self._settings.reward_window_seconds:
                 break
             del self._open[name]
-            if self._settings.missing_reward == "default":
+            if waiting.rewards:
+                found.append((waiting, reward_rules.combine(self._settings.reward_rule, waiting.rewards)[1]))
+            elif self._settings.missing_reward == "default":
                 found.append((waiting, self._settings.default_reward))
         return found
 

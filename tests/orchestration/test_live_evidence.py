@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from contracts.policies import Exploration, Movie, PolicyCard, TrainedWindow
+from contracts.items import Item
+from contracts.policies import Exploration, PolicyCard, TrainedWindow
 from orchestration.live_evidence import Decided, LiveCaution, LiveEvidence
 from orchestration.watch import Rows
 from predictor.policy import Policy
@@ -24,7 +25,7 @@ def policy(favourite, version="base", epsilon=0.2):
         hyperparameters={},
         observation_dim=D,
         num_actions=K,
-        catalogue=[Movie(action=k, movie_id=str(k)) for k in range(K)],
+        catalogue=[Item(action=k, item_id=str(k)) for k in range(K)],
         trained_on=[TrainedWindow(window=FIRST, split="train", records=1)],
         exploration=Exploration(strategy="epsilon_greedy", epsilon=epsilon),
     )

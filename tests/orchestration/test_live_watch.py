@@ -103,6 +103,16 @@ def test_the_first_reward_in_time_counts(beside):
     assert len(waiting) == 1  # the others waited too long
 
 
+def test_several_rewards_make_one_once_no_more_can_come(beside):
+    [paid, newer] = ids(False, 2)
+    waiting = OpenDecisions(msgspec.structs.replace(WINDOW, reward_rule="sum"))
+    waiting.take([decision(paid, "v2+7")], beside)
+    events = [reward(paid, seconds=0.5), reward(paid, seconds=1.5, value=3.0), reward(paid, seconds=2.5, value=9.0)]
+    assert waiting.take(events, beside) == []
+    [(found, value)] = waiting.take([decision(newer, "v2+7", seconds=3.0)], beside)
+    assert (found.decision.decision_id, value) == (paid, 5.0)
+
+
 def test_silence_counts_where_it_is_an_answer(beside):
     [silent, newer] = ids(False, 2)
     waiting = OpenDecisions(DEFAULT)
