@@ -177,7 +177,7 @@ class World:
         base = serving.load(self.store / "v1")
         live = base if version is None else live_watch.live_serving.load(self.store, self.live, version)[0]
         observation = self.rng.normal(size=(count, 3)).astype(np.float32)
-        names = [str(UUID(bytes=self.rng.bytes(16))) for _ in range(count)]
+        names = [f"019b76da-a800-7000-8000-{self.rng.integers(2**48):012x}" for _ in range(count)]
         sides = takes("base", 0.05, names)
         lines = []
         for i, name in enumerate(names):
