@@ -28,6 +28,7 @@ locals {
   }
   subscriptions = {
     ingest = google_pubsub_subscription.ingest.name
+    live   = google_pubsub_subscription.live.name
   }
 }
 

@@ -52,6 +52,18 @@ resource "google_pubsub_subscription" "ingest" {
   }
 }
 
+# For live learning. What it misses the record of the windows brings, so an unread message is kept for the shortest time.
+resource "google_pubsub_subscription" "live" {
+  name                       = "${var.name}-live"
+  topic                      = google_pubsub_topic.events.id
+  ack_deadline_seconds       = 60
+  message_retention_duration = "600s"
+
+  expiration_policy {
+    ttl = ""
+  }
+}
+
 resource "google_pubsub_topic" "dead_letters" {
   name       = "${var.name}-dead-letters"
   depends_on = [google_project_service.needed]

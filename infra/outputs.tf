@@ -8,6 +8,11 @@ output "subscription" {
   value       = "pubsub:${google_pubsub_subscription.ingest.id}"
 }
 
+output "live_subscription" {
+  description = "--events of learn_live."
+  value       = "pubsub:${google_pubsub_subscription.live.id}"
+}
+
 output "dead_letter_topic" {
   description = "--dead-letter-topic of ingest_events."
   value       = google_pubsub_topic.dead_letters.id

@@ -74,6 +74,50 @@ resource "google_dataflow_flex_template_job" "ingest_events" {
   ]
 }
 
+# Live learning, if it has a start. In exactly-once mode, Dataflow's default: a message that is lost is missing until the
+# window's record is there. Another tag updates it in place; draining it loses nothing but provisional sums.
+resource "google_dataflow_flex_template_job" "learn_live" {
+  count                        = var.live_start == "" ? 0 : 1
+  provider                     = google-beta
+  name                         = "${var.name}-learn-live"
+  region                       = var.region
+  container_spec_gcs_path      = "gs://${google_storage_bucket.artifacts.name}/${google_storage_bucket_object.template["learn_live"].name}"
+  sdk_container_image          = "${local.images}/learn_live:${var.image_tag}"
+  service_account_email        = google_service_account.part["dataflow"].email
+  subnetwork                   = "regions/${var.region}/subnetworks/${google_compute_subnetwork.own.name}"
+  ip_configuration             = "WORKER_IP_PRIVATE"
+  temp_location                = "gs://${google_storage_bucket.artifacts.name}/temp"
+  staging_location             = "gs://${google_storage_bucket.artifacts.name}/temp"
+  machine_type                 = var.ingest_machine_type
+  max_workers                  = var.ingest_max_workers
+  enable_streaming_engine      = true
+  on_delete                    = "drain"
+  skip_wait_on_job_termination = false
+
+  parameters = {
+    events                = "pubsub:${google_pubsub_subscription.live.id}"
+    windows               = "gs://${google_storage_bucket.artifacts.name}/windows"
+    live                  = "gs://${google_storage_bucket.artifacts.name}/live"
+    start                 = var.live_start
+    window_seconds        = var.live_window_seconds
+    observation_dim       = var.observation_dim
+    num_actions           = var.num_actions
+    reward_window_seconds = var.live_reward_window_seconds
+    missing_reward        = var.live_missing_reward
+    buckets               = 4 * var.ingest_max_workers
+  }
+  depends_on = [
+    google_project_iam_member.right, google_storage_bucket_iam_member.right, google_pubsub_subscription_iam_member.right,
+  ]
+
+  lifecycle {
+    precondition {
+      condition     = var.observation_dim != null && var.num_actions != null
+      error_message = "observation_dim and num_actions must be set to learn live."
+    }
+  }
+}
+
 # The function of orchestration/pipelines/triggers.py: a new window's manifest starts a retraining.
 resource "google_cloud_run_v2_service" "retrain" {
   name     = "${var.name}-retrain"

@@ -107,6 +107,40 @@ variable "num_actions" {
   default     = null
 }
 
+variable "live_start" {
+  description = "Start of the first window to learn live, as for export_trajectories (RFC 3339); empty: no live learning."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.live_start == "" || can(timeadd(var.live_start, "0s"))
+    error_message = "live_start must be a time such as 2026-01-01T00:00:00Z, or empty."
+  }
+}
+
+variable "live_window_seconds" {
+  description = "Length of a training window, for live learning."
+  type        = number
+  default     = 300
+}
+
+variable "live_reward_window_seconds" {
+  description = "How long a reward is waited for, for live learning: as the windows are exported."
+  type        = number
+  default     = 60
+}
+
+variable "live_missing_reward" {
+  description = "What silence means, for live learning: default or drop, as the windows are exported."
+  type        = string
+  default     = "default"
+
+  validation {
+    condition     = contains(["default", "drop"], var.live_missing_reward)
+    error_message = "live_missing_reward must be default or drop."
+  }
+}
+
 variable "traffic_rate" {
   description = "Simulated viewers per second; 0: none."
   type        = number

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -119,22 +119,52 @@ def test_workers_have_no_public_addresses_and_can_reach_what_they_need() -> None
     (subnetwork,) = blocks("google_compute_subnetwork").values()
     assert "private_ip_google_access = true" in subnetwork and "name                     = var.name" in subnetwork
     assert blocks("google_compute_router_nat") and "dataflow" in "".join(blocks("google_compute_firewall").values())
-    (job,) = blocks("google_dataflow_flex_template_job").values()
-    assert 'ip_configuration             = "WORKER_IP_PRIVATE"' in job
     cloud = configuration.load("prod", "films").needed_cloud()
-    path = re.search(r'subnetwork +=  *"([^"]+)"', job)
-    assert path is not None
-    made = path[1].replace("${var.region}", cloud.location)
-    assert made.replace("${google_compute_subnetwork.own.name}", cloud.name) == cloud.subnetwork
+    for job in blocks("google_dataflow_flex_template_job").values():
+        assert 'ip_configuration             = "WORKER_IP_PRIVATE"' in job
+        path = re.search(r'subnetwork +=  *"([^"]+)"', job)
+        assert path is not None
+        made = path[1].replace("${var.region}", cloud.location)
+        assert made.replace("${google_compute_subnetwork.own.name}", cloud.name) == cloud.subnetwork
+
+
+def parameters(job: str) -> dict[str, dict[str, Any]]:
+    """Those of the flex template, by name."""
+    metadata = json.loads((INFRA.parent / "templates" / f"{job}.json").read_text())
+    return {one["name"]: one for one in metadata["parameters"]}
+
+
+def test_live_learning_takes_the_flags_of_the_template_and_loses_no_message() -> None:
+    job = blocks("google_dataflow_flex_template_job")["learn_live"]
+    known, given = parameters("learn_live"), dict(re.findall(r"^    (\w+) +(?:  )*= (.*)$", job, re.MULTILINE))
+    assert {name for name, one in known.items() if not one["isOptional"]} <= given.keys() <= known.keys()
+    assert "at_least_once" not in job and "enable_streaming_engine      = true" in job
+    assert 'on_delete                    = "drain"' in job
+    cloud = configuration.load("prod", "film-project").needed_cloud()
+    values = {
+        "events": f"pubsub:projects/film-project/subscriptions/{cloud.name}-live",
+        "windows": f"{cloud.root_uri}/windows",
+        "live": f"{cloud.root_uri}/live",
+        "start": "2026-01-01T00:00:00Z",
+        "window_seconds": "300",
+        "missing_reward": "default",
+    }
+    for name, value in values.items():
+        assert all(re.search(pattern, value) for pattern in known[name].get("regexes", []))
+    defaults = {
+        name: re.search(rf'variable "live_{name}" \{{.*?default += "?(\w*)', text(), re.DOTALL)
+        for name in ("reward_window_seconds", "missing_reward")
+    }
+    assert {name: found and found[1] for name, found in defaults.items()} == {
+        "reward_window_seconds": "60",
+        "missing_reward": "default",
+    }
 
 
 def test_the_streaming_job_takes_the_flags_of_the_template() -> None:
     """Its parameters are the template's, the required ones among them, and their values fit the patterns."""
-    (job,) = blocks("google_dataflow_flex_template_job").values()
-    known = {
-        one["name"]: one
-        for one in json.loads((INFRA.parent / "templates" / "ingest_events.json").read_text())["parameters"]
-    }
+    job = blocks("google_dataflow_flex_template_job")["ingest_events"]
+    known = parameters("ingest_events")
     given = dict(re.findall(r"^      (\w+) += (.*)$", job, re.MULTILINE))
     optional = set(re.findall(r"\? \{\} : \{ (\w+) = ", job))
     assert given.keys() | optional <= known.keys()
