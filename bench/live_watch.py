@@ -63,7 +63,7 @@ def faults() -> "dict[str, tuple[bool, Sabotage]]":
         return rows._replace(reward=reward)
 
     def one_item(rows: "Rows", _: int, __: np.random.Generator) -> "Rows":
-        """Pays one item, which few like, the best reward whoever sees it, and the others nothing."""
+        """Pays one item, which few like, the best reward in each decision, and the others nothing."""
         return rows._replace(reward=np.where(rows.action == rows.action.max(), 5.0, 0.0))
 
     return {
