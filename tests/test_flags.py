@@ -21,7 +21,10 @@ PROGRAMS = [
     ),
     *(f"predictor.{name}" for name in ("app", "publisher")),
     *(f"trainer.{name}" for name in ("live", "task", "tune", "validation")),
-    *(f"bench.{name}" for name in ("__main__", "ingest", "learning", "live", "live_watch", "reference_predictor")),
+    *(
+        f"bench.{name}"
+        for name in ("__main__", "ingest", "learning", "live", "live_kills", "live_watch", "reference_predictor")
+    ),
 ]
 
 
