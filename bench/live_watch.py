@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PROGRAM = "bench.live_watch"
 RESULTS = Path(__file__).with_name("live_watch.json")
 CLEAN_WINDOWS = 4  # before a fault, the bootstrap's included
-BAD_WINDOWS = 2
+BAD_WINDOWS = 4
 CLEAN_LENGTH = 11  # of a clean loop, the bootstrap's included
 ANCHOR_SHARE = 0.05
 CLEAN = {"clean": 0.0, "clean, tastes drift by 0.05 per window (half-life 2)": 0.05}

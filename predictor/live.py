@@ -98,6 +98,7 @@ class LiveVersions:
         self._judged: Policy | None = None  # the version that `_loss` is of
         self._loss: float | None = None
         self._error: str | None = None
+        self._too_old = False  # whether the newest snapshot was published before the last release
         self.anchor_alone = False  # whether the guard lets the anchor decide in the place of the base, too
 
     @property
@@ -186,6 +187,8 @@ class LiveVersions:
         if self._policy is not None and now - max(self._came_at, self._looked_at) > _LOOK_SECONDS:
             self._looked_at = now
             self._begin(base, scorer, not_before)
+        if self._policy is None and self._too_old:
+            return f"no version since the release: {not_before.isoformat()}"
         return None
 
     def _next(self) -> str | None:
@@ -199,7 +202,8 @@ class LiveVersions:
         if newest <= self._sequence:
             return
         version = self._read(live_versions.file_name(newest, "snapshot"))
-        if version.base == base.card.version and version.published_at >= not_before:
+        self._too_old = version.published_at < not_before
+        if version.base == base.card.version and not self._too_old:
             late = (datetime.now(UTC) - version.published_at).total_seconds()
             self._set(version, base, scorer)
             self._came_at -= max(late, 0.0)  # the server may have started long after it

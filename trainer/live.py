@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -65,6 +65,10 @@ class LiveSettings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(gt=0, le=YEAR_SECONDS, description="how long the files of live versions are kept, for replay and audit"),
     ] = 3600.0
+    keep_live: Annotated[
+        Literal["no", "yes"],
+        Meta(description="yes: the files of live versions are never removed, so that every decision can be replayed"),
+    ] = "no"
 
 
 class LiveTrainer:
@@ -208,7 +212,8 @@ class LiveTrainer:
         delta = self._version("delta", changes, counted, now)
         if whole:
             live_versions.publish(self._versions, self._version("snapshot", self._solver.since_base(), counted, now))
-            live_versions.remove_before(self._versions, now - timedelta(seconds=self._settings.keep_seconds))
+            if self._settings.keep_live == "no":
+                live_versions.remove_before(self._versions, now - timedelta(seconds=self._settings.keep_seconds))
             self._next_snapshot = time.monotonic() + self._settings.snapshot_seconds
         if not is_first:  # there is no version before it over this base, or it was withdrawn
             live_versions.publish(self._versions, delta)

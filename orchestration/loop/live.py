@@ -91,7 +91,7 @@ def start(
     as_exported = [part for name in window.__struct_fields__ for part in (flag_name(name), str(getattr(window, name)))]
     keep_seconds = max(KEEP_SECONDS, 4 * (settings.window_seconds + window.closing_seconds))
     versions = ["trainer.live", "--live", str(folder.live), "--policies", str(folder.policies)]
-    versions += ["--keep-seconds", str(keep_seconds)]
+    versions += ["--keep-seconds", str(keep_seconds), "--keep-live", settings.keep_live]
     watch = ["orchestration.live_watch", "--events", str(folder.events), "--live", str(folder.live)]
     watch += ["--policies", str(folder.policies)]
     return [

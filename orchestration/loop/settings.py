@@ -127,6 +127,12 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "is learned from the rewards of open windows decides within about a second"
         ),
     ] = "windows"
+    keep_live: Annotated[
+        Literal["no", "yes"],
+        _described(
+            "whether the files of live versions are kept for good, so that each decision can be replayed; no: for an hour"
+        ),
+    ] = "no"
     backend: Annotated[
         Literal["local", "emulators"],
         _described("local: events and tables in files; emulators: in the emulators of Pub/Sub and BigQuery"),

@@ -177,8 +177,10 @@ def test_what_is_held_does_not_serve_nor_what_was_published_before_a_release(fol
     assert follower.live.status().error == "held: flipped"
     control.write_bytes(msgspec.json.encode(Control(changed_at=datetime.now(UTC))))
     assert serves(follower) == "v1"
+    assert follower.live.status().error.startswith("no version since the release: ")
     publish(folder, 2, "snapshot", changes(2, [0]))
     assert serves(follower) == "v1+2"
+    assert follower.live.status().error is None
 
 
 def test_the_base_keeps_its_share_and_an_anchor_takes_its_place(folder, store):
@@ -203,7 +205,7 @@ def test_after_an_alarm_the_anchor_decides_alone_until_the_release(folder, store
     control.write_bytes(msgspec.json.encode(alarm))
     follower.refresh()
     assert follower.line_up.deciding == {"serving": ("v1", 0.0), "anchor": ("v2", 1.0)}
-    [(policy, rows)] = follower.line_up.shares([f"id {n}" for n in range(100)])
+    [(policy, rows)] = follower.line_up.shares([f"01a20375-ec4c-7{n:03x}-8{n:03x}-{n * 7919:012x}" for n in range(100)])
     assert (policy.card.version, len(rows)) == ("v2", 100)
     control.write_bytes(msgspec.json.encode(msgspec.structs.replace(alarm, held=False, anchor_alone=False)))
     follower.refresh()

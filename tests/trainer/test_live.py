@@ -120,6 +120,19 @@ def test_held_it_publishes_nothing_and_released_it_leaves_refused_windows_out(tr
     assert files(tmp_path) == [(1, "snapshot"), (2, "snapshot")]
 
 
+@pytest.mark.parametrize(("keep_live", "kept"), [("no", False), ("yes", True)])
+def test_files_of_old_versions_are_removed_unless_they_are_kept(emitter, store, tmp_path, keep_live, kept):
+    settings = LiveSettings(keep_seconds=1e-3, snapshot_seconds=1e-3, keep_live=keep_live)
+    with live.locked(tmp_path / "live"):
+        trainer = LiveTrainer(tmp_path / "live", store, settings)
+        for number in range(1, 4):
+            emitter.emit({WINDOWS[2]: sums_of(number)})
+            trainer.step()
+            time.sleep(0.01)
+    numbers = {number for number, _ in files(tmp_path)}
+    assert (1 in numbers) is kept and 3 in numbers
+
+
 def test_sums_of_another_shape_are_refused(trainer, emitter):
     emitter.emit({}, observation_dim=DIM + 1)
     with pytest.raises(InputError, match=r"sums: observation_dim 3 as in v1, got 4$"):
