@@ -19,13 +19,15 @@ import numpy as np
 
 from contracts import documents
 from contracts.errors import InputError
-from contracts.policies import Champion
+from contracts.policies import Champion, base_of
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration import policy_store, watch
 from orchestration.places import Places, append_line, replace_file, whole_lines
 from orchestration.watch import Caution, Evidence, Look, Rows
+from predictor import live as live_serving
 from predictor import policy as serving
 from predictor.line_up import check_alike
+from predictor.policy import Policy
 
 if TYPE_CHECKING:  # Beam: only reading decisions needs it
     import pyarrow as pa
@@ -163,7 +165,7 @@ def step(places: Places, source: Source, window: TrainingWindow, now: datetime) 
     if pointer is None or trial is None or not trial.concerns(pointer):
         return None
     if window.start >= trial.counted_until and trial.look.outcome == "on probation":
-        evidence = _added(places.policies, trial, source.read(window))
+        evidence = _added(places, trial, source.read(window))
         look = evidence.look(pointer.version, trial.anchor)
         trial = msgspec.structs.replace(trial, evidence=evidence, look=look, counted_until=window.end)
         _write(places.root, trial)
@@ -191,13 +193,16 @@ def history(root: Path) -> list[Look]:
     return looks
 
 
-def _added(store: Path, trial: Trial, found: Logged) -> Evidence:
+def _added(places: Places, trial: Trial, found: Logged) -> Evidence:
     """The evidence with a window's decisions of the anchor and of the versions on probation.
 
-    The anchor's decisions belong to the version that served beside it at the time: that of the last decision before which
-    was not the anchor's. Those before the first one of a window belong to the version that the window began with.
+    A live version is an update of its base, as the next version is, so its decisions count as well, while its files are
+    kept. The anchor's decisions belong to the version that served beside it at the time: that of the last decision before
+    which was not the anchor's. Those before the first one of a window belong to the version that the window began with.
     """
-    served = [version for version in trial.versions if (found.version == version).any()]
+    names, first = np.unique(found.version, return_index=True)
+    in_time = [str(names[place]) for place in np.argsort(first, kind="stable")]
+    served = [version for version in in_time if base_of(version) in trial.versions]
     order = {version: place for place, version in enumerate(served)}
     own = np.array([order.get(version, -1) for version in found.version.tolist()], np.int64)
     beside = np.maximum.accumulate(own) if len(own) else own
@@ -207,11 +212,20 @@ def _added(store: Path, trial: Trial, found: Logged) -> Evidence:
         # The first decision of a trial is never the anchor's, so it must not count.
         beside[int((beside >= 0).argmax())] = -1
     ours = (found.version == trial.anchor) | (own == beside)
-    anchor, evidence = serving.load(store / trial.anchor), trial.evidence
+    anchor, evidence = serving.load(places.policies / trial.anchor), trial.evidence
     for place, version in enumerate(served):
         rows = watch.take(found.by(trial.anchor), np.flatnonzero(ours & (beside == place)))
-        evidence = evidence.add(rows, serving.load(store / version), anchor)
+        if (candidate := _loaded(places, version)) is not None:
+            evidence = evidence.add(rows, candidate, anchor)
     return evidence
+
+
+def _loaded(places: Places, version: str) -> Policy | None:
+    """The policy of that version; None for a live version whose files are gone."""
+    if base_of(version) == version:
+        return serving.load(places.policies / version)
+    live = live_serving.load(places.policies, places.live, version)
+    return live[0] if live is not None else None
 
 
 def _settle(places: Places, trial: Trial, now: datetime) -> None:
