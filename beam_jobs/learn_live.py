@@ -25,15 +25,17 @@ they are joined: when it is killed, the windows that were open stay incomplete u
 """
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from beam_jobs import live_stages, options
+from beam_jobs import files, live_stages, options
 from beam_jobs.files import alone, path_is_local
 from beam_jobs.ingest_events import check_events
 from beam_jobs.live_events import FollowSegments, SubscriptionArrivals
@@ -43,8 +45,10 @@ from beam_jobs.live_stages import LiveJob
 from beam_jobs.live_windows import LiveSettings
 from beam_jobs.payloads import DecisionShape
 from beam_jobs.places import SUBSCRIPTION_PREFIX, check_folder
-from contracts import command_line
+from contracts import command_line, live_encoders
 from contracts.errors import InputError, OperationError
+from contracts.live_encoders import Encoder
+from contracts.policies import CARD_NAME, NETWORK_NAME
 from contracts.windows import YEAR_SECONDS, WindowSettings
 
 JOB = "learn_live"
@@ -84,6 +88,12 @@ def parser() -> options.JobParser:
     flags.flag("window-seconds", options.number(0, YEAR_SECONDS, above=True), "length of a window")
     flags.flag("observation-dim", options.whole(1), "length of an observation; other decisions are unreadable here")
     flags.flag("num-actions", options.whole(1), "number of actions; decisions with other actions are unreadable here")
+    flags.flag(
+        "encoder",
+        options.TEXT,
+        "folder, or gs://BUCKET/FOLDER, of a policy whose network encodes observations (neural_linucb)",
+        default=None,
+    )
     flags.settings(WindowSettings, reward_window_seconds=60.0, settle_seconds=60.0)
     flags.settings(LiveSettings)
     flags.flag("buckets", options.whole(1), "parts of the join, by the hash of decision_id", default=1)
@@ -129,6 +139,7 @@ def _job(arguments: Any) -> LiveJob:
         arguments.window_seconds,
         command_line.from_flags(arguments, WindowSettings),
         arguments.observation_dim,
+        _encoder(arguments.encoder, arguments.observation_dim),
     )
     settings = command_line.from_flags(arguments, LiveSettings)
     record = Record(arguments.windows, plan, arguments.num_actions)
@@ -142,6 +153,22 @@ def _job(arguments: Any) -> LiveJob:
         live=arguments.live,
         buckets=arguments.buckets,
     )
+
+
+def _encoder(policy: str | None, observation_dim: int) -> Encoder | None:
+    """The encoder of a policy, if one is given. Raises InputError for one that does not fit."""
+    if policy is None:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in (CARD_NAME, NETWORK_NAME):
+            data = files.read(FileSystems.join(policy, name))
+            if data is None:
+                raise InputError(f"--encoder: a policy with a network expected, got {policy!r}: it has no {name}")
+            Path(scratch, name).write_bytes(data)
+        encoder = live_encoders.read(Path(scratch))
+    if encoder.observation_dim != observation_dim:
+        raise InputError(f"--encoder: observation_dim {observation_dim} expected, got {encoder.observation_dim}")
+    return encoder
 
 
 def _check_places(arguments: Any, pipeline_options: PipelineOptions, streaming: bool) -> None:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from beam_jobs.reward_join import KEY_COLUMNS, holdback_ids, in_holdback, join_rewards, observations
 from beam_jobs.tables import arrow_schema
 from contracts import live_sums
+from contracts.live_encoders import Encoder
 from contracts.live_sums import ArmSums
 from contracts.records import utc_microseconds
 from contracts.schemas import DECISIONS, REWARDS
@@ -45,6 +46,16 @@ class JoinPlan(NamedTuple):
     window_seconds: float
     settings: WindowSettings
     observation_dim: int
+    encoder: Encoder | None = None  # of the policy that learns; None: it learns from observations as they are
+
+    @property
+    def width(self) -> int:
+        """The length of what the sums are over."""
+        return self.observation_dim if self.encoder is None else self.encoder.width
+
+    def encoded(self, observations: np.ndarray) -> np.ndarray:
+        """[N, observation_dim] -> [N, width]: what the sums are over."""
+        return observations if self.encoder is None else self.encoder.encode(observations)
 
     def starts(self, moments: np.ndarray) -> np.ndarray:
         """[N] microseconds -> [N] microseconds: the start of the window that holds each."""
@@ -244,7 +255,7 @@ def _difference(before: dict[int, _Joined], after: dict[int, _Joined], plan: Joi
     for start in sorted(before.keys() | after.keys()):
         sides = [side[start] for side in (before, after) if start in side]
         counts = dict.fromkeys(WindowCounts.__struct_fields__, 0)
-        sums = live_sums.empty(plan.observation_dim)
+        sums = live_sums.empty(plan.width)
         for joined in sides:
             sign = -1 if start in before and joined is before[start] else 1
             for name, value in msgspec.structs.asdict(joined.counts).items():
@@ -261,9 +272,9 @@ def train_sums(interactions: pa.RecordBatch, plan: JoinPlan) -> ArmSums:
     held_back = in_holdback(holdback_ids(interactions), plan.settings.holdback_share)
     rows = interactions.filter(pa.array(~held_back))
     if not rows.num_rows:
-        return live_sums.empty(plan.observation_dim)
+        return live_sums.empty(plan.width)
     return live_sums.of_interactions(
-        observations(rows), rows.column("action").to_numpy(), rows.column("reward").to_numpy()
+        plan.encoded(observations(rows)), rows.column("action").to_numpy(), rows.column("reward").to_numpy()
     )
 
 

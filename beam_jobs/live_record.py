@@ -63,8 +63,9 @@ class Record:
         Raises InputError when it has observations of another length, or was exported with other settings.
         """
         manifest = self._manifest(self._plan.window(start))
-        sums = live_sums.empty(self._plan.observation_dim)
+        sums = live_sums.empty(self._plan.width)
         for batch in self._batches(manifest):
+            batch = batch._replace(observation=self._plan.encoded(batch.observation))
             sums = live_sums.add(sums, live_sums.of_batch(batch, self._num_actions))
         return sums
 

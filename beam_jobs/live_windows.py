@@ -143,7 +143,7 @@ def fold(state: LiveState, items: Iterable[bytes], plan: JoinPlan, settings: Liv
             case Joined():
                 state.events += item.events
                 changes += [
-                    WindowChange(start, counts, live_sums.decode(columns, plan.observation_dim))
+                    WindowChange(start, counts, live_sums.decode(columns, plan.width))
                     for start, counts, columns in item.changes
                 ]
             case Progress():
@@ -152,7 +152,7 @@ def fold(state: LiveState, items: Iterable[bytes], plan: JoinPlan, settings: Liv
                 state.pending.append(item)
             case Recorded():
                 records.append(item)
-    for change in all_changes(changes, plan.observation_dim).values():
+    for change in all_changes(changes, plan.width).values():
         _add(state, change, plan)
     for record in records:
         _heal(state, record, plan)
@@ -166,7 +166,7 @@ def _add(state: LiveState, change: WindowChange, plan: JoinPlan) -> None:
     window = state.windows.get(change.start)
     if window is None:
         counts = dict.fromkeys(WindowCounts.__struct_fields__, 0)
-        window = LiveWindow("open", counts, live_sums.encode(live_sums.empty(plan.observation_dim)), [])
+        window = LiveWindow("open", counts, live_sums.encode(live_sums.empty(plan.width)), [])
         state.windows[change.start] = window
     if window.state == "recorded":
         return  # an event that came after the record was made; the record's next revision is another window
@@ -178,9 +178,9 @@ def _heal(state: LiveState, record: Recorded, plan: JoinPlan) -> None:
     """Puts the sums of the record in place of the job's own, and counts a difference."""
     if record.start < state.dropped_before:
         return
-    sums = live_sums.decode(record.columns, plan.observation_dim)
+    sums = live_sums.decode(record.columns, plan.width)
     window = state.windows.get(record.start)
-    mine = _sums(window, plan) if window else live_sums.empty(plan.observation_dim)
+    mine = _sums(window, plan) if window else live_sums.empty(plan.width)
     arms = live_sums.differing(mine, sums)
     if window is None:
         window = LiveWindow("recorded", dict.fromkeys(WindowCounts.__struct_fields__, 0), [], [])
@@ -248,8 +248,9 @@ def emission(state: LiveState, plan: JoinPlan, num_actions: int, emitted_at: dat
         snapshot=snapshot,
         emitted_at=emitted_at,
         complete_until=state.complete_until,
-        observation_dim=plan.observation_dim,
+        observation_dim=plan.width,
         num_actions=num_actions,
+        encoder="" if plan.encoder is None else plan.encoder.digest,
         events=state.events,
         dead_letters=state.dead_letters,
         healed=state.healed,
@@ -267,7 +268,7 @@ def _counts(counts: dict[str, Any]) -> LiveCounts:
 
 
 def _sums(window: LiveWindow, plan: JoinPlan) -> ArmSums:
-    return live_sums.decode(window.columns, plan.observation_dim)
+    return live_sums.decode(window.columns, plan.width)
 
 
 def _set_sums(window: LiveWindow, sums: ArmSums, changed: np.ndarray) -> None:

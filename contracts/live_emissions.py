@@ -70,8 +70,11 @@ class Emission(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: bool
     emitted_at: Timestamp
     complete_until: Timestamp | None  # events up to this time have been read; None: not known yet
-    observation_dim: Annotated[int, Meta(ge=1)]
+    observation_dim: Annotated[int, Meta(ge=1)]  # of what the sums are over
     num_actions: Annotated[int, Meta(ge=1)]
+    encoder: str = (
+        ""  # digest of what turned observations into what the sums are over; empty: they are over observations
+    )
     events: Count  # read since the job started
     dead_letters: Count  # of those, unreadable
     healed: Count  # windows whose sums differed from the record's, since the job started

@@ -109,7 +109,7 @@ class Scorer:
 
     def scores(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[B, D] -> mean and std, [B, K] float64 each; std is 0 where the policy does not estimate its uncertainty."""
-        encoded = self._encoded(observations)
+        encoded = encoded_blocks(self._layers, observations)
         mean = self._rows(self._mean(encoded), len(observations))
         if self._variances is None:
             return mean, np.zeros_like(mean)
@@ -124,22 +124,11 @@ class Scorer:
 
     def means(self, observations: np.ndarray) -> np.ndarray:
         """[B, D] -> the mean alone, [B, K] float64, as in `scores`."""
-        return self._rows(self._mean(self._encoded(observations)), len(observations))
+        return self._rows(self._mean(encoded_blocks(self._layers, observations)), len(observations))
 
     def encode(self, observations: np.ndarray) -> np.ndarray:
         """[B, D] -> what the layers make of the observations, [B, E] float64."""
-        return self._rows(self._encoded(observations), len(observations))
-
-    def _encoded(self, observations: np.ndarray) -> np.ndarray:
-        count, observation_dim = observations.shape
-        rows = np.zeros((-(-count // _BLOCK_ROWS) * _BLOCK_ROWS, observation_dim))
-        rows[:count] = observations
-        encoded = rows.reshape(-1, _BLOCK_ROWS, observation_dim)
-        for weights, bias in self._layers:
-            encoded = np.matmul(encoded, weights)
-            encoded += bias
-            np.maximum(encoded, 0.0, out=encoded)
-        return encoded
+        return self._rows(encoded_blocks(self._layers, observations), len(observations))
 
     def _mean(self, encoded: np.ndarray) -> np.ndarray:
         mean: np.ndarray = np.matmul(encoded, self._means)
@@ -150,6 +139,19 @@ class Scorer:
     @staticmethod
     def _rows(blocks: np.ndarray, count: int) -> np.ndarray:
         return blocks.reshape(-1, blocks.shape[-1])[:count]
+
+
+def encoded_blocks(layers: list[tuple[np.ndarray, np.ndarray]], observations: np.ndarray) -> np.ndarray:
+    """[B, D] -> what the layers (float64) make of the observations, in blocks of rows: [blocks, 8, E] float64."""
+    count, observation_dim = observations.shape
+    rows = np.zeros((-(-count // _BLOCK_ROWS) * _BLOCK_ROWS, observation_dim))
+    rows[:count] = observations
+    encoded = rows.reshape(-1, _BLOCK_ROWS, observation_dim)
+    for weights, bias in layers:
+        encoded = np.matmul(encoded, weights)
+        encoded += bias
+        np.maximum(encoded, 0.0, out=encoded)
+    return encoded
 
 
 def write(policy: Path, arrays: PolicyArrays) -> None:

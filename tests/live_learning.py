@@ -55,6 +55,7 @@ def write_base(store: Path, version: str, trained: list[TrainingWindow], **hyper
         observation_dim=DIM,
         num_actions=NUM_ACTIONS,
         catalogue=catalogue,
+        arm_columns=arms.columns(catalogue),
         trained_on=[TrainedWindow(window=window, split="train", records=50) for window in trained],
         exploration=Exploration(),
     )
@@ -75,7 +76,7 @@ def posterior_of(card: PolicyCard, statistics: SufficientStatistics) -> linear.P
         str(settings["arm_features"]),
         float(settings["tikhonov"]),
         float(settings["arm_tikhonov"]),
-        arms.arm_features(card.catalogue),
+        arms.arm_features(card.catalogue, card.arm_columns),
     )
 
 
@@ -87,7 +88,13 @@ class Emitter:
         self._folder.mkdir(parents=True)
         self._sequence = 0
 
-    def emit(self, windows: dict[TrainingWindow, ArmSums], snapshot: bool = True, observation_dim: int = DIM) -> None:
+    def emit(
+        self,
+        windows: dict[TrainingWindow, ArmSums],
+        snapshot: bool = True,
+        observation_dim: int = DIM,
+        encoder: str = "",
+    ) -> None:
         """Writes one file; without `snapshot`, `windows` holds the changed arms alone."""
         self._sequence += 1
         now = datetime.now(UTC)
@@ -98,6 +105,7 @@ class Emitter:
             complete_until=now - timedelta(seconds=1),
             observation_dim=observation_dim,
             num_actions=NUM_ACTIONS,
+            encoder=encoder,
             events=0,
             dead_letters=0,
             healed=0,

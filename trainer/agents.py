@@ -52,6 +52,8 @@ HYPERPARAMETERS: dict[str, tuple[type, str]] = {
     "patience": (int, "neural: epochs without a lower held-out loss after which training stops (default: 3)"),
 }
 LINEAR_ALGORITHMS = ("greedy", "lin_ts", "lin_ucb")
+# Those whose coefficients follow from sums: linear in the observation, or in what a frozen network makes of it.
+LIVE_ALGORITHMS = (*LINEAR_ALGORITHMS, "neural_linucb")
 # The strategy with which each algorithm explores in its paper; the default when it serves.
 EXPLORATION: dict[str, Strategy] = {
     "lin_ucb": "ucb",

@@ -10,7 +10,8 @@ the champion, the process begins again from it, with the sums of the windows tha
 It starts at once from a policy store and a folder of sums, and keeps no state of its own: killed and started again it
 publishes the same coefficients under the next number. One process at a time may publish in a folder.
 
-Live learning needs a linear algorithm (lin_ucb, lin_ts, greedy), with any arm features. The networks learn by window.
+Live learning needs a linear algorithm (lin_ucb, lin_ts, greedy), with any arm features, or neural_linucb, whose last layer
+learns over its frozen network. The other networks learn by window.
 
 `<live>/control.json` is the guard's: while it holds live learning, nothing is published, and the evidence of windows that
 it refuses is left out.
@@ -31,7 +32,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from contracts import live_emissions, live_sums, live_versions, policies, policy_arrays
+from contracts import live_emissions, live_encoders, live_sums, live_versions, policies, policy_arrays
 from contracts.command_line import FlagParser, add_flags, from_flags, run_main
 from contracts.errors import InputError
 from contracts.live_emissions import Emission
@@ -140,12 +141,14 @@ class LiveTrainer:
         card = artifact.read_card(self._store, version)
         if card is None:
             raise InputError(f"--policies: {self._store} has no policy {version}, which its champion.json names")
-        if card.algorithm not in agents.LINEAR_ALGORITHMS:
-            allowed = ", ".join(agents.LINEAR_ALGORITHMS)
+        if card.algorithm not in agents.LIVE_ALGORITHMS:
+            allowed = ", ".join(agents.LIVE_ALGORITHMS)
             raise InputError(f"algorithm: one of {allowed} to learn live, got {card.algorithm}, which learns by window")
         folder = self._store / version
-        solver = LiveSolver(card, checkpoint.read(folder), policy_arrays.read(folder, card))
+        arrays = policy_arrays.read(folder, card)
+        solver = LiveSolver(card, checkpoint.read(folder), arrays)
         self._card: PolicyCard = card
+        self._width, self._encoder = arrays.theta.shape[1], live_encoders.digest(arrays.layers)
         self._solver = solver
         self._changed = np.zeros(card.num_actions, bool)
         self._counted: set[TrainingWindow] = set()  # the windows in the solver's sums
@@ -171,10 +174,11 @@ class LiveTrainer:
         return True
 
     def _take(self, emission: Emission) -> None:
-        if emission.observation_dim != self._card.observation_dim:
+        if (emission.observation_dim, emission.encoder) != (self._width, self._encoder):
             raise InputError(
-                f"{self._live / live_emissions.SUMS_FOLDER}: observation_dim {self._card.observation_dim} as in "
-                f"{self.base}, got {emission.observation_dim}"
+                f"{self._live / live_emissions.SUMS_FOLDER}: observation_dim {self._width} and encoder"
+                f" {self._encoder or 'none'} as in {self.base}, got {emission.observation_dim} and"
+                f" {emission.encoder or 'none'}"
             )
         nothing = live_sums.empty(emission.observation_dim)
         newest = max((trained.window.start for trained in self._card.trained_on), default=None)
@@ -233,7 +237,7 @@ class LiveTrainer:
             sums_digest=digest(counted),
             interactions=sum(int(sums.counts.sum()) for sums in counted.values()),
             num_actions=self._card.num_actions,
-            width=self._card.observation_dim,
+            width=self._width,
             changes=changes,
         )
 

@@ -38,11 +38,11 @@ class LiveSolver:
         self._published = (self._theta.copy(), self._num_samples.copy(), self._covariance.copy())
         self._total = SufficientStatistics(base.a.copy(), base.b.copy(), base.n.copy())
         hyperparameters = card.hyperparameters
-        self._half_life = float(hyperparameters["half_life"])
+        self._half_life = float(hyperparameters.get("half_life", 0.0))
         self._tikhonov = float(hyperparameters["tikhonov"])
         self._weights: dict[TrainingWindow | None, float] = {None: 1.0}  # None: the base
         self._model: _SharedModel | None = None
-        if (kind := str(hyperparameters["arm_features"])) != "none":
+        if (kind := str(hyperparameters.get("arm_features", "none"))) != "none":
             own = float(hyperparameters["arm_tikhonov"]) if kind == "hybrid" else None
             self._model = _SharedModel(
                 self._total, arms.arm_features(card.catalogue, card.arm_columns), self._tikhonov, own

@@ -19,7 +19,7 @@ from contracts.command_line import flag_name, say
 from contracts.errors import InputError, OperationError
 from contracts.policies import split_version
 from contracts.windows import TrainingWindow
-from orchestration import endpoint, live_control
+from orchestration import endpoint, live_control, policy_store
 from orchestration.audit import guard
 from orchestration.loop.backends import SEGMENT_SECONDS, Backend
 from orchestration.loop.run_folder import RunFolder
@@ -41,8 +41,8 @@ def check(settings: LoopSettings) -> None:
     """Raises InputError for settings with which live learning does not run."""
     if settings.learning == "windows":
         return
-    if settings.algorithm not in agents.LINEAR_ALGORITHMS:
-        allowed = ", ".join(agents.LINEAR_ALGORITHMS)
+    if settings.algorithm not in agents.LIVE_ALGORITHMS:
+        allowed = ", ".join(agents.LIVE_ALGORITHMS)
         raise InputError(f"--learning: live needs --algorithm {allowed}, got {settings.algorithm}")
 
 
@@ -88,6 +88,10 @@ def start(
         *("--window-seconds", str(settings.window_seconds)),
         *("--observation-dim", str(shape.observation_dim), "--num-actions", str(shape.num_actions)),
     ]
+    if settings.algorithm not in agents.LINEAR_ALGORITHMS:
+        champion = policy_store.champion(folder.policies)
+        assert champion is not None  # the bootstrap made one
+        sums += ["--encoder", str(folder.policies / champion.version)]
     as_exported = [part for name in window.__struct_fields__ for part in (flag_name(name), str(getattr(window, name)))]
     keep_seconds = max(KEEP_SECONDS, 4 * (settings.window_seconds + window.closing_seconds))
     versions = ["trainer.live", "--live", str(folder.live), "--policies", str(folder.policies)]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -25,6 +26,7 @@ from beam_jobs.warehouses import open_warehouse
 from contracts import live_sums
 from contracts.errors import InputError
 from contracts.live_emissions import SUMS_FOLDER, Reader
+from contracts.live_encoders import Encoder
 from contracts.records import utc_microseconds
 from tests.live_logs import (
     NUM_ACTIONS,
@@ -72,6 +74,20 @@ def assert_equal(found: dict[int, live_sums.ArmSums], wanted: dict[int, live_sum
     for number, sums in wanted.items():
         assert len(sums.arms), "a test on windows without records proves nothing"
         assert live_sums.equal(found[number], sums), f"window {number}"
+
+
+def test_with_an_encoder_the_sums_are_over_what_it_makes_of_observations(tmp_path: Path) -> None:
+    make_folders(tmp_path)
+    random = np.random.default_rng(0)
+    layers = [(random.normal(size=(OBSERVATION_DIM, 6)).astype(np.float32), np.zeros(6, np.float32))]
+    how = plan(now() - timedelta(seconds=20), missing_reward="default")._replace(encoder=Encoder(layers))
+    lines = list(map(payload, faulty_log(how.origin, 11)))
+    write_segment(tmp_path / "events", lines, 1)
+    job = live_job(tmp_path, how, buckets=2)
+    reader = learn_until(tmp_path, job, lambda it: it.latest is not None and it.latest.events == len(lines))
+    assert reader.latest is not None
+    assert (reader.latest.observation_dim, reader.latest.encoder) == (6, Encoder(layers).digest)
+    assert_equal(learned(reader, how), export_all(tmp_path, how))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +209,7 @@ def flags(root: Path, **changes: str) -> list[str]:
         ({"events": "pubsub:x"}, "--events: pubsub:projects/PROJECT/subscriptions/NAME expected, got 'pubsub:x'"),
         ({"windows": "/nowhere"}, "--windows: a folder of exported windows expected, got '/nowhere'"),
         ({"timestamp-attribute": "t"}, "--timestamp-attribute: requires --events pubsub:"),
+        ({"encoder": "/nowhere"}, "--encoder: a policy with a network expected, got '/nowhere': it has no policy.json"),
         ({"window-seconds": "0"}, "a number above 0 to "),
         ({"observation-dim": "0"}, "a whole number from 1 expected, got '0'"),
         ({"emit-seconds": "0.01"}, "a number from 0.05 to 60 expected, got '0.01'"),

@@ -10,10 +10,14 @@ import pytest
 
 from contracts import live_sums, live_versions, policies, policy_arrays
 from contracts.errors import InputError
+from contracts.live_encoders import Encoder
 from contracts.live_versions import CONTROL_NAME, VERSIONS_NAME, Control
+from contracts.policy_arrays import PolicyArrays
+from predictor import live as live_serving
 from tests.linear_policies import point_at
-from tests.live_learning import DIM, WINDOWS, Emitter, sums_of, write_base
-from trainer import live
+from tests.live_learning import DIM, NUM_ACTIONS, WINDOWS, Emitter, interactions, sums_of, write_base
+from trainer import agents, checkpoint, linear, live
+from trainer.linear import SufficientStatistics
 from trainer.live import LiveSettings, LiveTrainer
 
 
@@ -135,8 +139,43 @@ def test_files_of_old_versions_are_removed_unless_they_are_kept(emitter, store, 
 
 def test_sums_of_another_shape_are_refused(trainer, emitter):
     emitter.emit({}, observation_dim=DIM + 1)
-    with pytest.raises(InputError, match=r"sums: observation_dim 3 as in v1, got 4$"):
+    with pytest.raises(InputError, match=r"sums: observation_dim 3 and encoder none as in v1, got 4 and none$"):
         trainer.step()
+
+
+def test_the_last_layer_of_a_network_learns_over_its_frozen_encoder(store, emitter, tmp_path):
+    random = np.random.default_rng(5)
+    layers = [(random.normal(size=(DIM, 4)).astype(np.float32), np.zeros(4, np.float32))]
+    encoder = Encoder(layers)
+    folder = store / "v1"
+    card = policies.decode_card((folder / policies.CARD_NAME).read_bytes(), "v1")
+    settings = agents.complete("neural_linucb", {})
+    card = msgspec.structs.replace(card, algorithm="neural_linucb", hyperparameters=settings)
+    (folder / policies.CARD_NAME).write_bytes(policies.encode_json(card))
+    observation, action, reward = interactions(200, 1)
+    statistics = SufficientStatistics.zeros(NUM_ACTIONS, 4)
+    statistics.add(encoder.encode(observation), action, reward)
+    checkpoint.write(folder, statistics)
+    theta, covariance = linear.disjoint(statistics, settings["tikhonov"])
+    (folder / policies.LINEAR_NAME).unlink()
+    base = PolicyArrays(
+        layers, theta.astype(np.float32), np.zeros(NUM_ACTIONS, np.float32), covariance.astype(np.float32), statistics.n
+    )
+    policy_arrays.write(folder, base)
+    more = interactions(60, 2)
+    with live.locked(tmp_path / "live"):
+        trainer = LiveTrainer(tmp_path / "live", store, LiveSettings())
+        sums = live_sums.of_interactions(encoder.encode(more[0]), *more[1:])
+        emitter.emit({WINDOWS[2]: sums}, observation_dim=4, encoder=encoder.digest)
+        assert trainer.step().width == 4
+        emitter.emit({WINDOWS[2]: sums}, observation_dim=4, encoder="another")
+        with pytest.raises(InputError, match=r"sums: observation_dim 4 and encoder .* as in v1, got 4 and another$"):
+            trainer.step()
+    statistics.add(encoder.encode(more[0]), *more[1:])
+    wanted = linear.disjoint(statistics, settings["tikhonov"]).theta
+    policy, _ = live_serving.load(store, tmp_path / "live", "v1+1")
+    seen = interactions(20, 3)[0]
+    np.testing.assert_allclose(policy.scores(seen)[0], encoder.encode(seen) @ wanted.T, atol=1e-4)
 
 
 def test_what_keeps_it_from_starting(store, tmp_path):
@@ -148,7 +187,9 @@ def test_what_keeps_it_from_starting(store, tmp_path):
         card = policies.decode_card((store / "v1" / policies.CARD_NAME).read_bytes(), "v1")
         network = msgspec.structs.replace(card, algorithm="neural_boltzmann")
         (store / "v1" / policies.CARD_NAME).write_bytes(policies.encode_json(network))
-        with pytest.raises(InputError, match=r"^algorithm: one of greedy, lin_ts, lin_ucb to learn live, got neural"):
+        with pytest.raises(
+            InputError, match=r"^algorithm: one of greedy, lin_ts, lin_ucb, neural_linucb to learn live, got neural"
+        ):
             LiveTrainer(tmp_path / "live", store, LiveSettings())
 
 

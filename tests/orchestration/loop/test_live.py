@@ -40,7 +40,10 @@ NOTHING = ArmChanges(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algorithm": "neural_boltzmann"}, "^--learning: live needs --algorithm greedy, lin_ts, lin_ucb, got neural_"),
+        (
+            {"algorithm": "neural_boltzmann"},
+            "^--learning: live needs --algorithm greedy, lin_ts, lin_ucb, neural_linucb, got neural_boltz",
+        ),
     ],
 )
 def test_settings_that_cannot_learn_live(changes, message):
