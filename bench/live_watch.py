@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PROGRAM = "bench.live_watch"
 RESULTS = Path(__file__).with_name("live_watch.json")
 CLEAN_WINDOWS = 4  # before a fault, the bootstrap's included
-BAD_WINDOWS = 4
+BAD_WINDOWS = {False: 2, True: 4}  # by whether only the learner is deceived, which takes longer to show
 CLEAN_LENGTH = 11  # of a clean loop, the bootstrap's included
 ANCHOR_SHARE = 0.05
 CLEAN = {"clean": 0.0, "clean, tastes drift by 0.05 per window (half-life 2)": 0.05}
@@ -112,13 +112,14 @@ def _faulty(loop: "LiveLoop", name: str, seed: int) -> Outcome:
     before = float(np.mean(loop.lived[-1].share_of_oracle[1:]))
     loop.mark()
     first = len(loop.lived)
-    for _ in range(BAD_WINDOWS):
+    windows = BAD_WINDOWS[loop.only_learner]
+    for _ in range(windows):
         loop.window()
     served = [share for one in loop.lived[first:] for share in one.share_of_oracle]
     alarms = [one for one in loop.lived[first:] if one.alarm is not None]
     if not alarms:
-        return Outcome(name, seed, None, "", served[-1] / before, BAD_WINDOWS)
-    return Outcome(name, seed, alarms[0].alarm_after, _kind(alarms[0].alarm or ""), served[-1] / before, BAD_WINDOWS)
+        return Outcome(name, seed, None, "", served[-1] / before, windows)
+    return Outcome(name, seed, alarms[0].alarm_after, _kind(alarms[0].alarm or ""), served[-1] / before, windows)
 
 
 def _clean(loop: "LiveLoop", name: str, seed: int) -> Outcome:

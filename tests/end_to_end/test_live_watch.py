@@ -99,10 +99,11 @@ def test_an_alarm_puts_the_anchor_back_until_a_person_releases(tmp_path, fault):
     write(store, "v1", TRUE)
     write(store, "v2", TRUE + np.float32(0.01))
     point_at(store, "v2", mode="probation", anchor="v1", anchor_share=0.1)
-    flags = ("--live", str(live), "--max-live-loss", "1")  # nothing is refused before it serves
+    # Nothing is refused before it serves, and a version serves for long.
+    flags = ("--live", str(live), "--max-live-loss", "1", "--live-age-seconds", "600")
     with predictor(store, tmp_path / "events", *flags) as server, Client(server.url) as client:
         viewers = Viewers(client)
-        viewers.come(500)
+        viewers.come(1000)
         window = TrainingWindow(datetime.now(UTC) - timedelta(seconds=60), datetime.now(UTC))
         card = msgspec.structs.replace(
             serving.read_card(store / "v2"), trained_on=[TrainedWindow(window=window, split="train", records=1)]
