@@ -7,8 +7,8 @@ serving, watch, audit, guard, training, gate and probation. Faults of a seed beg
 the feed are in all that the product reads. Those of the learner are in what live learning reads alone, as a bug in it
 would be: there the log is right, and live versions are wrong.
 
-Reported are the decisions with rewards from the fault until live learning was held, what held it, and the share of the
-oracle's reward that is served in the second after that second. The clean loops, with tastes that stand still and that
+Reported are the decisions with rewards from the fault until live learning was held, what held it, and how much of the reward
+before the fault is served: in the worst second since, and from the third second after the alarm on (at least, over seeds). The clean loops, with tastes that stand still and that
 drift, must never be held. Writes `bench/live_watch.json` and the table in `docs/live.md`.
 """
 
@@ -34,6 +34,7 @@ PROGRAM = "bench.live_watch"
 RESULTS = Path(__file__).with_name("live_watch.json")
 CLEAN_WINDOWS = 4  # before a fault, the bootstrap's included
 BAD_WINDOWS = {False: 2, True: 4}  # by whether only the learner is deceived, which takes longer to show
+BACK_SECONDS = 3  # after an alarm, what is served must be as good as before
 CLEAN_LENGTH = 11  # of a clean loop, the bootstrap's included
 ANCHOR_SHARE = 0.05
 CLEAN = {"clean": 0.0, "clean, tastes drift by 0.05 per window (half-life 2)": 0.05}
@@ -46,7 +47,8 @@ class Outcome(NamedTuple):
     seed: int
     after: int | None  # decisions until it was held; None: never
     why: str
-    kept: float  # share of the oracle's reward at the end, over that before the fault
+    kept: float  # share of the oracle's reward from the third second after the alarm on, over that before the fault
+    lowest: float  # the same in the worst second since the fault
     windows: int  # that were served
 
 
@@ -109,27 +111,24 @@ def run_seed(names: Sequence[str], clean: Sequence[str], seed: int, ratings: str
 
 
 def _faulty(loop: "LiveLoop", name: str, seed: int) -> Outcome:
-    before = float(np.mean(loop.lived[-1].share_of_oracle[1:]))
+    before, first, known = float(np.mean(loop.shares[-4:])), len(loop.shares), len(loop.alarms)
     loop.mark()
-    first = len(loop.lived)
     windows = BAD_WINDOWS[loop.only_learner]
     for _ in range(windows):
         loop.window()
-    served = [share for one in loop.lived[first:] for share in one.share_of_oracle]
-    alarms = [one for one in loop.lived[first:] if one.alarm is not None]
-    if not alarms:
-        return Outcome(name, seed, None, "", served[-1] / before, windows)
-    return Outcome(name, seed, alarms[0].alarm_after, _kind(alarms[0].alarm or ""), served[-1] / before, windows)
+    alarms = loop.alarms[known:]
+    # Not held, what is served at the end; held, the worst second from the third one after the alarm on.
+    kept = min(loop.shares[alarms[0].second + BACK_SECONDS - 1 :], default=np.nan) if alarms else loop.shares[-1]
+    lowest = min(loop.shares[first:]) / before
+    after, why = (alarms[0].decisions, _kind(alarms[0].why)) if alarms else (None, "")
+    return Outcome(name, seed, after, why, kept / before, lowest, windows)
 
 
 def _clean(loop: "LiveLoop", name: str, seed: int) -> Outcome:
     for _ in range(CLEAN_LENGTH):
         loop.window()
-    alarms = [one for one in loop.lived if one.alarm is not None]
-    why = _kind(alarms[0].alarm or "") if alarms else ""
-    first, last = (float(np.mean(loop.lived[at].share_of_oracle)) for at in (0, -1))
-    after = alarms[0].alarm_after if alarms else None
-    return Outcome(name, seed, after, why, last / first, len(loop.lived))
+    after, why = (loop.alarms[0].decisions, _kind(loop.alarms[0].why)) if loop.alarms else (None, "")
+    return Outcome(name, seed, after, why, 1.0, 1.0, CLEAN_LENGTH - 1)
 
 
 def _kind(why: str) -> str:
@@ -147,21 +146,21 @@ def _kind(why: str) -> str:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Markdown: a row per fault."""
     lines = [
-        "| what is wrong | held | decisions until held: median, 95% | what held it | served in the end, at least |",
-        "| --- | --- | --- | --- | --- |",
+        "| what is wrong | held | decisions until held: median, 95% | what held it | worst second | 3 s after the alarm |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in dict.fromkeys(one.name for one in outcomes):
         own = [one for one in outcomes if one.name == name]
         held = [one.after for one in own if one.after is not None]
         if name in CLEAN:
-            lines.append(f"| {name} | {len(held)} in {sum(one.windows for one in own)} windows | | | |")
+            lines.append(f"| {name} | {len(held)} in {sum(one.windows for one in own)} windows | | | | |")
             continue
         median, high = np.percentile(held, [50, 95]) if held else (np.nan, np.nan)
         kinds = {kind: sum(one.why == kind for one in own) for kind in ("judgement", "surprise", "fall", "gain")}
         by = ", ".join(f"{kind} {count}" for kind, count in kinds.items() if count)
         lines.append(
             f"| {name} | {len(held)} of {len(own)} | {median:,.0f}, {high:,.0f} | {by} |"
-            f" {min(one.kept for one in own):.1%} |"
+            f" {min(one.lowest for one in own):.0%} | {min(one.kept for one in own):.0%} |"
         )
     return "\n".join(lines)
 

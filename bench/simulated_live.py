@@ -28,16 +28,16 @@ STEP = timedelta(seconds=1)
 STEPS = round(WINDOW / STEP)
 SERVING = LiveServing()
 
+REFUSED = "refused: "  # the reason of a hold before a version serves
 CHUNK = 20  # decisions that the watch takes at a time
 
 
-class LiveServed(NamedTuple):
-    """What became of live learning in one window."""
+class Alarm(NamedTuple):
+    """Why live learning was held, and when."""
 
-    share_of_oracle: list[float]  # of each second
-    by_live: float  # share of the decisions that live versions made
-    alarm: str | None  # why live learning was held in this window; None if it was not
-    alarm_after: int  # decisions with rewards that the watch had taken in since `mark` when it was
+    why: str
+    decisions: int  # with rewards, that the watch had taken in since `mark`
+    second: int  # the first one that the alarm could change, counted from the first that was served
 
 
 class LiveLoop(SimulatedLoop):
@@ -48,7 +48,9 @@ class LiveLoop(SimulatedLoop):
         self.sabotage: Sabotage | None = None
         self.only_learner = False  # the sabotage is in what live learning reads; the log is right
         self.watch = LiveEvidence(LiveCaution())
-        self.lived: list[LiveServed] = []
+        self.shares: list[float] = []  # of the oracle's reward, in each second since a policy serves
+        self.by_live: list[float] = []  # of the decisions, made by live versions, in each second
+        self.alarms: list[Alarm] = []
         self.held: str | None = None  # why live learning is
         self.sequence = 0  # of the last live version
         self.taken_in = 0  # decisions with rewards that the watch has taken in since `mark`
@@ -60,7 +62,7 @@ class LiveLoop(SimulatedLoop):
         other = super().copy(root)
         if self._last is not None:
             self._last.take_in(np.inf)
-        for name in ("watch", "held", "sequence", "observed", "lived"):
+        for name in ("watch", "held", "sequence", "observed", "shares", "by_live", "alarms"):
             setattr(other, name, deepcopy(getattr(self, name)))
         return other
 
@@ -82,16 +84,20 @@ class LiveLoop(SimulatedLoop):
             rows, share = super()._serve(window)
             self.watch.remember(_taken(rows, np.flatnonzero(rows.answered), [None] * len(rows.action), rows.answered))
             return rows, share
-        if not guard.is_held(self.places.root):
-            self.held = None  # the window before was accepted
+        if self.held is not None and not guard.is_held(self.places.root):  # the window before was accepted
+            self.held, self.watch = None, self.watch.again()
         if self._last is not None:
             self._last.take_in(np.inf)
         self._last = run = _LiveWindow(self, self._line_up(champion), window)
-        shares = [run.step(second) for second in range(STEPS)]
-        rows = run.rows
-        by_live = float(np.mean([split_version(version)[1] is not None for version in rows.version.tolist()]))
-        self.lived.append(LiveServed(shares, by_live, run.alarm, run.alarm_after))
-        return rows, float(np.mean(shares))
+        for second in range(STEPS):
+            run.step(second)
+        return run.rows, float(np.mean(self.shares[-STEPS:]))
+
+    def hold(self, why: str | None) -> None:
+        """Holds live learning, if there is a reason and it is not held yet."""
+        if why is not None and self.held is None:
+            self.held = why
+            self.alarms.append(Alarm(why, self.taken_in, len(self.shares)))
 
 
 class _LiveWindow:
@@ -111,8 +117,6 @@ class _LiveWindow:
         self._seconds: list[Rows] = []
         self._beside: list[str | None] = []  # the live version at the time of each decision
         self._done = np.zeros(0, bool)  # what has been taken in
-        self.alarm: str | None = None
-        self.alarm_after = 0
         loop.watch.begin(line_up.serving, self._anchor, self._share)
 
     @property
@@ -120,20 +124,23 @@ class _LiveWindow:
         """All decisions of the window so far, as the feed shows them."""
         return Rows(*(np.concatenate(columns) for columns in zip(*self._seconds, strict=True)))
 
-    def step(self, second: int) -> float:
-        """Serves a second, and learns what came until its end. Returns the share of the oracle's reward."""
+    def step(self, second: int) -> None:
+        """Serves a second, and learns what came until its end."""
         loop, line_up = self._loop, self._line_up
         live = None if loop.held else self._newest
-        if live is not None:
+        if loop.held is not None and not loop.held.startswith(REFUSED) and line_up.anchor is not None:
+            line_up = dataclasses.replace(line_up, anchor_share=1.0)
+        elif live is not None:
             line_up = dataclasses.replace(line_up, live=live, base_share=SERVING.base_share)
         rows, share = loop.decided(self._window, second, line_up)
+        loop.shares.append(share)
+        loop.by_live.append(np.mean([split_version(version)[1] is not None for version in rows.version.tolist()]))
         loop.observed = np.concatenate([loop.observed, rows.observation])[-JUDGED_ON:]
         self._seconds.append(rows if loop.only_learner else loop.corrupted(rows))
         self._beside += [None if live is None else live.card.version] * len(rows.action)
         self._done = np.concatenate([self._done, np.zeros(len(rows.action), bool)])
         learned = self.take_in(self._window.start.timestamp() * 1e6 + (second + 1) * STEP / timedelta(microseconds=1))
         self._publish(loop.corrupted(learned) if loop.only_learner else learned)
-        return share
 
     def take_in(self, until: float) -> Rows:
         """Shows the watch the rewards that came before `until`, microseconds since the epoch, and returns these rows."""
@@ -150,13 +157,8 @@ class _LiveWindow:
             loop.watch.add(decided, self._line_up.serving, self._anchor, self._live)
             if loop.held is None:
                 loop.taken_in += len(chunk)
-                self._hold(loop.watch.alarm())
+                loop.hold(loop.watch.alarm())
         return Rows(*(column[here] for column in rows))
-
-    def _hold(self, why: str | None) -> None:
-        if why is not None and self._loop.held is None:
-            self._loop.held = self.alarm = why
-            self.alarm_after = self._loop.taken_in
 
     def _publish(self, learned: Rows) -> None:
         """The next live version."""
@@ -176,7 +178,7 @@ class _LiveWindow:
         self._live[name] = self._newest
         loss = expected_loss(self._newest, judge, self._loop.observed)
         if loss > SERVING.max_live_loss:
-            self._hold(f"refused: the anchor expects a loss of {loss:.2f}")
+            self._loop.hold(f"{REFUSED}the anchor expects a loss of {loss:.2f}")
 
 
 def _held_back(rows: Rows) -> np.ndarray:
