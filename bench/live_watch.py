@@ -37,7 +37,12 @@ BAD_WINDOWS = {False: 2, True: 4}  # by whether only the learner is deceived, wh
 BACK_SECONDS = 3  # after an alarm, what is served must be as good as before
 CLEAN_LENGTH = 11  # of a clean loop, the bootstrap's included
 ANCHOR_SHARE = 0.05
-CLEAN = {"clean": 0.0, "clean, tastes drift by 0.05 per window (half-life 2)": 0.05}
+# Fields of `bench.simulated_loop.Conditions`.
+CLEAN: dict[str, dict[str, float]] = {
+    "clean": {},
+    "clean, tastes drift by 0.05 per window (half-life 2)": {"drift": 0.05, "half_life": 2.0},
+    "clean, 10 new movies when serving begins": {"new_movies": 10},
+}
 
 
 class Outcome(NamedTuple):
@@ -47,7 +52,7 @@ class Outcome(NamedTuple):
     seed: int
     after: int | None  # decisions until it was held; None: never
     why: str
-    kept: float  # share of the oracle's reward from the third second after the alarm on, over that before the fault
+    kept: float  # share of the oracle's reward from 3 s after the alarm until the release, over that before the fault
     lowest: float  # the same in the worst second since the fault
     windows: int  # that were served
 
@@ -102,8 +107,7 @@ def run_seed(names: Sequence[str], clean: Sequence[str], seed: int, ratings: str
             loop.only_learner, loop.sabotage = faults()[name]
             outcomes.append(_faulty(loop, name, seed))
         for number, name in enumerate(clean):
-            drift = CLEAN[name]
-            conditions = Conditions(drift=drift, half_life=2.0 if drift else 0.0)
+            conditions = Conditions(**CLEAN[name])  # type: ignore[arg-type]
             folder = Path(scratch) / f"clean-{number}"
             loop = LiveLoop(folder, viewers, seed=seed, caution=caution, conditions=conditions)
             outcomes.append(_clean(loop, name, seed))
@@ -117,8 +121,10 @@ def _faulty(loop: "LiveLoop", name: str, seed: int) -> Outcome:
     for _ in range(windows):
         loop.window()
     alarms = loop.alarms[known:]
-    # Not held, what is served at the end; held, the worst second from the third one after the alarm on.
-    kept = min(loop.shares[alarms[0].second + BACK_SECONDS - 1 :], default=np.nan) if alarms else loop.shares[-1]
+    kept = loop.shares[-1]
+    if alarms:
+        released = next((second for second in loop.releases if second > alarms[0].second), len(loop.shares))
+        kept = min(loop.shares[alarms[0].second + BACK_SECONDS - 1 : released], default=kept)
     lowest = min(loop.shares[first:]) / before
     after, why = (alarms[0].decisions, _kind(alarms[0].why)) if alarms else (None, "")
     return Outcome(name, seed, after, why, kept / before, lowest, windows)

@@ -28,11 +28,10 @@ STEP = timedelta(seconds=1)
 STEPS = round(WINDOW / STEP)
 SERVING = LiveServing()
 
-REFUSED = "refused: "  # the reason of a hold before a version serves
 CHUNK = 20  # decisions that the watch takes at a time
 
 
-class Alarm(NamedTuple):
+class Held(NamedTuple):
     """Why live learning was held, and when."""
 
     why: str
@@ -50,8 +49,10 @@ class LiveLoop(SimulatedLoop):
         self.watch = LiveEvidence(LiveCaution())
         self.shares: list[float] = []  # of the oracle's reward, in each second since a policy serves
         self.by_live: list[float] = []  # of the decisions, made by live versions, in each second
-        self.alarms: list[Alarm] = []
+        self.alarms: list[Held] = []
+        self.releases: list[int] = []  # the seconds from which on it was not held again
         self.held: str | None = None  # why live learning is
+        self.anchor_alone = False  # while it is held
         self.sequence = 0  # of the last live version
         self.taken_in = 0  # decisions with rewards that the watch has taken in since `mark`
         self.observed = np.zeros((0, self._viewers.observation_dim), np.float32)
@@ -62,7 +63,7 @@ class LiveLoop(SimulatedLoop):
         other = super().copy(root)
         if self._last is not None:
             self._last.take_in(np.inf)
-        for name in ("watch", "held", "sequence", "observed", "shares", "by_live", "alarms"):
+        for name in ("watch", "held", "sequence", "observed", "shares", "by_live", "alarms", "releases"):
             setattr(other, name, deepcopy(getattr(self, name)))
         return other
 
@@ -86,6 +87,7 @@ class LiveLoop(SimulatedLoop):
             return rows, share
         if self.held is not None and not guard.is_held(self.places.root):  # the window before was accepted
             self.held, self.watch = None, self.watch.again()
+            self.releases.append(len(self.shares))
         if self._last is not None:
             self._last.take_in(np.inf)
         self._last = run = _LiveWindow(self, self._line_up(champion), window)
@@ -93,11 +95,11 @@ class LiveLoop(SimulatedLoop):
             run.step(second)
         return run.rows, float(np.mean(self.shares[-STEPS:]))
 
-    def hold(self, why: str | None) -> None:
-        """Holds live learning, if there is a reason and it is not held yet."""
-        if why is not None and self.held is None:
-            self.held = why
-            self.alarms.append(Alarm(why, self.taken_in, len(self.shares)))
+    def hold(self, why: str, anchor_alone: bool) -> None:
+        """Holds live learning, unless it is held already."""
+        if self.held is None:
+            self.held, self.anchor_alone = why, anchor_alone
+            self.alarms.append(Held(why, self.taken_in, len(self.shares)))
 
 
 class _LiveWindow:
@@ -128,7 +130,7 @@ class _LiveWindow:
         """Serves a second, and learns what came until its end."""
         loop, line_up = self._loop, self._line_up
         live = None if loop.held else self._newest
-        if loop.held is not None and not loop.held.startswith(REFUSED) and line_up.anchor is not None:
+        if loop.held is not None and loop.anchor_alone and line_up.anchor is not None:
             line_up = dataclasses.replace(line_up, anchor_share=1.0)
         elif live is not None:
             line_up = dataclasses.replace(line_up, live=live, base_share=SERVING.base_share)
@@ -157,7 +159,8 @@ class _LiveWindow:
             loop.watch.add(decided, self._line_up.serving, self._anchor, self._live)
             if loop.held is None:
                 loop.taken_in += len(chunk)
-                loop.hold(loop.watch.alarm())
+                if (alarm := loop.watch.alarm()) is not None:
+                    loop.hold(alarm.reason, alarm.of_versions)
         return Rows(*(column[here] for column in rows))
 
     def _publish(self, learned: Rows) -> None:
@@ -178,7 +181,7 @@ class _LiveWindow:
         self._live[name] = self._newest
         loss = expected_loss(self._newest, judge, self._loop.observed)
         if loss > SERVING.max_live_loss:
-            self._loop.hold(f"{REFUSED}the anchor expects a loss of {loss:.2f}")
+            self._loop.hold(f"refused: the anchor expects a loss of {loss:.2f}", anchor_alone=False)
 
 
 def _held_back(rows: Rows) -> np.ndarray:

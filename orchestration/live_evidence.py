@@ -35,6 +35,7 @@ from trainer.sequential import FaultDetector
 SURPRISE = 2.0
 # One decision counts at most as this many, so that no single reward alarms.
 MAX_SURPRISE = 10.0
+MAX_VARIANCE = 1.0  # of the base's expectation, in variances of the rewards' noise
 MARGIN = 0.02  # as in `watch.Caution`
 REFERENCE_DECISIONS = 1000  # that were held back, the newest
 MIN_REFERENCE = 50
@@ -63,6 +64,16 @@ class LiveCaution(msgspec.Struct, frozen=True, kw_only=True):
             " and in rewards",
         ),
     ] = 1e-7
+
+
+class Alarm(NamedTuple):
+    """Why live versions should not serve."""
+
+    reason: str
+    of_versions: bool  # they earn less than the anchor; otherwise the rewards are in doubt
+
+
+SURPRISED = "rewards are far from what the base expects of them, further than in the windows that it was trained on"
 
 
 class Decided(NamedTuple):
@@ -97,14 +108,15 @@ class Surprise(msgspec.Struct, frozen=True, kw_only=True):
 def distances(rows: Rows, base: Policy) -> np.ndarray:
     """[n] squared distances of rewards from what `base` expected, as multiples of what its own uncertainty adds.
 
-    A ridge model is wrong by noise of variance s² and by its coefficients, of variance s² std². Decisions on arms that the
-    base does not have are left out.
+    A ridge model is wrong by noise of variance s² and by its coefficients, of variance s² std². Decisions are left out on
+    arms that the base does not have, and where it is less sure than the rewards are: new items would look like a fault.
     """
-    known = np.flatnonzero(rows.action < base.card.num_actions)
-    mean, std = base.scores(rows.observation[known])
-    at = np.arange(len(known))
-    action = rows.action[known]
-    return np.asarray((rows.reward[known] - mean[at, action]) ** 2 / (1 + std[at, action] ** 2))
+    there = np.flatnonzero(rows.action < base.card.num_actions)
+    mean, std = base.scores(rows.observation[there])
+    at, action = np.arange(len(there)), rows.action[there]
+    variance = std[at, action] ** 2
+    distance = (rows.reward[there] - mean[at, action]) ** 2 / (1 + variance)
+    return np.asarray(distance[variance <= MAX_VARIANCE])
 
 
 class LiveEvidence:
@@ -159,7 +171,8 @@ class LiveEvidence:
             return
         _, observation, candidates, action, reward, propensity = zip(*found, strict=True)
         rows = Rows(np.array(observation), candidates, np.array(action), np.array(reward), np.zeros(len(found), bool))
-        if expected := float(distances(rows, base).mean()):
+        known = distances(rows, base)
+        if len(known) >= MIN_REFERENCE and (expected := float(known.mean())):
             kept = self.surprise or Surprise(expected=expected)
             self.surprise = msgspec.structs.replace(kept, expected=expected)
         try:
@@ -189,12 +202,15 @@ class LiveEvidence:
                 rows = watch.take(decided.rows, np.flatnonzero(names == name))
                 self.evidence = self.evidence.add(rows, live[name], anchor)
 
-    def alarm(self) -> str | None:
+    def alarm(self) -> Alarm | None:
         """Why live versions should not serve; None while there is no reason."""
         if self.surprise is not None and self.surprise.detector.alarms(self._caution.alarm_error):
-            return (
-                "rewards are far from what the base expects of them, further than in the windows that it was trained on"
-            )
+            return Alarm(SURPRISED, of_versions=False)
+        why = self._worse()
+        return Alarm(why, of_versions=True) if why is not None else None
+
+    def _worse(self) -> str | None:
+        """Why live versions seem to earn less than the anchor; None while they do not."""
         if self.evidence is None:
             return None
         if self.evidence.detector.alarms(self._caution.alarm_error):

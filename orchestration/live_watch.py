@@ -4,8 +4,8 @@
     python -m orchestration.live_watch --live runs/latest/live --release "the feed was mended"
 
 It reads the event log as it grows, joins decisions with their rewards, and looks at each pair once, see
-`orchestration.live_evidence`. At an alarm it writes `<live>/control.json`: within a poll the predictors let the anchor
-decide alone, or the base where there is no anchor, and nothing is learned live. An audited window that reaches beyond the
+`orchestration.live_evidence`. At an alarm it writes `<live>/control.json`: within a poll the predictors let the base decide,
+and nothing is learned live. If live versions earn less than the anchor, the base gives way to the anchor. An audited window that reaches beyond the
 alarm ends the hold, or a person does, with `--release`.
 
 It keeps no state of its own: started again, it reads the log from the newest window that the champion was trained on.
@@ -34,7 +34,7 @@ from contracts.records import UNREADABLE, Decision, RewardEvent, event_decoder, 
 from contracts.windows import WindowSettings
 from orchestration import live_control
 from orchestration.event_tail import EventTail
-from orchestration.live_evidence import Decided, LiveCaution, LiveEvidence
+from orchestration.live_evidence import Alarm, Decided, LiveCaution, LiveEvidence
 from orchestration.watch import Rows
 from predictor import live as live_serving
 from predictor import policy as serving
@@ -155,7 +155,7 @@ class LiveWatch:
         """What the log says so far."""
         return self._evidence
 
-    def step(self) -> str | None:
+    def step(self) -> Alarm | None:
         """Looks at what is new. Returns why it held live learning now, if it did."""
         events = list(self._events())
         rewarded = self._open.take(events, self._beside)
@@ -174,7 +174,7 @@ class LiveWatch:
         self._follow_pointer()
         alarm = None if held else self._evidence.alarm()
         if alarm is not None:
-            live_control.hold(self._live, alarm, datetime.now(UTC), anchor_alone=True)
+            live_control.hold(self._live, alarm.reason, datetime.now(UTC), anchor_alone=alarm.of_versions)
         return alarm
 
     def _events(self) -> Iterable[Decision | RewardEvent]:
@@ -319,7 +319,7 @@ def _run(argv: Sequence[str] | None) -> None:
     _say("watches")
     while not stopped:
         if (alarm := watch.step()) is not None:
-            _say(f"HELD live learning: {alarm}")
+            _say(f"HELD live learning: {alarm.reason}")
         time.sleep(look_seconds)
 
 

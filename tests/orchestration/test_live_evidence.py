@@ -70,8 +70,8 @@ def until_alarm(evidence, rng, live, at_most=20_000, **faults):
     """Decisions until it alarmed, and why; None if it did not."""
     for count in range(0, at_most, 20):
         evidence.add(decided(rng, 20, live, **faults), BASE, BASE, {live.card.version: live})
-        if (why := evidence.alarm()) is not None:
-            return count + 20, why
+        if (alarm := evidence.alarm()) is not None:
+            return count + 20, alarm
     return None
 
 
@@ -84,8 +84,8 @@ def test_a_version_that_chooses_as_well_is_left_alone(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_version_that_chooses_worse_earns_less(seed):
     rng = np.random.default_rng(seed)
-    count, why = until_alarm(watching(rng), rng, policy(3, "base+1"))
-    assert "live versions" in why and count <= 300
+    count, alarm = until_alarm(watching(rng), rng, policy(3, "base+1"))
+    assert alarm.of_versions and "live versions" in alarm.reason and count <= 300
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,18 @@ def test_a_version_that_chooses_worse_earns_less(seed):
 )
 def test_rewards_that_mean_something_else_are_noticed_though_the_version_chooses_well(fault):
     rng = np.random.default_rng(0)
-    count, why = until_alarm(watching(rng), rng, policy(0, "base+1"), change=fault)
-    assert "rewards" in why and count <= 100
+    count, alarm = until_alarm(watching(rng), rng, policy(0, "base+1"), change=fault)
+    assert not alarm.of_versions and "rewards" in alarm.reason and count <= 100
+
+
+def test_where_the_base_is_unsure_no_reward_is_a_surprise():
+    rng = np.random.default_rng(0)
+    evidence = watching(rng)
+    unsure = Policy(
+        BASE.card, lambda observations: (BASE.scores(observations)[0], np.full((len(observations), K), 1.1))
+    )
+    evidence.add(decided(rng, 200, BASE, change=lambda reward: -reward), unsure, BASE, {})
+    assert evidence.surprise.decisions == 0 and evidence.alarm() is None
 
 
 def test_without_a_reference_nothing_is_judged():

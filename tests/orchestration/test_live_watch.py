@@ -222,9 +222,9 @@ def test_live_versions_that_learned_well_are_left_alone_and_bad_ones_are_held(tm
         world.serve(60, "v1+6")
         if alarm := watch.step():
             break
-    assert "live versions" in alarm
+    assert "live versions" in alarm.reason
     control = live_control.read(world.live)
-    assert (control.held, control.anchor_alone, control.reason) == (True, True, alarm)
+    assert (control.held, control.anchor_alone, control.reason) == (True, True, alarm.reason)
     assert watch.step() is None  # it is held
     live_control.release(world.live, "mended", datetime.now(UTC))
     world.publish(7, TRUE)
@@ -239,7 +239,8 @@ def test_a_feed_that_lies_is_held_though_live_versions_look_good_by_it(tmp_path)
     watch.step()
     world.publish(1, TRUE, kind="snapshot")
     world.serve(100, "v1+1", change=lambda value: -value)
-    assert "rewards are far from what the base expects" in watch.step()
+    assert "rewards are far from what the base expects" in watch.step().reason
+    assert not live_control.read(world.live).anchor_alone  # the base has not learned from them
 
 
 def test_a_version_whose_files_are_gone_is_not_judged(tmp_path):
