@@ -8,7 +8,7 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from beam_jobs.generate_movielens import POLICY_VERSION, GeneratorSettings, generate
+from beam_jobs.generate_movielens import GeneratorSettings, generate
 from beam_jobs.ingest_events import ingest
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
@@ -36,7 +36,7 @@ def run() -> Result:
         generate(viewers, settings, places.events)
         ingest(places.events, EmbeddedWarehouse(places.warehouse))
         return compare(
-            reference=lambda: 1 / seconds(lambda: whole(places).trial(START + LASTED)),
+            reference=lambda: 1 / seconds(lambda: whole(places).read_until(START + LASTED)),
             ours=lambda: _looks_per_second(places),
             unit="looks/s",
         )
@@ -44,16 +44,16 @@ def run() -> Result:
 
 def whole(places: Places) -> CanaryRewards:
     """A reader that has read nothing yet."""
-    return CanaryRewards(places, "", (POLICY_VERSION, "none"), START, WindowSettings(reward_window_seconds=2.0))
+    return CanaryRewards(places, "", START, WindowSettings(reward_window_seconds=2.0))
 
 
 def _looks_per_second(places: Places) -> float:
     rewards = whole(places)
     looks = 10
-    rewards.trial(START + LASTED - looks * LOOK)
+    rewards.read_until(START + LASTED - looks * LOOK)
 
     def look() -> None:
         for left in reversed(range(looks)):
-            rewards.trial(START + LASTED - left * LOOK)
+            rewards.read_until(START + LASTED - left * LOOK)
 
     return looks / seconds(look)

@@ -148,6 +148,10 @@ class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"catalogue must list actions 0 to {self.num_actions - 1} in order")
 
 
+# Who picks the decisions of a candidate or an anchor: their ids, or an endpoint that splits the traffic by chance.
+SharedBy = Literal["ids", "traffic"]
+
+
 class Champion(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of `champion.json`: the version that serves, and the one that a rollback returns to.
 
@@ -172,6 +176,7 @@ class Champion(msgspec.Struct, frozen=True, kw_only=True):
     rolled_back: PolicyVersion | None = None  # the version that this one replaced by a rollback
     anchor: PolicyVersion | None = None
     anchor_share: AnchorShare = 0.0
+    shared_by: SharedBy = "ids"
 
     def __post_init__(self) -> None:
         if (self.mode == "probation") != (self.anchor is not None):

@@ -41,18 +41,20 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     gain: float | None = None  # candidate minus champion, reward per decision
     gain_low: float | None = None
     gain_high: float | None = None
+    must_be_confirmed: bool = False  # it may be tried beside the champion, and serve in its place once it is confirmed
 
 
 class Entry(NamedTuple):
-    """How a candidate comes in: what it is called, and whether it may serve while the comparison is undecided."""
+    """How a candidate comes in: what it is called, and what it may do while the comparison is undecided."""
 
     name: str
     passes: bool
+    must_be_confirmed: bool = False
 
 
 FIRST = Entry("first policy", True)
 OWN_UPDATE = Entry("own next update", True)
-TRIED = Entry("another algorithm or setting, to be tried beside the champion", True)
+TRIED = Entry("another algorithm or setting, to be tried beside the champion", True, must_be_confirmed=True)
 OTHER = Entry("not the champion's own next update", False)
 
 
@@ -285,6 +287,7 @@ def _result(
         gain=value,
         gain_low=low,
         gain_high=high,
+        must_be_confirmed=promoted and verdict == "undecided" and how.must_be_confirmed,
     )
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from contracts import policies
 from contracts.errors import InputError
-from contracts.policies import Champion
+from contracts.policies import Champion, SharedBy
 from contracts.records import Timestamp
 from orchestration.places import append_line, replace_file, whole_lines
 from predictor import policy as serving
@@ -34,11 +34,18 @@ def champion(store: Path) -> Champion | None:
     return policies.decode_champion(path.read_bytes(), str(path)) if path.is_file() else None
 
 
-def roll_out(store: Path, version: str, reason: str, now: datetime, anchor_share: float = 0.0) -> Champion:
+def roll_out(
+    store: Path,
+    version: str,
+    reason: str,
+    now: datetime,
+    anchor_share: float = 0.0,
+    shared_by: SharedBy = "ids",
+) -> Champion:
     """Makes `version` the champion, and returns it. Changes nothing when it is the champion already.
 
     With `anchor_share`, it is on probation: the anchor, which is the champion before it or that one's anchor, keeps this
-    share of the decisions. The first champion has no anchor.
+    share of the decisions, which are picked as `shared_by` says. The first champion has no anchor.
 
     Raises InputError when the store has no such version, or when the policy cannot be loaded. Then nothing has changed.
     """
@@ -46,17 +53,21 @@ def roll_out(store: Path, version: str, reason: str, now: datetime, anchor_share
     pointer = Champion(version=version, previous=before.version if before else None, promoted_at=now, reason=reason)
     if before is not None and anchor_share:
         pointer = msgspec.structs.replace(
-            pointer, mode="probation", anchor=before.anchor or before.version, anchor_share=anchor_share
+            pointer,
+            mode="probation",
+            anchor=before.anchor or before.version,
+            anchor_share=anchor_share,
+            shared_by=shared_by,
         )
     return _point(store, version, pointer)
 
 
-def confirm(store: Path) -> None:
+def confirm(store: Path, now: datetime) -> None:
     """Ends the probation of the champion, which serves alone from then on. Does nothing if it is not on probation."""
     current = champion(store)
     if current is not None and current.anchor is not None:
-        confirmed = msgspec.structs.replace(current, mode="canary", anchor=None, anchor_share=0.0)
-        replace_file(store / policies.CHAMPION_NAME, policies.encode_json(confirmed))
+        confirmed = msgspec.structs.replace(current, mode="canary", anchor=None, anchor_share=0.0, shared_by="ids")
+        set_pointer(store, confirmed, now)
 
 
 def roll_back(store: Path, reason: str, now: datetime) -> Champion:
@@ -165,5 +176,5 @@ def _same(one: Champion, other: Champion) -> bool:
 def _alone(current: Champion) -> Champion:
     """Without the candidate or the anchor beside it: these change the pointer, but not who was promoted when."""
     return msgspec.structs.replace(
-        current, candidate=None, candidate_share=0.0, anchor=None, anchor_share=0.0, mode="canary"
+        current, candidate=None, candidate_share=0.0, anchor=None, anchor_share=0.0, mode="canary", shared_by="ids"
     )

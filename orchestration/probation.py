@@ -7,7 +7,8 @@
                rolled back  it is worse: the anchor serves alone, and windows that only the versions on probation were
                             trained on are set aside, so the next training starts from the anchor without them
 
-The state is `<root>/probation.json`, written before the pointer moves; `<root>/probation.jsonl` holds every look.
+`enter` is `prepare` and `commit`, `step` is `add` and `settle`: where an endpoint shares the decisions, it changes between
+the two. The state is `<root>/probation.json`, written before the pointer moves; `<root>/probation.jsonl` holds every look.
 """
 
 from datetime import datetime
@@ -19,7 +20,7 @@ import numpy as np
 
 from contracts import documents
 from contracts.errors import InputError
-from contracts.policies import Champion, base_of
+from contracts.policies import Champion, SharedBy, base_of
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration import policy_store, watch
 from orchestration.places import Places, append_line, replace_file, whole_lines
@@ -71,13 +72,17 @@ class Source(NamedTuple):
     warehouse: "Warehouse"
     settings: WindowSettings
 
-    def read(self, window: TrainingWindow) -> Logged:
-        """The decisions of `window`, with rewards as the export counts them for training."""
+    def read(self, window: TrainingWindow, since: datetime | None = None) -> Logged:
+        """The decisions of `window`, from `since` on, with rewards as the export counts them for training."""
         from beam_jobs.reward_join import join_rewards
         from beam_jobs.window_rows import read_tables
 
         tables = read_tables(self.warehouse, window, self.settings)
         joined, _ = join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], window, self.settings)
+        if since is not None and since > window.start:
+            import pyarrow.compute as pc
+
+            joined = joined.filter(pc.greater_equal(joined.column("decided_at"), since))
         return logged(joined)
 
 
@@ -107,8 +112,31 @@ def logged(interactions: "pa.RecordBatch") -> Logged:
     )
 
 
+class Entry(NamedTuple):
+    """How a version will serve: on probation by `trial`, or alone."""
+
+    version: str
+    reason: str
+    trial: Trial | None = None
+
+
 def enter(places: Places, source: Source, version: str, caution: Caution, reason: str, now: datetime) -> Champion:
     """Lets `version` serve: on probation, or at once where there is nothing to watch it by. Returns the pointer.
+
+    See `prepare` for the arguments; `now` is the time of the change, for the record.
+    """
+    return commit(places, prepare(places, source, version, caution, reason), now)
+
+
+def prepare(
+    places: Places,
+    source: Source,
+    version: str,
+    caution: Caution,
+    reason: str,
+    begun: tuple[Evidence, datetime] | None = None,
+) -> Entry:
+    """How `version` is to serve. Nothing changes yet.
 
     It serves at once if it is the first version, if the anchor's share is 0, if it has other observations or actions than
     the anchor, or if all rewards of the newest window that it was trained on are alike: they show on what scale rewards are.
@@ -119,59 +147,107 @@ def enter(places: Places, source: Source, version: str, caution: Caution, reason
       version: in the policy store.
       caution: the anchor's share, and the margin.
       reason: of the gate.
-      now: the time of the change, for the record.
+      begun: evidence that a canary beside the champion left, which goes on, and from when on its decisions count.
     """
     store = places.policies
     current = policy_store.champion(store)
     if current is None or not caution.anchor_share:
-        return policy_store.roll_out(store, version, reason, now)
-    anchor = serving.load(store / (current.anchor or current.version))
-    trial = read(places.root)
+        return Entry(version, reason)
+    anchor, trial = current.anchor or current.version, read(places.root)
+    going_on = trial is not None and trial.concerns(current)
     try:
-        new = serving.load(store / version)
-        check_alike(new, anchor)
-        window = max((one.window for one in new.card.trained_on), default=None)
-        if window is None:
-            raise InputError(f"{version}: must have been trained on a window to be watched, got none")
-        if trial is None or not trial.concerns(current):
-            found = source.read(window)
-            scale = watch.scale_of(found.rows, found.propensity, new, anchor)
-            evidence = watch.nothing_yet(scale, caution.anchor_share, caution.margin)
-            versions: list[str] = []
+        if trial is not None and going_on:
+            new, _ = _alike(store, version, anchor)
+            evidence, until = trial.evidence, max(_newest_window(new).end, trial.counted_until)
+            versions = [one for one in trial.versions if one != version]
+        elif begun is not None:
+            (evidence, until), versions = begun, []
+            evidence = evidence.at_share(caution.anchor_share)
         else:
-            evidence, versions = trial.evidence, [one for one in trial.versions if one != version]
+            evidence = first_evidence(store, source, version, anchor, caution)
+            until, versions = _newest_window(serving.load(store / version)).end, []
+            until = until if trial is None else max(until, trial.counted_until)
     except InputError as error:
-        return policy_store.roll_out(store, version, f"{reason}; no probation: {error}", now)
-    look = evidence.look(version, anchor.card.version)
-    _write(
-        places.root,
-        Trial(
-            anchor=anchor.card.version,
-            versions=[*versions, version],
-            counted_until=window.end if trial is None else max(window.end, trial.counted_until),
-            evidence=evidence,
-            look=look,
-        ),
+        return Entry(version, f"{reason}; no probation: {error}")
+    look = evidence.look(version, anchor)
+    versions = [*versions, version]
+    return Entry(
+        version,
+        reason,
+        Trial(anchor=anchor, versions=versions, counted_until=until, evidence=evidence, look=look),
     )
-    return policy_store.roll_out(store, version, reason, now, anchor_share=evidence.anchor_share)
+
+
+def commit(places: Places, entry: Entry, now: datetime, shared_by: SharedBy = "ids") -> Champion:
+    """Moves the pointer as `prepare` said, and returns it. `shared_by` says who picks the anchor's decisions."""
+    if entry.trial is None:
+        return policy_store.roll_out(places.policies, entry.version, entry.reason, now)
+    _write(places.root, entry.trial)
+    share = entry.trial.evidence.anchor_share
+    return policy_store.roll_out(places.policies, entry.version, entry.reason, now, share, shared_by)
+
+
+def first_evidence(
+    store: Path, source: Source, version: str, anchor: str, caution: Caution, anchor_share: float | None = None
+) -> Evidence:
+    """No evidence yet about `version` beside `anchor`, on the scale of the newest window that `version` was trained on.
+
+    With `anchor_share`, the trial begins with that share, and may go on with the share of `caution`. Raises InputError
+    where there is nothing to watch it by, as in `prepare`.
+    """
+    new, old = _alike(store, version, anchor)
+    found = source.read(_newest_window(new))
+    scale = watch.scale_of(found.rows, found.propensity, new, old)
+    if anchor_share is None:
+        return watch.nothing_yet(scale, caution.anchor_share, caution.margin)
+    return watch.nothing_yet(scale, anchor_share, caution.margin, caution.anchor_share or None)
+
+
+def _alike(store: Path, version: str, anchor: str) -> tuple[serving.Policy, serving.Policy]:
+    new, old = serving.load(store / version), serving.load(store / anchor)
+    check_alike(new, old)
+    return new, old
+
+
+def _newest_window(policy: serving.Policy) -> TrainingWindow:
+    window = max((one.window for one in policy.card.trained_on), default=None)
+    if window is None:
+        raise InputError(f"{policy.card.version}: must have been trained on a window to be watched, got none")
+    return window
 
 
 def step(places: Places, source: Source, window: TrainingWindow, now: datetime) -> Look | None:
     """Adds the decisions of `window` to the evidence, and confirms or rolls back if they decide it.
 
-    Returns what is known then; None while nothing is on probation. It is safe to call again: a window counts once.
+    Returns what is known then; None while nothing is on probation. It is safe to call again: a decision counts once.
     """
-    pointer, trial = policy_store.champion(places.policies), read(places.root)
-    if pointer is None or trial is None or not trial.concerns(pointer):
+    trial = add(places, source, window)
+    if trial is None:
         return None
-    if window.start >= trial.counted_until and trial.look.outcome == "on probation":
-        evidence = _added(places, trial, source.read(window))
-        look = evidence.look(pointer.version, trial.anchor)
-        trial = msgspec.structs.replace(trial, evidence=evidence, look=look, counted_until=window.end)
-        _write(places.root, trial)
-        append_line(places.root / HISTORY_NAME, msgspec.json.encode(look))
-    _settle(places, trial, now)
+    settle(places, trial, now)
     return trial.look
+
+
+def add(places: Places, source: Source, window: TrainingWindow) -> Trial | None:
+    """The trial of what serves, with the decisions of `window`; None while nothing is on probation.
+
+    Once there is a verdict, nothing is added.
+    """
+    trial = current_trial(places)
+    if trial is None or window.end <= trial.counted_until or trial.look.outcome != "on probation":
+        return trial
+    evidence = _added(places, trial, source.read(window, trial.counted_until))
+    look = evidence.look(trial.versions[-1], trial.anchor)
+    trial = msgspec.structs.replace(trial, evidence=evidence, look=look, counted_until=window.end)
+    _write(places.root, trial)
+    append_line(places.root / HISTORY_NAME, msgspec.json.encode(look))
+    return trial
+
+
+def current_trial(places: Places) -> Trial | None:
+    """The trial of what the pointer names; None while nothing is on probation."""
+    pointer, trial = policy_store.champion(places.policies), read(places.root)
+    return trial if pointer is not None and trial is not None and trial.concerns(pointer) else None
 
 
 def read(root: Path) -> Trial | None:
@@ -228,11 +304,11 @@ def _loaded(places: Places, version: str) -> Policy | None:
     return live[0] if live is not None else None
 
 
-def _settle(places: Places, trial: Trial, now: datetime) -> None:
+def settle(places: Places, trial: Trial, now: datetime) -> None:
     """Moves the pointer to what the verdict asks for. It is safe to do again."""
     match trial.look.outcome:
         case "confirmed":
-            policy_store.confirm(places.policies)
+            policy_store.confirm(places.policies, now)
         case "rolled back":
             from orchestration.audit import guard  # needs Beam
 

@@ -111,6 +111,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     clipped: float = 0.0  # what clipping the residuals took from the sum of the differences
     spread: float = 0.0  # sum over decisions of sum_a (candidate(a) - anchor(a))^2 / e(a)
     spread_at_equal_share: float = 0.0
+    cost: float = 0.0  # sum of the differences, each times the anchor's share at the time
 
     def add(self, rows: Rows, candidate: Policy, anchor: Policy) -> Self:
         """The evidence with decisions that `candidate` and `anchor` made together, `anchor` its share of them."""
@@ -140,9 +141,18 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
             sequence=self.sequence.add(values),
             detector=self.detector.add(by_version),
             clipped=self.clipped + float(taken_off.sum()),
+            cost=self.cost + self.anchor_share * float(values.sum()),
             spread=self.spread + _spread(new, old, self.anchor_share),
             spread_at_equal_share=self.spread_at_equal_share + _spread(new, old, EQUAL_SHARE),
         )
+
+    def at_share(self, anchor_share: float) -> Self:
+        """The evidence, which goes on with another share of the anchor. Raises InputError for one that `nothing_yet` excluded."""
+        if _reach(self.scale, anchor_share) > self.sequence.high:
+            raise InputError(
+                f"anchor_share: must leave each policy the share that the trial began with, got {anchor_share}"
+            )
+        return msgspec.structs.replace(self, anchor_share=anchor_share)
 
     def look(self, version: str, anchor: str) -> Look:
         """The verdict that the evidence carries, and what would decide it where it carries none."""
@@ -174,7 +184,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
             margin=self.margin,
             needed=needed,
             needed_at_equal_share=at_equal_share,
-            cost=self.anchor_share * self.sequence.total,
+            cost=self.cost,
             reason=reason,
         )
 
@@ -269,19 +279,21 @@ def _widened(values: np.ndarray, width: int) -> np.ndarray:
     return np.pad(values, ((0, 0), (0, width - values.shape[1])))
 
 
-def nothing_yet(scale: Scale, anchor_share: float, margin: float) -> Evidence:
+def nothing_yet(scale: Scale, anchor_share: float, margin: float, later_share: float | None = None) -> Evidence:
     """No decisions yet.
 
     Args:
       scale: of the rewards before.
       anchor_share: the anchor's share of the decisions.
       margin: as in `Caution`, a share of the mean absolute reward.
+      later_share: with which the trial may go on (`Evidence.at_share`).
 
     Raises InputError unless both make some of the decisions.
     """
-    if not 0 < anchor_share < 1:
-        raise InputError(f"anchor_share: must be above 0 and below 1 to watch by, got {anchor_share}")
-    reach = scale.high - scale.low + scale.residual / min(anchor_share, 1 - anchor_share)
+    for share in (anchor_share, later_share):
+        if share is not None and not 0 < share < 1:
+            raise InputError(f"anchor_share: must be above 0 and below 1 to watch by, got {share}")
+    reach = max(_reach(scale, share) for share in (anchor_share, later_share) if share is not None)
     margin *= scale.unit
     grid = {0.0, -margin, *(sign * share * scale.unit for share in GRID for sign in (-1, 1))}
     means = sorted(mean for mean in grid if abs(mean) < reach)
@@ -292,6 +304,11 @@ def nothing_yet(scale: Scale, anchor_share: float, margin: float) -> Evidence:
         sequence=confidence_sequence(-reach, reach, means),
         detector=FaultDetector(mean=-margin, low=-reach, high=reach),
     )
+
+
+def _reach(scale: Scale, anchor_share: float) -> float:
+    """The largest difference that one decision can show."""
+    return scale.high - scale.low + scale.residual / min(anchor_share, 1 - anchor_share)
 
 
 def _mixture(candidate: np.ndarray, anchor: np.ndarray, share: float) -> np.ndarray:

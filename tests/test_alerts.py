@@ -132,7 +132,7 @@ def report(outcome: str, run_id: str) -> str:
 def test_the_lines_that_runs_print_are_counted_for_their_environment(terraform):
     counted = terraform["logs"]
     mine, other = f"{NAME}-retrain-20260101t000000", "bandit-retrain-20260101t000000"
-    outcomes = ("promoted", "refused", "rolled back", "nothing new", "held", "failed")
+    outcomes = ("promoted", "on probation", "undecided", "refused", "rolled back", "nothing new", "held", "failed")
     for outcome in outcomes:
         assert re.search(counted["run-ended"], report(outcome, mine))
         assert not re.search(counted["run-ended"], report(outcome, other))

@@ -46,6 +46,8 @@ def periods(store: Path) -> list[Period]:
 
 
 def _period(start: int, end: float, pointer: Champion) -> Period:
+    if pointer.shared_by == "traffic":  # by chance: the ids say nothing
+        return Period(start, end, pointer.version, None, "", 0.0)
     match pointer.mode:
         case "canary":
             return Period(start, end, pointer.version, pointer.candidate, "candidate", pointer.candidate_share)

@@ -69,37 +69,38 @@ class VertexEndpoint:
             endpoint.update(traffic_split=split)
             return f"{version} takes {percent}% of the traffic"
 
-    def promote(self, version: str, reason: str) -> str:
-        """Gives a registered version all the traffic; the champion before it stays deployed, for a roll-back.
+    def promote(self, version: str, reason: str, beside: tuple[str, float] | None = None) -> str:
+        """Gives a registered version the traffic; the champion before it stays deployed, for a roll-back.
 
         If two clients promote at the same time, the version whose traffic was set last serves, and the alias follows it.
 
         Args:
           version: of the policy.
           reason: why, for the history.
+          beside: the version that keeps a share of the traffic, at most half of it, and that share; a roll-back then goes
+            back to it. None: all the traffic.
+
+        Raises InputError if a version is not registered.
         """
         with service_errors():
             before = self.models.roles().get(CHAMPION)
             endpoint = self._endpoint()
             there = self._deployed(endpoint)
-            mine = next((one for one in there if one.version == version), None)
-            if mine is not None and mine.traffic == 100 and before == version:
+            wanted = _with(version, beside)
+            if before == version and {one.version: one.traffic for one in there if one.traffic} == wanted:
                 self.models.move(CHAMPION, version)
                 return f"{version} is the champion already"
-            if mine is None:
-                self._deploy(endpoint, version, {"0": 100})
-            elif mine.traffic != 100:
-                endpoint.update(traffic_split={mine.id: 100})
+            self._share(endpoint, there, wanted)
             if before != version:
                 if before is not None:
-                    self.models.move(PREVIOUS, before)
+                    self.models.move(PREVIOUS, beside[0] if beside is not None else before)
                 if [past.version for past in self.models.history()[-1:]] != [
                     version
                 ]:  # an interrupted promotion wrote it
                     self.models.note(Promotion(promoted_at=datetime.now(UTC), version=version, reason=reason))
             self.models.move(CHAMPION, version)
             idle = self.undeploy_idle()
-            serving = max(self._deployed(endpoint), key=_traffic).version
+            serving = max(self._deployed(endpoint), key=lambda one: (one.traffic, one.version == version)).version
             if serving != version:
                 self.models.move(CHAMPION, serving)
                 return f"{version} was promoted, but {serving} after it: that is the champion now"
@@ -113,8 +114,11 @@ class VertexEndpoint:
                 raise InputError(f"endpoint {self._target.name} has no earlier champion to go back to")
             return self.promote(previous, reason)
 
-    def end_canary(self) -> str:
-        """Gives all the traffic to the champion, and undeploys the versions that then have none."""
+    def end_canary(self, beside: tuple[str, float] | None = None) -> str:
+        """Gives the traffic to the champion and to the version `beside` it, and undeploys the versions that then have none.
+
+        `beside`: as in `promote`.
+        """
         with service_errors():
             champion = self.models.roles().get(CHAMPION)
             if champion is None:
@@ -124,9 +128,10 @@ class VertexEndpoint:
             mine = next((one for one in there if one.version == champion), None)
             if mine is None:
                 raise InputError(f"endpoint {self._target.name} does not serve its champion, {champion}")
-            if mine.traffic != 100:
-                endpoint.update(traffic_split={mine.id: 100})
-            return f"{champion} takes all the traffic; {self.undeploy_idle()}"
+            wanted = _with(champion, beside)
+            self._share(endpoint, there, wanted)
+            share = "all" if wanted[champion] == 100 else f"{wanted[champion]}% of"
+            return f"{champion} takes {share} the traffic; {self.undeploy_idle()}"
 
     def undeploy_idle(self) -> str:
         """Undeploys versions without traffic, except the one to roll back to: an idle replica costs money."""
@@ -194,6 +199,20 @@ class VertexEndpoint:
         others = [one for one in there if one.version != other_than]
         return next((one for one in others if one.version == champion), max(others, key=_traffic, default=None))
 
+    def _share(self, endpoint: aiplatform.Endpoint, there: list[Deployed], wanted: dict[str, int]) -> None:
+        """Splits the traffic by version as `wanted`, in percent; a version that is not deployed is deployed first."""
+        ids = {one.version: one.id for one in there}
+        missing = [version for version in wanted if version not in ids]
+        for version in missing[:-1]:  # without traffic, until the last one is there
+            before = _split(there)
+            self._deploy(endpoint, version, {"0": 0} | before if before else {"0": 100})
+            ids[version] = next(one.id for one in self._deployed(endpoint) if one.version == version)
+        split = {ids[version]: percent for version, percent in wanted.items() if version in ids}
+        if missing:
+            self._deploy(endpoint, missing[-1], {"0": wanted[missing[-1]]} | split)
+        elif split != _split(there):
+            endpoint.update(traffic_split=split)
+
     def _deploy(self, endpoint: aiplatform.Endpoint, version: str, split: dict[str, int]) -> None:
         number = self.models.number(version)
         aiplatform.Model(resource_id(self._target.name), version=number).deploy(
@@ -207,6 +226,14 @@ class VertexEndpoint:
             deploy_request_timeout=DEPLOY_TIMEOUT_SECONDS,
             sync=True,
         )
+
+
+def _with(version: str, beside: tuple[str, float] | None) -> dict[str, int]:
+    """The traffic of `version` and of the one beside it, in percent. A small share is at least 1%."""
+    if beside is None:
+        return {version: 100}
+    percent = max(1, round(100 * beside[1]))
+    return {version: 100 - percent, beside[0]: percent}
 
 
 def _split(there: list[Deployed]) -> dict[str, int]:

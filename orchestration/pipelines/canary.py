@@ -1,27 +1,33 @@
-"""The canary: a candidate takes a share of the decisions, and its mean reward is compared with the champion's.
+"""The canary: a candidate takes a share of the decisions, and is watched as a version on probation is.
 
-The id of a decision decides which of the two serves it. The two groups of decisions therefore differ only in the policy,
-and the difference of their mean rewards estimates the candidate's gain, whatever it was trained on.
+The id of a decision decides which of the two serves it (on Vertex AI, the endpoint by chance). `orchestration.watch`
+compares the two: with the champion as the anchor, the candidate is confirmed, rolled back, or still undecided when the
+canary's time is over.
+
+The evidence is kept in `<root>/canary.json`, with which a later canary of the same settings beside the same champion goes
+on: each candidate is then an update of the one before it. When an undecided candidate becomes the champion on probation,
+the evidence goes on as well.
 """
 
-import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from contracts import policies
+from contracts import documents, policies
 from contracts.errors import InputError
-from contracts.policies import Champion
+from contracts.policies import Champion, PolicyCard, SharedBy
 from orchestration import policy_store
+from orchestration.places import replace_file
+from orchestration.watch import Evidence, Look
+from predictor import policy as serving
 
-STANDARD_ERRORS = 1.96  # a two-sided interval of 95%, tested once, at the end
-HARM_STANDARD_ERRORS = 4.0  # tested every second, so each test has a false alarm rate of only 1 in 30,000
-MIN_DECISIONS = 30  # with fewer, the mean is not close to normally distributed
+STATE_NAME = "canary.json"
+SCHEMA_VERSION = 1
 POLL_SECONDS = 1.0
 
 
@@ -29,69 +35,42 @@ class Canary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How a candidate is tried out beside the champion."""
 
     share: Annotated[
-        float, Meta(ge=0, le=1, description="share of the decisions that the candidate takes; 0: none")
+        float, Meta(ge=0, lt=1, description="share of the decisions that the candidate takes; 0: none")
     ] = 0.1
-    decisions: Annotated[int, Meta(ge=0, description="decisions of the candidate that are enough to judge it")] = 200
-    seconds: Annotated[float, Meta(ge=0, description="how long to wait for these decisions at most")] = 30.0
+    decisions: Annotated[
+        int, Meta(ge=0, description="decisions of the candidate after which an undecided canary ends")
+    ] = 200
+    seconds: Annotated[float, Meta(ge=0, description="after which an undecided canary ends")] = 30.0
 
 
-class Arm(NamedTuple):
-    """The rewards of one policy's decisions."""
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """`canary.json`: what the newest canary showed."""
 
-    decisions: int
-    mean: float
-    variance: float  # of one reward, unbiased
+    schema_version: int = SCHEMA_VERSION
+    candidate: str
+    champion: str
+    evidence: Evidence
+    look: Look
 
-    @classmethod
-    def of(cls, rewards: list[float]) -> "Arm":
-        """The arm that received `rewards`."""
-        count = len(rewards)
-        mean = math.fsum(rewards) / count if count else 0.0
-        spread = math.fsum((reward - mean) ** 2 for reward in rewards) / (count - 1) if count > 1 else 0.0
-        return cls(count, mean, spread)
-
-
-class Trial(NamedTuple):
-    """Candidate and champion, side by side."""
-
-    candidate: Arm
-    champion: Arm
-
-    @property
-    def gain(self) -> float:
-        """Mean reward per decision of the candidate, minus the champion's."""
-        return self.candidate.mean - self.champion.mean
-
-    @property
-    def standard_error(self) -> float:
-        """The standard error of the gain (Welch, 1947); infinite while an arm has fewer than MIN_DECISIONS decisions."""
-        if min(self.candidate.decisions, self.champion.decisions) < MIN_DECISIONS:
-            return math.inf
-        arms = (self.candidate, self.champion)
-        return math.sqrt(sum(arm.variance / arm.decisions for arm in arms))
-
-    def worse(self, standard_errors: float) -> bool:
-        """Whether the interval of the gain, `standard_errors` wide on either side, lies below 0."""
-        return self.gain + standard_errors * self.standard_error < 0
-
-    def __str__(self) -> str:
-        if math.isinf(self.standard_error):
-            return f"{self.candidate.decisions} of its decisions against {self.champion.decisions}, too few to tell"
-        half = STANDARD_ERRORS * self.standard_error
+    def goes_on(self, store: Path, candidate: PolicyCard, champion: str, share: float, margin: float) -> bool:
+        """Whether a canary of `candidate` continues this one."""
+        path = store / self.candidate / policies.CARD_NAME
+        if self.look.outcome != "on probation" or not path.is_file():
+            return False
+        before = serving.read_card(path.parent)
+        alike = all(
+            getattr(before, name) == getattr(candidate, name)
+            for name in ("algorithm", "hyperparameters", "exploration", "num_actions", "observation_dim")
+        )
         return (
-            f"gain {self.gain:+.3f} [{self.gain - half:+.3f}, {self.gain + half:+.3f}] on "
-            f"{self.candidate.decisions} of its decisions against {self.champion.decisions}"
+            alike
+            and self.champion == champion
+            and self.evidence.anchor_share == 1 - share
+            and self.evidence.margin == margin * self.evidence.scale.unit
         )
 
 
-class Verdict(NamedTuple):
-    """What to do with the candidate, and why."""
-
-    action: Literal["promote", "roll back"]
-    reason: str
-
-
-def start(store: Path, version: str, share: float) -> Champion:
+def start(store: Path, version: str, share: float, shared_by: SharedBy = "ids") -> Champion:
     """Lets `version` take `share` (from 0 to 1) of the champion's decisions. Does nothing if it takes them already.
 
     Raises InputError for a version that is not in the store, a store without champion, or one whose champion is on
@@ -106,7 +85,10 @@ def start(store: Path, version: str, share: float) -> Champion:
         raise InputError(f"{version} is the champion: it cannot be its own canary")
     if current.anchor is not None:
         raise InputError(f"{current.version} is on probation: {version} can be tried beside it once it is confirmed")
-    return _point(store, msgspec.structs.replace(current, candidate=version, candidate_share=share, mode="canary"))
+    return _point(
+        store,
+        msgspec.structs.replace(current, candidate=version, candidate_share=share, mode="canary", shared_by=shared_by),
+    )
 
 
 def end(store: Path) -> Champion:
@@ -114,29 +96,43 @@ def end(store: Path) -> Champion:
     current = policy_store.champion(store)
     if current is None:
         raise InputError(f"{store} has no champion")
-    return _point(store, msgspec.structs.replace(current, candidate=None, candidate_share=0.0))
+    if current.candidate is None:
+        return current
+    return _point(store, msgspec.structs.replace(current, candidate=None, candidate_share=0.0, shared_by="ids"))
 
 
-def watch(measure: Callable[[datetime], Trial], begin: datetime, settings: Canary, settle_seconds: float) -> Verdict:
-    """Waits until the candidate has made `settings.decisions` whose rewards have arrived, or its seconds have passed.
+def watch(
+    look: Callable[[datetime], tuple[Look, int]], begin: datetime, settings: Canary, settle_seconds: float
+) -> Look:
+    """Looks each second until there is a verdict, or the canary's decisions or its seconds have passed. Returns the last look.
 
     Args:
-      measure: the trial up to a time; later decisions are too young to judge.
+      look: what is known from the decisions made before a time, and how many the candidate made since the canary began;
+        later decisions are too young to judge.
       begin: when the canary started.
-      settings: how many decisions are enough, and how long to wait for them at most.
+      settings: when an undecided canary ends.
       settle_seconds: how long after a decision it can be judged: its reward window, and the time to reach the log.
     """
     deadline = begin + timedelta(seconds=settings.seconds)
     while True:
         now = datetime.now(UTC)
-        trial = measure(min(now, deadline) - timedelta(seconds=settle_seconds))
-        if trial.worse(HARM_STANDARD_ERRORS):
-            return Verdict("roll back", f"clearly worse in the canary: {trial}")
-        if now >= deadline or trial.candidate.decisions >= settings.decisions:
-            if trial.worse(STANDARD_ERRORS):
-                return Verdict("roll back", f"worse in the canary: {trial}")
-            return Verdict("promote", f"not worse in the canary: {trial}")
+        found, decisions = look(min(now, deadline) - timedelta(seconds=settle_seconds))
+        if found.outcome != "on probation" or now >= deadline or decisions >= settings.decisions:
+            return found
         time.sleep(min(POLL_SECONDS, max(0.05, (deadline - now).total_seconds())))
+
+
+def read(root: Path) -> Trial | None:
+    """What the newest canary showed; None if there never was one. Raises InputError when the file cannot be read."""
+    path = root / STATE_NAME
+    if not path.is_file():
+        return None
+    return documents.decode(path.read_bytes(), Trial, "canary", str(path), SCHEMA_VERSION)
+
+
+def write(root: Path, trial: Trial) -> None:
+    """Keeps what a canary showed, in the place of the one before it."""
+    replace_file(root / STATE_NAME, documents.encode(trial))
 
 
 def _point(store: Path, pointer: Champion) -> Champion:

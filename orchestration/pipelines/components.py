@@ -74,6 +74,13 @@ def audit(plan: str, exported: str, warehouse: str) -> str:
     return window_tasks.audit(plan, exported, warehouse)
 
 
+def watch(plan: str, exported: str, warehouse: str, vertex: str) -> str:
+    """Watches the version on probation: `exported`, or "rolled back"."""
+    from orchestration.pipelines import probation_tasks
+
+    return probation_tasks.watch(plan, exported, warehouse, vertex)
+
+
 def train(plan: str, algorithm: str, hyperparameters: dict, exploration: dict, fresh: bool) -> str:
     """Trains the champion's next update, or a policy from scratch: its version."""
     from orchestration.pipelines import training_tasks
@@ -109,11 +116,11 @@ def best_trial(plan: str, gcp_resources: str, vertex: str) -> dict:
     return training_tasks.best_trial(plan, gcp_resources, vertex)
 
 
-def evaluate(plan: str, candidate: str) -> str:
+def evaluate(plan: str, candidate: str, canary: dict) -> str:
     """Compares candidate and champion: the gate's result."""
     from orchestration.pipelines import training_tasks
 
-    return training_tasks.evaluate(plan, candidate)
+    return training_tasks.evaluate(plan, candidate, canary)
 
 
 def gate(plan: str, candidate: str, result: str) -> str:
@@ -130,18 +137,18 @@ def register(plan: str, candidate: str, result: str, vertex: str) -> str:
     return rollout_tasks.register(plan, candidate, result, vertex)
 
 
-def try_out(plan: str, candidate: str, settings: dict, warehouse: str, vertex: str) -> str:
-    """Canary: "promote" or "roll back"."""
+def try_out(plan: str, candidate: str, result: str, settings: dict, caution: dict, warehouse: str, vertex: str) -> str:
+    """Canary: "promote" or "withdraw"."""
     from orchestration.pipelines import rollout_tasks
 
-    return rollout_tasks.try_out(plan, candidate, settings, warehouse, vertex)
+    return rollout_tasks.try_out(plan, candidate, result, settings, caution, warehouse, vertex)
 
 
-def promote(plan: str, candidate: str, result: str, endpoint: str, vertex: str) -> str:
-    """Makes the candidate the champion."""
+def promote(plan: str, candidate: str, result: str, caution: dict, warehouse: str, endpoint: str, vertex: str) -> str:
+    """Makes the candidate the champion, on probation or alone."""
     from orchestration.pipelines import rollout_tasks
 
-    return rollout_tasks.promote(plan, candidate, result, endpoint, vertex)
+    return rollout_tasks.promote(plan, candidate, result, caution, warehouse, endpoint, vertex)
 
 
 def withdraw(plan: str, candidate: str, vertex: str) -> str:

@@ -1,7 +1,8 @@
 """The pipelines on KFP: bootstrap, retrain and tune, in one shape for every environment.
 
     bootstrap  generate → export → train → evaluate → gate → register → promote
-    retrain    resolve the ready windows → export → train, warm → evaluate → gate → register → canary → promote or withdraw
+    retrain    resolve the ready windows → export → audit → watch what is on probation → train, warm → evaluate → gate
+               → register → canary → promote or withdraw
     tune       resolve → export → search hyperparameters → train afresh with the best → then as retrain
 
 `orchestration.pipelines.environment` places the long work, and adds the exit handler that reports the outcome of every
@@ -79,8 +80,9 @@ def _bootstrap(environment: Environment) -> Any:
             exported = environment.generate_and_export(plan, root)
             with dsl.If(exported == "exported", name="exported"):
                 candidate = environment.train(plan, algorithm, hyperparameters, exploration, fresh=False)
-                with _accepted(environment, plan, candidate) as accepted:
-                    _promote(environment, plan, accepted, endpoint)
+                first = _RollOut({"share": 0.0}, DEFAULTS["caution"], endpoint)  # there is nothing to try it beside
+                with _accepted(environment, plan, candidate, first) as accepted:
+                    _promote(environment, plan, accepted, first)
 
     return bootstrap
 
@@ -98,13 +100,14 @@ def _retrain(environment: Environment) -> Any:
         hyperparameters: dict = HYPERPARAMETERS,
         exploration: dict = DEFAULTS["exploration"],
         canary: dict = DEFAULTS["canary"],
+        caution: dict = DEFAULTS["caution"],
         endpoint: str = "",
     ) -> None:
         with environment.reported("retrain", root) as run_id:
             plan, exported = _resolve_and_export(environment, root, run_id, until, windows)
             with dsl.If(exported == "exported", name="exported"):
                 candidate = environment.train(plan, algorithm, hyperparameters, exploration, fresh=False)
-                _judge_and_roll_out(environment, plan, candidate, canary, endpoint)
+                _judge_and_roll_out(environment, plan, candidate, _RollOut(canary, caution, endpoint))
 
     return retrain
 
@@ -122,14 +125,16 @@ def _tune(environment: Environment) -> Any:
         budget: dict = DEFAULTS["budget"],
         exploration: dict = DEFAULTS["exploration"],
         canary: dict = DEFAULTS["canary"],
+        caution: dict = DEFAULTS["caution"],
         endpoint: str = "",
     ) -> None:
         with environment.reported("tune", root) as run_id:
-            # No condition on `exported`: windows that were exported earlier are enough to tune on.
+            # Also where nothing is new: windows that were exported earlier are enough to tune on.
             plan, exported = _resolve_and_export(environment, root, run_id, until, windows)
-            found = environment.find_best(plan, exported, algorithm, budget)
-            candidate = environment.train(plan, algorithm, found, exploration, fresh=True)
-            _judge_and_roll_out(environment, plan, candidate, canary, endpoint)
+            with dsl.If(exported != "rolled back", name="kept"):
+                found = environment.find_best(plan, exported, algorithm, budget)
+                candidate = environment.train(plan, algorithm, found, exploration, fresh=True)
+                _judge_and_roll_out(environment, plan, candidate, _RollOut(canary, caution, endpoint))
 
     return tune
 
@@ -154,10 +159,18 @@ class _Accepted(NamedTuple):
     result: Any  # of the gate
 
 
+class _RollOut(NamedTuple):
+    """How a candidate is tried, and what serves it."""
+
+    canary: Any
+    caution: Any
+    endpoint: Any
+
+
 @contextmanager
-def _accepted(environment: Environment, plan: Any, candidate: Any) -> Iterator[_Accepted]:
+def _accepted(environment: Environment, plan: Any, candidate: Any, how: _RollOut) -> Iterator[_Accepted]:
     """Evaluate → gate → register; the tasks made inside run only if the candidate passed the gate."""
-    judged = environment.task(components.evaluate, plan=plan, candidate=candidate).output
+    judged = environment.task(components.evaluate, plan=plan, candidate=candidate, canary=how.canary).output
     passed = environment.task(components.gate, plan=plan, candidate=candidate, result=judged).output
     with dsl.If(passed == "promote", name="passed"):
         registered = environment.task(
@@ -166,29 +179,33 @@ def _accepted(environment: Environment, plan: Any, candidate: Any) -> Iterator[_
         yield _Accepted(registered.output, judged)
 
 
-def _promote(environment: Environment, plan: Any, accepted: _Accepted, endpoint: Any) -> None:
+def _promote(environment: Environment, plan: Any, accepted: _Accepted, how: _RollOut) -> None:
     environment.task(
         components.promote,
         plan=plan,
         candidate=accepted.candidate,
         result=accepted.result,
-        endpoint=endpoint,
+        caution=how.caution,
+        warehouse=environment.warehouse,
+        endpoint=how.endpoint,
         vertex=environment.vertex,
     )
 
 
-def _judge_and_roll_out(environment: Environment, plan: Any, candidate: Any, canary: Any, endpoint: Any) -> None:
+def _judge_and_roll_out(environment: Environment, plan: Any, candidate: Any, how: _RollOut) -> None:
     """Evaluate → gate → register → canary → promote or withdraw."""
-    with _accepted(environment, plan, candidate) as accepted:
+    with _accepted(environment, plan, candidate, how) as accepted:
         tried = environment.task(
             components.try_out,
             plan=plan,
             candidate=accepted.candidate,
-            settings=canary,
+            result=accepted.result,
+            settings=how.canary,
+            caution=how.caution,
             warehouse=environment.warehouse,
             vertex=environment.vertex,
         ).output
         with dsl.If(tried == "promote", name="proved"):
-            _promote(environment, plan, accepted, endpoint)
+            _promote(environment, plan, accepted, how)
         with dsl.Else(name="disproved"):
             environment.task(components.withdraw, plan=plan, candidate=accepted.candidate, vertex=environment.vertex)

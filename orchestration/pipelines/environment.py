@@ -80,9 +80,9 @@ class Environment:
         return self._audited(plan, self.task(components.exported, plan=plan, jobs=ended).output)
 
     def export(self, plan: Any, root: Any) -> Any:
-        """Whether the windows of the plan were exported, and accepted by the guard."""
+        """Whether the windows of the plan were exported, accepted by the guard, and speak for the version on probation."""
         if not self.warehouse:
-            return self._audited(plan, self.task(components.export_windows, plan=plan).output)
+            return self._watched(plan, self._audited(plan, self.task(components.export_windows, plan=plan).output))
         jobs = self.task(
             components.export_jobs,
             plan=plan,
@@ -91,10 +91,15 @@ class Environment:
             watermark=self.watermark,
         )
         ended = self._run_jobs(plan, jobs, "export_trajectories")
-        return self._audited(plan, self.task(components.exported, plan=plan, jobs=ended).output)
+        return self._watched(plan, self._audited(plan, self.task(components.exported, plan=plan, jobs=ended).output))
 
     def _audited(self, plan: Any, exported: Any) -> Any:
         return self.task(components.audit, plan=plan, exported=exported, warehouse=self.warehouse).output
+
+    def _watched(self, plan: Any, exported: Any) -> Any:
+        return self.task(
+            components.watch, plan=plan, exported=exported, warehouse=self.warehouse, vertex=self.vertex
+        ).output
 
     def find_best(self, plan: Any, exported: Any, algorithm: Any, budget: Any) -> Any:
         """The best hyperparameters: of a tuning job in the cloud, elsewhere of a search within the step.

@@ -7,6 +7,7 @@ its struct, and the struct declares its type, default and bounds:
     generated    orchestration.pipelines.plan.GeneratedLog
     exploration  contracts.policies.Exploration; its `strategy` is the parameter `exploration`
     canary       orchestration.pipelines.canary.Canary; its fields are parameters with the prefix `canary_`
+    caution      orchestration.watch.Caution
     budget       TuningBudget
 """
 
@@ -22,6 +23,7 @@ from contracts.policies import Exploration
 from orchestration.cloud.configuration import Configuration
 from orchestration.pipelines.canary import Canary
 from orchestration.pipelines.plan import GeneratedLog, WindowGrid
+from orchestration.watch import Caution
 
 
 class TuningBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +38,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "generated": GeneratedLog,
     "exploration": Exploration,
     "canary": Canary,
+    "caution": Caution,
     "budget": TuningBudget,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {name: msgspec.to_builtins(group()) for name, group in GROUPS.items()}

@@ -1,7 +1,16 @@
 """The records of the pipelines' runs: lines per step while a run goes on, and one report when it has ended.
 
+promoted      the candidate serves alone
+on probation  it serves beside the version before, which keeps a share of the decisions
+undecided     it was tried beside the champion, which serves alone again; a later canary goes on with the evidence
+refused       the gate did not let it pass
+rolled back   it was worse beside the champion, in its canary; or a version on probation was, and the one before serves
+nothing new   there was nothing to train on
+held          the guard holds the pipelines
+failed        a step failed, or was killed
+
 <root>/runs/<run>.jsonl   one line when a step begins, and one when it ends, with its seconds and its result
-<root>/runs/<run>.json    the report: promoted, refused, rolled back, nothing new, or failed, and why
+<root>/runs/<run>.json    the report: one of these outcomes, and why
 """
 
 import time
@@ -13,12 +22,12 @@ from typing import Literal
 
 import msgspec
 
-from contracts.command_line import HELD
+from contracts.command_line import HELD, ROLLED_BACK
 from contracts.errors import InputError, OperationError
 from orchestration.places import Places, replace_file
 
 KILLED = "the process ended before the step did (killed, or out of memory)"
-Outcome = Literal["promoted", "refused", "rolled back", "nothing new", "held", "failed"]
+Outcome = Literal["promoted", "on probation", "undecided", "refused", "rolled back", "nothing new", "held", "failed"]
 Failure = Literal["input", "operation", "bug"]
 _EXIT_CODES: dict[Failure, int] = {"input": InputError.exit_code, "operation": OperationError.exit_code, "bug": 1}
 
@@ -61,12 +70,17 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exit_code(self) -> int:
-        """Of a command that ran it: 0; 5 if the guard held it; 2 after wrong input, 3 after a failed operation, 1 after a bug."""
+        """Of a command that ran it.
+
+        0; 5 if the guard held it; 7 after a roll-back; 2 after wrong input, 3 after a failed operation, 1 after a bug.
+        """
         match self.outcome:
             case "failed":
                 return _EXIT_CODES[self.failure or "bug"]
             case "held":
                 return HELD
+            case "rolled back":
+                return ROLLED_BACK
             case _:
                 return 0
 

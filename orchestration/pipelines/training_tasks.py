@@ -13,6 +13,7 @@ from orchestration import gate as gates
 from orchestration import policy_store
 from orchestration.gate import GateResult
 from orchestration.pipelines import runs
+from orchestration.pipelines.canary import Canary
 from orchestration.pipelines.parameters import TuningBudget
 from orchestration.pipelines.plan import decode_plan
 from orchestration.places import Places
@@ -149,16 +150,36 @@ def best_trial(plan: str, gcp_resources: str, vertex: str) -> Hyperparameters:
         return best
 
 
-def evaluate(plan: str, candidate: str) -> str:
-    """Compares candidate and champion on decisions that neither was trained on. Returns a `GateResult` as JSON."""
+def evaluate(plan: str, candidate: str, canary: dict[str, Any]) -> str:
+    """Compares candidate and champion on decisions that neither was trained on. Returns a `GateResult` as JSON.
+
+    While the champion is on probation, the candidate is compared with its anchor.
+
+    Args:
+      plan: a `Plan` as JSON.
+      candidate: version of the policy to judge.
+      canary: the fields of a `Canary`. With a share, another algorithm or setting may be tried beside a confirmed champion.
+    """
     made = decode_plan(plan)
     with runs.step(made.root, made.run_id, "evaluate") as record:
         if candidate == made.champion:
             result = GateResult(verdict="undecided", promoted=False, reason="nothing new to train on", evaluation=None)
         elif (why := _withdrawn(made.places, candidate)) is not None:
             result = GateResult(verdict="worse", promoted=False, reason=why, evaluation=None)
+        elif (current := policy_store.champion(made.places.policies)) is None:
+            result = gates.evaluate(made.places.policies, made.places.windows, candidate, None)
+        elif current.version != made.champion:
+            reason = f"{current.version} serves since the run began, not {made.champion}: run the pipeline again"
+            result = GateResult(verdict="undecided", promoted=False, reason=reason, evaluation=None)
         else:
-            result = gates.evaluate(made.places.policies, made.places.windows, candidate, made.champion)
+            result = gates.evaluate(
+                made.places.policies,
+                made.places.windows,
+                candidate,
+                current.version,
+                anchor=current.anchor,
+                tried=build(Canary, canary).share > 0 and current.anchor is None,
+            )
         record.version, record.said = candidate, result.reason
         return msgspec.json.encode(result).decode()
 

@@ -20,7 +20,7 @@ from contracts.errors import InputError, OperationError
 from contracts.windows import MANIFEST_NAME, TrainingWindow, WindowSettings, decode_manifest
 from orchestration import ingestion, policy_store
 from orchestration.pipelines import plan as plans
-from orchestration.pipelines import runs
+from orchestration.pipelines import probation_tasks, runs
 from orchestration.pipelines.plan import GeneratedLog, Plan, WindowGrid, decode_plan
 from orchestration.places import Places
 
@@ -58,6 +58,7 @@ def resolve_retrain(root: str, run_id: str, windows: dict[str, Any], until: str,
       vertex: a `VertexTarget` as JSON; empty if the policies do not serve on Vertex AI.
     """
     with runs.step(root, run_id, "resolve_windows") as record:
+        probation_tasks.settle(Places(Path(root)), vertex)  # an earlier run may have died before it could
         if vertex:
             _follow_endpoint(Places(Path(root)).policies, vertex)
         now = datetime.now(UTC)
@@ -249,16 +250,13 @@ def audit(plan: str, exported: str, warehouse: str) -> str:
     """
     made = decode_plan(plan)
     with runs.step(made.root, made.run_id, "audit") as record:
-        from apache_beam.options.pipeline_options import PipelineOptions
-
-        from beam_jobs.warehouses import EmbeddedWarehouse, open_warehouse
         from orchestration.audit import guard
         from orchestration.audit.auditor import Auditor
         from orchestration.audit.settings import GuardSettings
 
         places, now = made.places, datetime.now(UTC)
-        source = open_warehouse(warehouse, PipelineOptions([])) if warehouse else EmbeddedWarehouse(places.warehouse)
-        auditor = Auditor(source, places.policies, places.audit, made.settings.record_settings, places.live)
+        source, settings = probation_tasks.source_of(made, warehouse)
+        auditor = Auditor(source, places.policies, places.audit, settings, places.live)
         watch = guard.Guard(places, auditor, GuardSettings())
         known = set(plans.exported_windows(places.windows))
         audits = [watch.check(window, now) for window in made.windows if window in known]

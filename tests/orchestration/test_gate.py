@@ -146,6 +146,7 @@ def test_another_setting_passes_if_it_is_tried_beside_the_champion(shop, champio
     bolder = shop.train(champion.version, exploration=Exploration(alpha=0.6)).version
     result = gate.evaluate(shop.store, shop.windows, bolder, champion.version, tried=True)
     assert (result.verdict, result.promoted) == ("undecided", True)
+    assert result.must_be_confirmed
     assert result.reason.startswith("another algorithm or setting, to be tried beside the champion, undecided: gain ")
 
 

@@ -170,11 +170,12 @@ def test_updates_on_probation_keep_the_anchor_until_one_is_confirmed(store):
         policy_store.roll_out(store, f"v{number}", "better", NOW + timedelta(days=number), anchor_share=0.2)
         found = champion(store)
         assert (found.version, found.mode, found.anchor, found.anchor_share) == (f"v{number}", "probation", "v3", 0.2)
-    policy_store.confirm(store)
+    policy_store.confirm(store, NOW + timedelta(days=6))
     found = champion(store)
     assert (found.version, found.mode, found.anchor, found.anchor_share) == ("v5", "canary", None, 0.0)
+    assert policy_store.pointers(store)[-1].pointer == found
     before = files(store)
-    policy_store.confirm(store)
+    policy_store.confirm(store, NOW)
     assert files(store) == before
     assert served(store) == ["v1", "v2", "v3", "v4", "v5"]
     assert policy_store.roll_back(store, "", NOW).version == "v4"

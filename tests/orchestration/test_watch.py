@@ -131,6 +131,24 @@ def test_what_is_undecided_says_how_many_more_decisions_would_decide_it():
     assert 50 <= more < 20_000
 
 
+def test_a_trial_goes_on_with_another_share():
+    rng = np.random.default_rng(10)
+    candidate, anchor = policy(0), policy(2)
+    rows = decisions(rng, anchor, anchor, 1000)
+    propensity = anchor.probabilities(rows.observation)[np.arange(1000), rows.action]
+    scale = watch.scale_of(rows, propensity, candidate, anchor)
+    evidence = watch.nothing_yet(scale, 0.5, 0.05, later_share=0.1)
+    evidence = evidence.add(decisions(rng, candidate, anchor, 10_000, 0.5), candidate, anchor)
+    first = evidence.sequence.total
+    evidence = evidence.at_share(0.1).add(decisions(rng, candidate, anchor, 20_000, 0.1), candidate, anchor)
+    truth = 0.8 * (VALUES[0] - VALUES[2])
+    for mean in (first / 10_000, (evidence.sequence.total - first) / 20_000):
+        assert abs(mean - truth) < 0.05
+    assert evidence.cost == pytest.approx(0.5 * first + 0.1 * (evidence.sequence.total - first))
+    with pytest.raises(InputError, match=r"^anchor_share: must leave each policy the share that the trial began with"):
+        evidence.at_share(0.05)
+
+
 def test_a_fault_that_begins_after_a_long_good_time_is_seen_soon():
     """The mean over the whole trial stays above that of the anchor for long; the detector does not wait for it."""
     rng = np.random.default_rng(4)

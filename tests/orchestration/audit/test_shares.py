@@ -75,6 +75,14 @@ def test_versions_that_are_mixed_up_are_counted(store: Path) -> None:
     assert own.wrong_beside + own.wrong_serving == COUNT and min(own.wrong_beside, own.wrong_serving) > 0
 
 
+def test_where_an_endpoint_splits_the_traffic_the_ids_say_nothing(store: Path) -> None:
+    changed = pointer("v3", mode="probation", anchor="v2", anchor_share=0.3, shared_by="traffic")
+    policy_store.set_pointer(store, changed, START + timedelta(minutes=20))
+    begin = START + timedelta(minutes=25)
+    versions, ids = decided(begin, "v2", "v3")
+    assert shares.count(rows(begin, versions, ids), shares.periods(store)).shares == {}
+
+
 def test_a_server_may_follow_the_pointer_late(store: Path) -> None:
     begin = START + timedelta(minutes=10, seconds=30)
     versions, ids = decided(begin, "v2", "v1")

@@ -1,68 +1,69 @@
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-import numpy as np
+import msgspec
 import pytest
 
 from contracts.errors import InputError
-from orchestration import policy_store
+from contracts.policies import Exploration
+from orchestration import policy_store, watch
 from orchestration.pipelines import canary
-from orchestration.pipelines.canary import Arm, Canary, Trial
+from orchestration.pipelines.canary import Canary
+from orchestration.watch import Look, Scale
+from predictor import policy as serving
 from tests.linear_policies import point_at, write_policy
 
-
-def trial(candidate: float, champion: float, decisions: int = 100) -> Trial:
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=decisions)
-    noise -= noise.mean()
-    return Trial(Arm.of((candidate + noise).tolist()), Arm.of((champion + noise).tolist()))
+SCALE = Scale(low=0.0, high=1.0, residual=1.0, unit=0.5)
 
 
-def test_the_standard_error_is_that_of_a_difference_of_means():
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(1, 2, 400), rng.normal(1, 3, 900)
-    found = Trial(Arm.of(a.tolist()), Arm.of(b.tolist()))
-    assert found.gain == pytest.approx(a.mean() - b.mean())
-    assert found.standard_error == pytest.approx(np.sqrt(a.var(ddof=1) / 400 + b.var(ddof=1) / 900))
+def look(outcome: str = "on probation") -> Look:
+    found = watch.nothing_yet(SCALE, 0.9, 0.02).look("new", "old")
+    return msgspec.structs.replace(found, outcome=outcome)
 
 
-def test_an_equal_candidate_is_rarely_called_worse():
-    rng = np.random.default_rng(2)
-    called = 0
-    for _ in range(2000):
-        same = Trial(Arm.of(rng.normal(size=100).tolist()), Arm.of(rng.normal(size=900).tolist()))
-        called += same.worse(canary.STANDARD_ERRORS)
-    assert 0.012 < called / 2000 < 0.04  # one side of 95%: 2.5%
+@pytest.mark.parametrize("outcome", ["confirmed", "rolled back"])
+def test_a_verdict_ends_it_before_its_time(outcome):
+    looks = iter([(look(), 5), (look(), 40), (look(outcome), 60)])
+    found = canary.watch(lambda end: next(looks), datetime.now(UTC), Canary(decisions=1000, seconds=3600), 0)
+    assert found.outcome == outcome
+    assert next(looks, None) is None
 
 
-@pytest.mark.parametrize(
-    ("found", "action", "reason"),
-    [
-        (trial(1.0, 1.0), "promote", "not worse in the canary: gain +0.000"),
-        (trial(2.0, 1.0), "promote", "not worse in the canary: gain +1.000"),
-        (trial(0.6, 1.0), "roll back", "worse in the canary: gain -0.400"),
-        (trial(-1.0, 1.0), "roll back", "clearly worse in the canary: gain -2.000"),
-        (trial(-9.0, 1.0, 10), "promote", "not worse in the canary: 10 of its decisions against 10, too few to tell"),
-    ],
-)
-def test_the_verdict(found, action, reason):
-    verdict = canary.watch(lambda end: found, datetime.now(UTC), Canary(decisions=10, seconds=60), settle_seconds=0)
-    assert verdict.action == action
-    assert verdict.reason.startswith(reason)
+def test_without_a_verdict_it_ends_with_its_decisions_or_its_time():
+    begin, ends = datetime.now(UTC), []
+    looks = iter([(look(), 5), (look(), 10)])
+    assert canary.watch(lambda end: next(looks), begin, Canary(decisions=10, seconds=3600), 0) == look()
 
-
-def test_harm_ends_it_before_its_time_and_too_few_decisions_wait_for_it():
-    begin = datetime.now(UTC)
-    looks = iter([trial(1, 1, 5), trial(1, 1, 40), trial(-2, 1, 40)])
-    verdict = canary.watch(lambda end: next(looks), begin, Canary(decisions=1000, seconds=3600), settle_seconds=0)
-    assert verdict.action == "roll back"
-    ends = []
-
-    def few(end: datetime) -> Trial:
+    def few(end: datetime) -> tuple[Look, int]:
         ends.append(end)
-        return trial(1, 1, 5)
+        return look(), 5
 
-    assert canary.watch(few, begin, Canary(decisions=10, seconds=0.2), settle_seconds=0.1).action == "promote"
+    begin = datetime.now(UTC)
+    assert canary.watch(few, begin, Canary(decisions=10, seconds=0.2), settle_seconds=0.1) == look()
     assert max(ends) == begin + timedelta(seconds=0.1)  # the youngest decision whose reward was in by then
+
+
+def test_a_canary_goes_on_with_what_an_earlier_one_of_the_same_settings_showed(tmp_path: Path):
+    for version in ("first", "next"):
+        write_policy(tmp_path / version)
+    write_policy(tmp_path / "bolder", exploration=Exploration(epsilon=0.5))
+    cards = {name: serving.read_card(tmp_path / name) for name in ("first", "next", "bolder")}
+    trial = canary.Trial(
+        candidate="first", champion="old", evidence=watch.nothing_yet(SCALE, 1 - 0.1, 0.02), look=look()
+    )
+    assert canary.read(tmp_path) is None
+    canary.write(tmp_path, trial)
+    assert canary.read(tmp_path) == trial
+    assert trial.goes_on(tmp_path, cards["next"], "old", 0.1, 0.02)
+    assert not trial.goes_on(tmp_path, cards["bolder"], "old", 0.1, 0.02)
+    assert not trial.goes_on(tmp_path, cards["next"], "other", 0.1, 0.02)
+    assert not trial.goes_on(tmp_path, cards["next"], "old", 0.2, 0.02)
+    assert not trial.goes_on(tmp_path, cards["next"], "old", 0.1, 0.05)
+    ended = msgspec.structs.replace(trial, look=look("rolled back"))
+    assert not ended.goes_on(tmp_path, cards["next"], "old", 0.1, 0.02)
+    (tmp_path / canary.STATE_NAME).write_text("{}")
+    with pytest.raises(InputError, match=r"canary\.json: not a canary"):
+        canary.read(tmp_path)
 
 
 def test_start_and_end_move_the_pointer_and_nothing_else(tmp_path):

@@ -1,4 +1,4 @@
-"""Rewards of a canary, read in steps: counted as in training, each row read once."""
+"""Decisions of a canary and their rewards, read in steps: counted as in training, each row read once."""
 
 import random
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from beam_jobs import ingest_events
@@ -16,18 +15,25 @@ from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.items import Item
 from contracts.records import Decision, RewardEvent
 from contracts.windows import WindowSettings
-from orchestration.pipelines.canary import Arm, Trial
-from orchestration.pipelines.canary_rewards import CanaryRewards, merged
+from orchestration import watch
+from orchestration.pipelines.canary_rewards import CanaryRewards, CanaryWatch
 from orchestration.places import Places
+from orchestration.probation import Logged
+from orchestration.watch import Scale
+from tests.linear_policies import write_policy
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ID = "018f0000-0000-7000-8000-{:012x}"
-VERSIONS = ("new", "old")
+Found = list[tuple[str, float]]  # version and reward of each decision
 
 
 def rewards_of(places: Places, warehouse: str = "", missing: str = "drop", rule: str = "first") -> CanaryRewards:
     settings = WindowSettings(missing_reward=missing, default_reward=-1, reward_rule=rule)
-    return CanaryRewards(places, warehouse, VERSIONS, START, settings)
+    return CanaryRewards(places, warehouse, START, settings)
+
+
+def found(logged: Logged) -> Found:
+    return list(zip(logged.version.tolist(), logged.rows.reward.tolist(), strict=True))
 
 
 def decision(number: int, version: str, moment: datetime) -> Decision:
@@ -74,16 +80,12 @@ def places(tmp_path: Path) -> Places:
     return Places(tmp_path)
 
 
-def close_to(wanted: Trial) -> Trial:
-    """BigQuery gives rows in no order, and the last bits of a sum depend on it."""
-    return Trial(*(Arm(arm.decisions, pytest.approx(arm.mean), pytest.approx(arm.variance)) for arm in wanted))
-
-
 def check_counts(places: Places, warehouse: str) -> None:
     end = START + timedelta(seconds=5)
-    assert rewards_of(places, warehouse).trial(end) == close_to(Trial(Arm.of([3.0, 4.0]), Arm.of([2.0])))
-    defaulted = rewards_of(places, warehouse, "default").trial(end)
-    assert defaulted == close_to(Trial(Arm.of([3.0, 4.0, -1.0]), Arm.of([2.0, -1.0])))
+    given = [("new", 3.0), ("new", 4.0), ("old", 2.0), ("other", 9.0)]
+    assert found(rewards_of(places, warehouse).read_until(end)) == given
+    defaulted = [("new", 3.0), ("new", 4.0), ("new", -1.0), ("old", 2.0), ("old", -1.0), ("other", 9.0)]
+    assert found(rewards_of(places, warehouse, "default").read_until(end)) == defaulted
 
 
 def test_rewards_are_counted_as_in_training(places):
@@ -93,7 +95,8 @@ def test_rewards_are_counted_as_in_training(places):
 @pytest.mark.parametrize(("rule", "value"), [("sum", 9.0), ("last", 5.0), ("max", 5.0)])
 def test_several_rewards_become_one_as_in_training(places, rule, value):
     end = START + timedelta(seconds=5)
-    assert rewards_of(places, rule=rule).trial(end) == close_to(Trial(Arm.of([3.0, value]), Arm.of([2.0])))
+    given = [("new", 3.0), ("new", value), ("old", 2.0), ("other", 9.0)]
+    assert found(rewards_of(places, rule=rule).read_until(end)) == given
 
 
 def test_rewards_are_counted_the_same_from_bigquery(places, dataset):
@@ -105,7 +108,7 @@ def test_rewards_are_counted_the_same_from_bigquery(places, dataset):
 
 def test_a_warehouse_that_is_not_there_is_one_line(places, dataset):
     with pytest.raises(InputError, match=r"table local-test\.nothing\.decisions does not exist"):
-        rewards_of(places, "bigquery:local-test.nothing").trial(datetime.now(UTC))
+        rewards_of(places, "bigquery:local-test.nothing").read_until(datetime.now(UTC))
 
 
 def random_events(rng: random.Random) -> list[Decision | RewardEvent]:
@@ -125,14 +128,14 @@ def random_events(rng: random.Random) -> list[Decision | RewardEvent]:
     return events
 
 
-def counted_directly(events: Sequence[Decision | RewardEvent], end: datetime) -> Trial:
+def counted_directly(events: Sequence[Decision | RewardEvent], end: datetime) -> Found:
     """The rule, record by record: each decision once, at its earliest, with its first reward within 2 s."""
-    arms: dict[str, list[float]] = {"new": [], "old": []}
     decisions: dict[str, Decision] = {}
     for event in sorted((one for one in events if isinstance(one, Decision)), key=lambda one: one.decided_at):
         decisions.setdefault(event.decision_id, event)
-    for made in decisions.values():
-        if START <= made.decided_at < end and made.policy_version in arms:
+    counted: Found = []
+    for made in sorted(decisions.values(), key=lambda one: (one.decided_at, one.decision_id)):
+        if START <= made.decided_at < end:
             in_time = [
                 (one.occurred_at, one.reward)
                 for one in events
@@ -140,8 +143,8 @@ def counted_directly(events: Sequence[Decision | RewardEvent], end: datetime) ->
                 and one.decision_id == made.decision_id
                 and made.decided_at <= one.occurred_at <= made.decided_at + timedelta(seconds=2)
             ]
-            arms[made.policy_version] += [min(in_time)[1]] if in_time else []
-    return Trial(Arm.of(arms["new"]), Arm.of(arms["old"]))
+            counted += [(made.policy_version, min(in_time)[1])] if in_time else []
+    return counted
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -159,23 +162,31 @@ def test_many_looks_count_what_one_does_and_read_each_row_once(tmp_path, monkeyp
 
     monkeypatch.setattr(embedded, "read", recorded)
     looks = sorted(START + timedelta(milliseconds=rng.randrange(12_000)) for _ in range(15))
-    rewards = rewards_of(places)
+    rewards, counted = rewards_of(places), []
     for moment in looks:
-        assert rewards.trial(moment) == close_to(counted_directly(events, moment))
+        counted += found(rewards.read_until(moment))
+        assert counted == counted_directly(events, moment)
     for some in ranges.values():
         assert [begin for begin, _ in some[1:]] == [end for _, end in some[:-1]]
     before = {name: len(some) for name, some in ranges.items()}
-    assert rewards.trial(looks[0]) == rewards.trial(looks[-1])  # an earlier moment reads nothing
+    assert found(rewards.read_until(looks[0])) == []  # an earlier moment reads nothing
     assert {name: len(some) for name, some in ranges.items()} == before
 
 
-def test_merged_arms_are_the_arm_of_all_rewards():
-    rng = np.random.default_rng(0)
-    rewards = (1e6 + rng.normal(size=1000)).tolist()
-    arm = Arm.of([])
-    for some in np.array_split(np.array(rewards), [0, 1, 2, 500]):
-        arm = merged(arm, Arm.of(some.tolist()))
-    whole = Arm.of(rewards)
-    assert arm.decisions == whole.decisions
-    assert arm.mean == pytest.approx(whole.mean, rel=1e-12)
-    assert arm.variance == pytest.approx(whole.variance, rel=1e-9)
+def test_only_decisions_of_both_count_from_the_candidates_first_one_on(tmp_path):
+    places = Places(tmp_path)
+    versions = ["old", "old", "new", "other", "old", "new", "old"]
+    events: list[Decision | RewardEvent] = []
+    for number, version in enumerate(versions):
+        moment = START + timedelta(seconds=number)
+        events += [decision(number, version, moment), reward(number, moment, float(number))]
+    write(places, events)
+    for name, seed in (("new", 1), ("old", 2)):
+        write_policy(places.policies / name, observation_dim=1, seed=seed)
+    evidence = watch.nothing_yet(Scale(low=0.0, high=9.0, residual=9.0, unit=3.0), 0.5, 0.02)
+    trial = CanaryWatch(rewards_of(places), places, ("new", "old"), evidence)
+    assert trial.look(START + timedelta(seconds=2))[1] == 0  # none of the candidate's yet
+    assert trial.evidence == evidence
+    look, decisions = trial.look(START + timedelta(seconds=20))
+    assert (look.decisions, decisions, look.version, look.anchor) == (3, 2, "new", "old")
+    assert trial.look(START + timedelta(seconds=21)) == (look, decisions)

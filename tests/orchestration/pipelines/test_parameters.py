@@ -29,7 +29,7 @@ from orchestration.pipelines.canary import Canary
         ),
         ("shared.root = 'r'\n[retrain]\nepsilon = true", "retrain.epsilon: Expected `float`, got `bool`, got True"),
         ("shared.root = 'r'\n[retrain]\ndefault_reward = nan", "retrain.default_reward: "),
-        ("shared.root = 'r'\n[retrain]\ncanary_share = 20", "retrain.canary_share: Expected `float` <= 1.0, got 20"),
+        ("shared.root = 'r'\n[retrain]\ncanary_share = 20", "retrain.canary_share: Expected `float` < 1.0, got 20"),
         ("shared.root = 'r'\nshared.window_seconds = 0", "bootstrap.window_seconds: Expected `float` > 0.0, got 0"),
         ("shared.root = 'r'\n[tune]\ntrials = -1", "tune.trials: Expected `int` >= 1, got -1"),
         ("shared.root = 'r'\n[tune]\nalpha = -0.5", "tune.alpha: Expected `float` >= 0.0, got -0.5"),
@@ -78,7 +78,7 @@ def test_flags_take_precedence_and_the_rest_is_as_configured_or_declared():
     [
         ({"epsilon": "much"}, "--set epsilon: Expected `float`, got 'much'"),
         ({"holdback_share": "1"}, "--set holdback_share: Expected `float` < 1.0, got '1'"),
-        ({"canary_share": "2"}, "--set canary_share: Expected `float` <= 1.0, got '2'"),
+        ({"canary_share": "2"}, "--set canary_share: Expected `float` < 1.0, got '2'"),
         ({"hyperparameters": "ridge"}, "--set hyperparameters: must be JSON of type dict, got 'ridge'"),
         ({"rank": "3"}, "--set rank: retrain has no such parameter; it has: root, until, "),
         ({"until": "2026-01-01"}, "--set until: a time with its time zone, such as 2026-01-01T00:00:00Z, got"),

@@ -6,10 +6,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import msgspec
 import pytest
 
+from contracts import policies
 from contracts.errors import InputError, OperationError
-from orchestration import gate, policy_store
+from orchestration import gate, policy_store, probation
 from orchestration.pipelines import canary, rollout_tasks, runs, training_tasks
-from tests.orchestration.pipelines.environments import PASSED
+from tests.orchestration.pipelines.environments import PASSED, UNDECIDED
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -17,32 +18,92 @@ pytestmark = pytest.mark.timeout(900)
 def test_a_candidate_that_proves_itself_on_the_endpoint_is_promoted_there_and_in_the_store(environment):
     assert environment.split() == {"old": 100}
     rollout_tasks.register(environment.plan, "new", PASSED, environment.target)
-    with environment.viewers(reward_of_new=3.0):
-        assert environment.try_out() == "promote"
+    with environment.viewers(reward_of_new=4.0):
+        assert environment.try_out(decisions=4000) == "promote"
         assert environment.split() == {"old": 50, "new": 50}
         assert environment.serving() == ("old", "new")
-    rollout_tasks.promote(environment.plan, "new", PASSED, "", environment.target)
+    environment.promote()
     assert environment.split() == {"new": 100}
     assert environment.serving() == ("new", None)
-    reason = policy_store.history(environment.places.policies)[-1].reason
-    assert reason.startswith("better: gain +1; not worse in the canary: gain ")
+    last = policy_store.history(environment.places.policies)[-1]
+    assert last.reason.startswith("better: gain +1; confirmed in the canary: not worse than the anchor by more than 0.")
+    assert policy_store.champion(environment.places.policies).anchor is None
+    shared = [change.pointer.shared_by for change in policy_store.pointers(environment.places.policies)]
+    assert shared == ["ids", "traffic", "ids"]
 
 
 def test_a_candidate_whose_reward_drops_on_the_endpoint_is_taken_back_and_stays_away(environment):
     rollout_tasks.register(environment.plan, "new", PASSED, environment.target)
     with environment.viewers(reward_of_new=1.0):
-        assert environment.try_out() == "roll back"
+        assert environment.try_out(decisions=4000) == "withdraw"
     rollout_tasks.withdraw(environment.plan, "new", environment.target)
     assert environment.split() == {"old": 100}
     assert environment.serving() == ("old", None)
     assert len(environment.fake.predictors) == 1
     rollout_tasks.report_outcome(str(environment.root), "run", "retrain", environment.target, "SUCCEEDED", "")
     (report,) = runs.reports(environment.root)
-    assert (report.outcome, report.version) == ("rolled back", "new")
-    assert "worse in the canary: gain -" in report.reason
-    again = msgspec.json.decode(training_tasks.evaluate(environment.plan, "new"), type=gate.GateResult)
+    assert (report.outcome, report.version, report.exit_code) == ("rolled back", "new", 7)
+    assert report.reason.startswith("worse in the canary: ")
+    again = msgspec.json.decode(training_tasks.evaluate(environment.plan, "new", {}), type=gate.GateResult)
     assert not again.promoted
     assert again.reason.startswith("rolled back before, by run: ")
+
+
+def test_an_undecided_update_serves_on_probation_with_the_evidence_of_its_canary(environment):
+    rollout_tasks.register(environment.plan, "new", PASSED, environment.target)
+    with environment.viewers(reward_of_new=3.0):
+        assert environment.try_out(decisions=20) == "promote"
+    before = canary.read(environment.root)
+    assert before.look.outcome == "on probation" and before.look.decisions > 0
+    environment.promote()
+    assert environment.split() == {"new": 50, "old": 50}
+    pointer = policy_store.champion(environment.places.policies)
+    assert (pointer.version, pointer.anchor, pointer.anchor_share, pointer.shared_by) == ("new", "old", 0.5, "traffic")
+    assert "; undecided in the canary: gain " in pointer.reason
+    trial = probation.current_trial(environment.places)
+    assert trial.evidence.sequence == before.evidence.sequence
+    rollout_tasks.report_outcome(str(environment.root), "run", "retrain", environment.target, "SUCCEEDED", "")
+    (report,) = runs.reports(environment.root)
+    assert (report.outcome, report.exit_code) == ("on probation", 0)
+    assert report.reason.endswith("; on probation beside old, which keeps 50%")
+    # A later run that fails ends a canary, not the probation.
+    rollout_tasks.report_outcome(str(environment.root), "later", "retrain", environment.target, "FAILED", "no quota")
+    assert environment.split() == {"new": 50, "old": 50}
+
+
+def test_another_setting_that_is_undecided_is_withdrawn_and_the_next_canary_goes_on(environment):
+    rollout_tasks.register(environment.plan, "new", UNDECIDED, environment.target)
+    found = []
+    for _ in range(2):
+        with environment.viewers(reward_of_new=3.0):
+            assert environment.try_out(UNDECIDED, decisions=20) == "withdraw"
+        rollout_tasks.withdraw(environment.plan, "new", environment.target)
+        assert environment.split() == {"old": 100}
+        assert environment.serving() == ("old", None)
+        found.append(canary.read(environment.root).look.decisions)
+    assert 0 < found[0] < found[1]
+    rollout_tasks.report_outcome(str(environment.root), "run", "retrain", environment.target, "SUCCEEDED", "")
+    (report,) = runs.reports(environment.root)
+    assert (report.outcome, report.exit_code) == ("undecided", 0)
+    assert report.reason.startswith("undecided in the canary: gain ")
+    assert "more decisions" in report.reason
+    # It may come again, as it was not shown to be worse.
+    again = msgspec.json.decode(training_tasks.evaluate(environment.plan, "new", {"share": 0.0}), type=gate.GateResult)
+    assert "rolled back" not in again.reason
+
+
+def test_what_cannot_be_watched_serves_at_once_if_the_gate_lets_it(environment):
+    card_path = environment.places.policies / "new" / policies.CARD_NAME
+    card = msgspec.structs.replace(environment.new, trained_on=[])
+    card_path.write_bytes(policies.encode_json(card))
+    rollout_tasks.register(environment.plan, "new", PASSED, environment.target)
+    assert environment.try_out(UNDECIDED) == "withdraw"
+    assert environment.try_out() == "promote"
+    assert environment.split() == {"old": 100}
+    environment.promote()
+    assert environment.split() == {"new": 100}
+    reason = policy_store.history(environment.places.policies)[-1].reason
+    assert reason.endswith("; no probation: new: must have been trained on a window to be watched, got none")
 
 
 def test_a_failure_in_the_canary_gives_everything_back_to_the_champion(environment):
@@ -100,7 +161,7 @@ def test_an_endpoint_that_is_gone_or_none_is_told_before_anything_changes(enviro
         else:
             threading.Thread(target=server.serve_forever).start()
         with pytest.raises(OperationError if answer is None else InputError, match=f"^endpoint: {endpoint} {message}$"):
-            rollout_tasks.promote(environment.plan, "new", PASSED, endpoint, "")
+            environment.promote(endpoint=endpoint, vertex="")
         if answer is not None:
             server.shutdown()
     assert environment.serving() == ("old", None)
@@ -108,7 +169,7 @@ def test_an_endpoint_that_is_gone_or_none_is_told_before_anything_changes(enviro
 
 def test_a_failing_promotion_on_the_endpoint_leaves_the_store_as_it_was(environment):
     with pytest.raises(ValueError, match="has no version 'new': register it first"):
-        rollout_tasks.promote(environment.plan, "new", PASSED, "", environment.target)
+        environment.promote()
     assert environment.serving() == ("old", None)
     assert environment.split() == {"old": 100}
     assert runs.records(environment.root, "run")[-1].error.startswith("InputError: model recommender has no version")

@@ -90,6 +90,16 @@ def test_a_killed_step_and_a_task_that_never_began_are_failed_operations(tmp_pat
     assert (report.failure, report.exit_code) == (None, 0)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "exit_code"), [("on probation", 0), ("undecided", 0), ("rolled back", 7), ("held", 5)]
+)
+def test_what_became_of_a_candidate_has_an_exit_code(tmp_path, outcome, exit_code):
+    with runs.step(str(tmp_path), "r", "withdraw") as record:
+        record.outcome = outcome
+    report = runs.close(tmp_path, "r", "retrain", "SUCCEEDED", "", NOW)
+    assert (report.outcome, report.exit_code) == (outcome, exit_code)
+
+
 def test_a_report_of_an_earlier_version_can_be_read(tmp_path):
     runs.close(tmp_path, "r", "retrain", "FAILED", "no quota", NOW)
     path = tmp_path / "runs" / "r.json"
