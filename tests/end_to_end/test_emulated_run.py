@@ -112,12 +112,12 @@ def test_bootstrap_and_retrain_through_pubsub_and_bigquery(up):
                 root,
                 endpoint=server.url,
                 canary_share="0.5",
-                canary_decisions="60",
+                canary_decisions="2000",
                 canary_seconds="300",
             )
         assert later.outcome == "promoted", later
         # The canary was judged by what BigQuery holds.
-        assert "; not worse in the canary: gain +" in later.reason
+        assert "; confirmed in the canary: not worse than the anchor by more than " in later.reason
         assert server.get("/health").body["policy_version"] == later.version != report.version
     champion = policy_store.champion(root / "policies")
     assert champion is not None

@@ -42,6 +42,31 @@ def test_bootstrap_canary_promote_and_roll_back(environment):
     assert reasons == [(first.version, "why not"), (second.version, "why not"), (first.version, "to see")]
 
 
+def test_a_promotion_that_leaves_a_share_to_the_version_before(environment):
+    endpoint, models = environment.endpoint, environment.models
+    cards = [environment.policy(number) for number in range(3)]
+    first, second, third = (card.version for card in cards)
+    for card in cards:
+        models.register(card, "")
+    endpoint.promote(first, "first")
+    for _ in range(2):
+        endpoint.promote(second, "on probation", (first, 0.1))
+        assert environment.split() == {second: 90, first: 10}
+    assert environment.roles() == {CHAMPION: second, PREVIOUS: first}
+    assert endpoint.end_canary((first, 0.1)).startswith(f"{second} takes 90% of the traffic; ")
+    assert environment.split() == {second: 90, first: 10}
+    # The next update takes its place beside the same anchor, to which a roll-back goes.
+    endpoint.promote(third, "on probation", (first, 0.5))
+    assert {version: share for version, share in environment.split().items() if share} == {third: 50, first: 50}
+    assert environment.roles() == {CHAMPION: third, PREVIOUS: first}
+    assert endpoint.champion() == third
+    endpoint.promote(third, "confirmed")
+    assert environment.split() == {third: 100, first: 0}
+    assert [past.version for past in endpoint.history()] == [first, second, third]
+    endpoint.roll_back("to see")
+    assert environment.split() == {first: 100, third: 0}
+
+
 def test_the_sdk_asks_for_candidates_and_slates(environment, monkeypatch):
     """`Endpoint.predict` as the SDK has it: its JSON writes every number as a double, 3 as 3.0."""
     card = environment.policy(1)
