@@ -59,8 +59,8 @@ class Auditor:
         self._settings = settings
         self._load = lru_cache(maxsize=16)(lambda version: load_decider(store, version, live))
 
-    def audit(self, window: TrainingWindow, interrupted: bool = False) -> WindowAudit:
-        """The audit of `window`, which is made and kept unless it is there already.
+    def audit(self, window: TrainingWindow, interrupted: bool = False, revision: int = 0) -> WindowAudit:
+        """The audit of a revision of `window`, which is made and kept unless it, or that of a later one, is there already.
 
         It is compared with the accepted windows before it in which versions of the store decided. A bootstrap's
         decisions are simulated, so its rewards say nothing about those that viewers send. How rewards arrived is not
@@ -68,14 +68,17 @@ class Auditor:
 
         Raises InputError when rows cannot be read, or a policy that decided is there but cannot be read.
         """
-        if (kept := window_audits.read(self._folder, window)) is not None:
+        kept = window_audits.read(self._folder, window)
+        if kept is not None and kept.revision >= revision:
             return kept
         evidence, interactions = self._gather(window)
         silence_counts = self._settings.missing_reward == "default"
         before = [one.evidence for one in window_audits.read_all(self._folder) if one.accepted and one.window < window]
         before = [one for one in before if any(version.replayed for version in one.versions.values())]
         findings = checks.run(evidence, before, interrupted, silence_counts)
-        audit = WindowAudit(window=window, accepted=True, reason="", findings=findings, evidence=evidence)
+        audit = WindowAudit(
+            window=window, accepted=True, reason="", findings=findings, evidence=evidence, revision=revision
+        )
         if audit.alarms:
             examination: Examination | None = None
             if not any(finding.kind == "contradiction" for finding in audit.alarms):
@@ -83,6 +86,8 @@ class Auditor:
             audit = msgspec.structs.replace(
                 audit, accepted=False, reason=describe(audit.alarms, examination), examination=examination
             )
+        if kept is not None:
+            audit = audit.after(kept)
         window_audits.write(self._folder, audit)
         return audit
 

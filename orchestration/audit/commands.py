@@ -98,7 +98,7 @@ def _lines(audit: Any, windows: list[str]) -> Iterator[str]:
     replayed = sum(one.replayed for one in audit.evidence.versions.values())
     found = audit.evidence
     yield (
-        f"{light} {audit.window.folder}  {count} decisions, {replayed} replayed, {found.rewarded} with a reward,"
+        f"{light} {audit.name}  {count} decisions, {replayed} replayed, {found.rewarded} with a reward,"
         f" {found.late_rewards} late rewards, {found.duplicates} duplicates"
     )
     for finding in audit.findings:

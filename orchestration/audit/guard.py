@@ -49,8 +49,8 @@ class Guard:
         self._auditor = audit
         self._settings = settings
 
-    def check(self, window: TrainingWindow, now: datetime, interrupted: bool = False) -> WindowAudit:
-        """Audits an exported window, and holds the loop if it is refused. Returns the audit.
+    def check(self, window: TrainingWindow, now: datetime, interrupted: bool = False, revision: int = 0) -> WindowAudit:
+        """Audits a revision of an exported window, and holds the loop if it is refused. Returns the audit.
 
         Windows before it in which the change began are refused as well, and the champion is rolled back if it was trained
         on any of them. A refused window that the loop was released after holds nothing again.
@@ -59,8 +59,9 @@ class Guard:
           window: the exported window.
           now: the time of the change, for the record.
           interrupted: whether the window was cut short, with rewards still on their way.
+          revision: the newest one of the window.
         """
-        audit = self._auditor.audit(window, interrupted)
+        audit = self._auditor.audit(window, interrupted, revision)
         if not (audit.accepted or audit.released):
             needed = self._settings.accept_consistent_after
             if needed and self._consistent_windows() >= needed:
@@ -75,7 +76,7 @@ class Guard:
             one for one in window_audits.read_all(self._places.audit) if one.window < audit.window and one.accepted
         ]
         for one in earlier[len(earlier) - audit.began :]:
-            reason = f"what was noticed in {audit.window.folder} began here"
+            reason = f"what was noticed in {audit.name} began here"
             window_audits.write(self._places.audit, msgspec.structs.replace(one, accepted=False, reason=reason))
 
     def _hold(self, audit: WindowAudit, now: datetime) -> None:

@@ -62,7 +62,8 @@ def audits(arguments: argparse.Namespace) -> Iterator[WindowAudit]:
 
 def _of_root(places: Places, beam: PipelineOptions | None) -> Iterator[WindowAudit]:
     """Audits the exported windows, each with the settings that it was exported with, and keeps the audits."""
-    manifests = sorted(_manifests(places.windows), key=lambda manifest: manifest.window)
+    every = sorted(_manifests(places.windows), key=lambda manifest: (manifest.window, manifest.revision))
+    manifests = list({manifest.window: manifest for manifest in every}.values())  # the newest revision of each
     if not manifests:
         raise InputError(f"--root: {places.root} has no exported window")
     decided = {version for manifest in manifests for version in manifest.policy_versions}
@@ -70,7 +71,7 @@ def _of_root(places: Places, beam: PipelineOptions | None) -> Iterator[WindowAud
     for manifest in manifests:
         source = EmbeddedWarehouse(places.warehouse)
         auditor = Auditor(source, places.policies, places.audit, manifest.settings, places.live, beam)
-        yield auditor.audit(manifest.window)
+        yield auditor.audit(manifest.window, revision=manifest.revision)
 
 
 def _of_range(

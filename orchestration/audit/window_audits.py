@@ -11,7 +11,7 @@ import msgspec
 
 from contracts import documents
 from contracts.errors import InputError
-from contracts.windows import TrainingWindow
+from contracts.windows import TrainingWindow, revision_folder
 from orchestration.audit.evidence import Evidence
 from orchestration.audit.findings import Finding
 from orchestration.places import replace_file
@@ -35,6 +35,28 @@ class WindowAudit(msgspec.Struct, frozen=True, kw_only=True):
     released: bool = False  # a person released the loop after it was refused: it holds nothing again
     findings: list[Finding]
     evidence: Evidence
+    revision: int = 0  # of the window; a newer one's audit takes the place of an earlier one's
+
+    @property
+    def name(self) -> str:
+        """The window and its revision, as the folder of its records is called."""
+        return revision_folder(self.window, self.revision)
+
+    def after(self, earlier: "WindowAudit") -> "WindowAudit":
+        """This audit of a revision, where `earlier` is that of the revision before it.
+
+        What was decided about the window stands, unless the revision shows an alarm that the earlier one did not: a person
+        accepted it, or released the loop; or it was set aside without an alarm of its own. An alarm that the late rows end is
+        forgotten.
+        """
+        shown = {finding.check for finding in earlier.alarms}
+        if any(finding.check not in shown for finding in self.alarms):
+            return self
+        if self.alarms or not (earlier.accepted or shown):
+            return msgspec.structs.replace(
+                self, accepted=earlier.accepted, released=earlier.released, reason=earlier.reason
+            )
+        return self
 
     @property
     def alarms(self) -> list[Finding]:

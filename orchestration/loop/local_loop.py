@@ -231,7 +231,8 @@ class LocalLoop:
         while viewers.exit_code() is None:  # the viewers send the last late rewards
             sleep_until(datetime.now(UTC) + timedelta(seconds=0.2), self._check_children)
         viewers.check()
-        if self._take_in_late_rows(datetime.now(UTC)):
+        if revised := self._take_in_late_rows(datetime.now(UTC)):
+            self._audit(revised, False, endpoint)
             self._learn(endpoint)
 
     def _first_window_starts(self, launched: float) -> datetime:
@@ -267,11 +268,11 @@ class LocalLoop:
         """
         waited = waited or self._wait_until_complete(self._closes_at(closed[-1][1]))
         with timed() as export_seconds:
-            self._take_in_late_rows(closed[0][1].start)
+            revised = self._take_in_late_rows(closed[0][1].start)
             for _, window in closed:
                 export_trajectories.export(self._backend.source, self._folder.windows, window, self._window_settings)
         with timed() as audit_seconds:
-            self._audit([window for _, window in closed], interrupted, endpoint)
+            self._audit(revised | dict.fromkeys([window for _, window in closed], 0), interrupted, endpoint)
         looks = self._watch([window for _, window in closed], endpoint)
         learned = self._learn(endpoint)
         for index, (number, window) in enumerate(closed):
@@ -296,8 +297,8 @@ class LocalLoop:
             self._folder.append(entry)
             say(self._progress.line(entry))
 
-    def _take_in_late_rows(self, until: datetime) -> bool:
-        """Exports windows that ended by `until` again if rows of them came since. Returns whether there were any."""
+    def _take_in_late_rows(self, until: datetime) -> dict[TrainingWindow, int]:
+        """Exports windows that ended by `until` again if rows of them came since. Returns them, with their revisions."""
         revised = export_trajectories.revise_late(
             self._backend.source, self._folder.windows, until, self._window_settings
         )
@@ -305,17 +306,16 @@ class LocalLoop:
             say(
                 f"LATE {manifest.window.folder}: rows came after it was exported: {report.came_late(self._folder, manifest)}; revised"
             )
-        return bool(revised)
+        return {manifest.window: manifest.revision for manifest in revised}
 
-    def _audit(self, windows: list[TrainingWindow], interrupted: bool, endpoint: str | None) -> None:
-        """Audits windows before training; prints those that are refused, and waits until a roll-back serves."""
-        folder = self._folder
+    def _audit(self, windows: dict[TrainingWindow, int], interrupted: bool, endpoint: str | None) -> None:
+        """Audits revisions of windows before training; prints those that are refused, and waits until a roll-back serves."""
+        folder, settings = self._folder, self._settings.guard_settings()
         auditor = Auditor(self._backend.source, folder.policies, folder.audit, self._window_settings, folder.live)
-        watch = guard.Guard(self._folder, auditor, self._settings.guard_settings())
-        before = policy_store.champion(self._folder.policies)
-        audits = [watch.check(window, datetime.now(UTC), interrupted) for window in windows]
-        for audit in (one for one in audits if not one.accepted):
-            say(f"REFUSED {audit.window.folder}: {audit.reason}")
+        watch, before = guard.Guard(folder, auditor, settings), policy_store.champion(folder.policies)
+        audits = [watch.check(one, datetime.now(UTC), interrupted, revision) for one, revision in windows.items()]
+        for refused in (one for one in audits if not one.accepted):
+            say(f"REFUSED {refused.name}: {refused.reason}")
         self._live_guard.after_audit([audit.window for audit in audits if audit.accepted])
         after = policy_store.champion(self._folder.policies)
         if after is not None and after != before:

@@ -96,9 +96,9 @@ def for_bootstrap(root: Path, run_id: str, settings: WindowGrid, generated: Gene
 
 
 def for_retrain(root: Path, run_id: str, settings: WindowGrid, until: datetime) -> Plan:
-    """Every window up to `until` that the champion was not trained on.
+    """Every window up to `until` that the champion was not trained on, or of which a newer revision was exported since.
 
-    These are the exported windows that it has not seen, and one new window. The new window begins where the last
+    These are the exported windows whose newest revision it has not seen, and one new window. The new window begins where the last
     exported one ended, and ends at the newest multiple of `window_seconds` that has closed. A run that comes late
     therefore makes one longer window of everything it missed.
 
@@ -111,11 +111,15 @@ def for_retrain(root: Path, run_id: str, settings: WindowGrid, until: datetime) 
     path = places.policies / current.version / policies.CARD_NAME
     if not path.is_file():
         raise InputError(f"{path} is missing, but {current.version} is the champion")
-    trained = {seen.window for seen in policies.decode_card(path.read_bytes(), str(path)).trained_on}
+    card = policies.decode_card(path.read_bytes(), str(path))
+    # Of a window's splits, the one that was trained on in the earliest revision.
+    trained = dict(sorted(((seen.window, seen.revision) for seen in card.trained_on), reverse=True))
     exported = exported_windows(places.windows)
     if not exported:
         raise InputError(f"{places.windows} has no window: run the bootstrap pipeline first")
-    windows = [window for window in exported if window not in trained and window.end <= until]
+    windows = [
+        window for window, revision in exported.items() if trained.get(window, -1) < revision and window.end <= until
+    ]
     begin = max(window.end for window in exported)
     closed = until - timedelta(seconds=settings.closing_seconds)
     end = window_of(closed, GRID_ORIGIN, settings.window_seconds).start
@@ -127,11 +131,14 @@ def for_retrain(root: Path, run_id: str, settings: WindowGrid, until: datetime) 
     )
 
 
-def exported_windows(folder: Path) -> list[TrainingWindow]:
-    """The windows that have a manifest, oldest first."""
-    return sorted(
-        decode_manifest(path.read_bytes(), str(path)).window for path in folder.glob(f"window=*/{MANIFEST_NAME}")
+def exported_windows(folder: Path) -> dict[TrainingWindow, int]:
+    """The windows that have a manifest, oldest first, and the newest revision of each."""
+    found = sorted(
+        (manifest.window, manifest.revision)
+        for path in folder.glob(f"window=*/{MANIFEST_NAME}")
+        if (manifest := decode_manifest(path.read_bytes(), str(path)))
     )
+    return dict(found)  # the last of several entries of one window stays
 
 
 def decode_plan(text: str) -> Plan:

@@ -1,4 +1,5 @@
-"""What starts a retraining on Google Cloud: a schedule, a new training window, or a person. Each window starts one.
+"""What starts a retraining on Google Cloud: a schedule, a new training window, or a person. Each window starts one, and so
+does each revision of a window.
 
 `infra/services.tf` deploys the function below. It takes Eventarc's event of a new object in the bucket. If the object is the manifest of a window, the
 function submits a retraining under a job id made from the window, so a repeated event starts nothing. While a pipeline is
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from orchestration.cloud.vertex_jobs import Compiled
 
 FINALIZED = "google.cloud.storage.object.v1.finalized"
-_MANIFEST = re.compile(rf"windows/window=(?P<window>[0-9TZ.]+)/{re.escape(MANIFEST_NAME)}")
+_MANIFEST = re.compile(rf"windows/window=(?P<window>[0-9TZ.]+Z(?:\.r\d+)?)/{re.escape(MANIFEST_NAME)}")
 
 
 class CloudEvent(Protocol):
@@ -87,7 +88,7 @@ def _object(event: CloudEvent) -> tuple[str, str]:
 
 
 def window_of(name: str) -> str | None:
-    """The start of a window, as in its folder's name, if the object `name` is its manifest; None for any other object."""
+    """The start of a window and its revision, as in its folder's name, if the object `name` is its manifest; else None."""
     match = _MANIFEST.fullmatch(name)
     return match["window"] if match else None
 

@@ -136,7 +136,7 @@ def export_windows(plan: str) -> str:
             give_up=True,
         )
         aside = f", {read.dead_letters} dead letters" if read.dead_letters else ""
-        known = set(plans.exported_windows(places.windows))
+        known = plans.exported_windows(places.windows)
         decisions = 0
         for window in made.windows:
             counted = sum(dim.decisions for dim in source.observation_dims(window.start, window.end))
@@ -258,8 +258,8 @@ def audit(plan: str, exported: str, warehouse: str) -> str:
         source, settings = probation_tasks.source_of(made, warehouse)
         auditor = Auditor(source, places.policies, places.audit, settings, places.live)
         watch = guard.Guard(places, auditor, GuardSettings())
-        known = set(plans.exported_windows(places.windows))
-        audits = [watch.check(window, now) for window in made.windows if window in known]
+        known = plans.exported_windows(places.windows)
+        audits = [watch.check(window, now, revision=known[window]) for window in made.windows if window in known]
         held = guard.state(places.root)
         if held is not None and held.held:
             record.said, record.outcome = f"held: {held.reason}", "held"

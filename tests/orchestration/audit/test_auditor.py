@@ -3,18 +3,25 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_jobs import warehouse
 from beam_jobs.movielens import MovieLens
 from beam_jobs.ratings import load_ratings
-from beam_jobs.tables import record_schema
-from bench.simulated_loop import Sabotages, SimulatedLoop
+from beam_jobs.tables import record_batch, record_schema
+from beam_jobs.warehouses import open_warehouse
+from bench.simulated_loop import SETTINGS, Rows, Sabotages, SimulatedLoop
 from contracts.errors import InputError
-from contracts.records import Interaction
+from contracts.records import Interaction, RewardEvent
+from contracts.schemas import REWARDS
 from orchestration import policy_store
 from orchestration.audit import auditor, guard, window_audits
+from orchestration.audit.settings import GuardSettings
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ARMS, DECISIONS, CLEAN = 10, 800, 4
 
 
@@ -72,6 +79,41 @@ def test_an_audit_is_made_once(viewers: MovieLens, tmp_path: Path) -> None:
     served = loop.window()
     [kept] = window_audits.read_all(loop.places.audit)
     assert kept == served.audit == window_audits.read(loop.places.audit, served.audit.window)
+
+
+def test_a_revision_is_audited_with_the_rows_that_came_late(viewers: MovieLens, tmp_path: Path) -> None:
+    """The first export lacks the rewards of half of the arms, which come later."""
+    loop = SimulatedLoop(tmp_path, viewers, seed=5, decisions=DECISIONS)
+    for _ in range(CLEAN):
+        assert not loop.window().held
+    late: list[RewardEvent] = []
+
+    def half_late(rows: Rows, _: int, __: np.random.Generator) -> Rows:
+        comes = rows.answered & (rows.action % 2 == 1)
+        late.extend(
+            RewardEvent(
+                decision_id=str(rows.decision_id[row]),
+                occurred_at=EPOCH + timedelta(microseconds=int(rows.occurred_at[row])),
+                reward=float(rows.reward[row]),
+            )
+            for row in np.flatnonzero(comes)
+        )
+        return rows._replace(answered=rows.answered & ~comes)
+
+    first = loop.window(half_late)
+    assert first.held and "reward rate by action" in [finding.check for finding in first.audit.alarms]
+    warehouse.write(loop.places.warehouse, REWARDS, "late", record_batch(REWARDS, late))
+    source = open_warehouse(str(loop.places.warehouse), PipelineOptions([]))
+    made = auditor.Auditor(source, loop.places.policies, loop.places.audit, SETTINGS)
+    watch = guard.Guard(loop.places, made, GuardSettings())
+    window = first.audit.window
+    assert watch.check(window, datetime.now(UTC)) == first.audit  # the same revision is audited once
+    again = watch.check(window, datetime.now(UTC), revision=1)
+    assert again.accepted and again.revision == 1 and not again.alarms
+    assert again.evidence.rewarded > first.audit.evidence.rewarded
+    assert window_audits.read(loop.places.audit, window) == again
+    assert guard.refused_windows(loop.places) == []
+    assert watch.check(window, datetime.now(UTC)) == again
 
 
 @pytest.mark.parametrize("count", [0, 5])

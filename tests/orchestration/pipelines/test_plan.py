@@ -10,7 +10,7 @@ from contracts import policies
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.policies import TrainedWindow
-from contracts.windows import MANIFEST_NAME, Manifest, TrainingWindow, WindowCounts, encode_manifest
+from contracts.windows import MANIFEST_NAME, Manifest, TrainingWindow, WindowCounts, encode_manifest, revision_folder
 from orchestration.pipelines import plan
 from tests.linear_policies import point_at, write_policy
 
@@ -23,9 +23,9 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def export(root: Path, begin: float, end: float) -> TrainingWindow:
+def export(root: Path, begin: float, end: float, revision: int = 0) -> TrainingWindow:
     window = TrainingWindow(at(begin), at(end))
-    folder = root / "windows" / window.folder
+    folder = root / "windows" / revision_folder(window, revision)
     folder.mkdir(parents=True)
     manifest = Manifest(
         window=window,
@@ -38,6 +38,7 @@ def export(root: Path, begin: float, end: float) -> TrainingWindow:
         files=[],
         counts=WindowCounts(**dict.fromkeys(WindowCounts.__struct_fields__, 0)),
         policy_versions={},
+        revision=revision,
     )
     (folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
     return window
@@ -106,3 +107,24 @@ def test_what_is_missing_is_said(tmp_path):
     (tmp_path / "policies" / "first" / policies.CARD_NAME).unlink()
     with pytest.raises(InputError, match=r"policy.json is missing, but first is the champion"):
         retrain(tmp_path, 20)
+
+
+def test_a_newer_revision_of_a_window_that_was_trained_on_is_work_to_do(tmp_path):
+    first, second = export(tmp_path, 0, 5), export(tmp_path, 5, 10)
+    champion(tmp_path, first, second)
+    assert retrain(tmp_path, 12) == []
+    export(tmp_path, 0, 5, revision=1)
+    assert retrain(tmp_path, 12) == [(0, 5)]
+    assert plan.exported_windows(tmp_path / "windows") == {first: 1, second: 0}
+    store = tmp_path / "policies"
+    card = policies.decode_card((store / "first" / policies.CARD_NAME).read_bytes(), "card")
+
+    def trained_on(*seen: tuple[TrainingWindow, str, int]) -> None:
+        parts = [TrainedWindow(window=one, split=split, records=1, revision=revision) for one, split, revision in seen]
+        changed = msgspec.structs.replace(card, trained_on=parts)
+        (store / "first" / policies.CARD_NAME).write_bytes(policies.encode_json(changed))
+
+    trained_on((first, "train", 1), (first, "holdback", 0), (second, "train", 0))
+    assert retrain(tmp_path, 12) == [(0, 5)]  # one split is that of the revision before
+    trained_on((first, "train", 1), (first, "holdback", 1), (second, "train", 0))
+    assert retrain(tmp_path, 12) == []

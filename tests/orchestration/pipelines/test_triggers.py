@@ -76,6 +76,17 @@ def test_a_manifest_starts_one_retraining_however_often_it_is_told(environment):
     assert job.service_account == "bandit-pipelines@films.iam.gserviceaccount.com"
 
 
+def test_a_revision_of_a_window_starts_a_retraining_of_its_own(environment):
+    loaded = environment.loaded()
+    triggers.on_manifest(WINDOW, BUCKET, loaded)
+    for job in environment.fake.pipeline_jobs.values():
+        job.state = types.PipelineState.PIPELINE_STATE_SUCCEEDED
+    revision = WINDOW.replace("/manifest", ".r1/manifest")
+    name = "bandit-retrain-20260101t000000-000000z-r1"
+    assert triggers.on_manifest(revision, BUCKET, loaded) == f"{name} is submitted"
+    assert triggers.on_manifest(revision, BUCKET, loaded) == f"{name} was submitted before"
+
+
 def test_while_a_pipeline_is_under_way_a_manifest_starts_no_other(environment):
     """It may be the one that wrote the manifest; if not, the next retraining takes the window too."""
     loaded = environment.loaded()
