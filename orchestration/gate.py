@@ -11,7 +11,7 @@ import numpy as np
 from contracts.errors import InputError
 from contracts.policies import Evaluation, PolicyCard, Verdict
 from orchestration import held_back
-from orchestration.held_back import HeldBack, Judged
+from orchestration.held_back import HeldBack, Judged, Log
 from predictor import policy as serving
 from trainer import off_policy
 from trainer.intervals import Interval
@@ -66,6 +66,7 @@ def evaluate(
     *,
     anchor: str | None = None,
     tried: bool = False,
+    log: Log | None = None,
 ) -> GateResult:
     """Compares `candidate` with what serves on the held-back decisions of the newest window.
 
@@ -86,6 +87,7 @@ def evaluate(
       candidate: a version.
       champion: a version; None while no policy serves yet.
       anchor: the version to compare with, if the champion is on probation.
+      log: the tables, from which it knows which decisions were made for one viewer; without, it takes all for different ones.
       tried: whether a promoted candidate gets a share of the decisions first, by which it is judged.
 
     Raises InputError when the champion or the window cannot be read.
@@ -96,7 +98,7 @@ def evaluate(
         return GateResult(verdict="worse", promoted=False, reason=f"sanity check failed: {error}", evaluation=None)
     old = held_back.seen_as(serving.load(store / (anchor or champion)), new.card) if champion is not None else None
     how = FIRST if champion is None else entry(new.card, serving.read_card(store / champion), tried)
-    decisions = held_back.read(store, windows, new.card, old.card if old is not None else None)
+    decisions = held_back.read(store, windows, new.card, old.card if old is not None else None, log)
     if (fault := _insane(new, decisions.decisions.observation)) is not None:
         return GateResult(verdict="worse", promoted=False, reason=f"sanity check failed: {fault}", evaluation=None)
     if not len(decisions.decisions.action):

@@ -5,23 +5,38 @@ when a decision was made: the decision's candidates, without the arms that the v
 record does not name its version, so an arm counts as offered only if every version that made decisions in the window
 offered it. Whichever of them decided, the policy's probabilities then sum to 1 over arms that it could have taken, so the
 mean of probability / propensity is 1.
+
+Decisions for one viewer depend on each other. A record does not name its viewer either, so that an erasure leaves nothing
+behind, but the tables do. A record is recognised there by its values; of decisions with the same values, the first of the
+tables is taken for the first of the records.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 
 from contracts.errors import InputError
 from contracts.policies import PolicyCard
+from contracts.windows import TrainingWindow, WindowSettings
 from predictor.policy import BASELINE_VERSION, Policy, active_arms, same_items
 from trainer import artifact, contexts, dataset
 from trainer.contexts import Reader
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from contracts.trajectories import TrajectoryBatch  # TensorFlow: only judging needs it, rolling out does not
+
+
+class Log(Protocol):
+    """The tables of the log."""
+
+    def held_back(self, window: TrainingWindow, settings: WindowSettings) -> tuple["pa.RecordBatch", list[str | None]]:
+        """The interactions that an export of `window` with `settings` holds back, and the user of each."""
 
 
 class Judged(NamedTuple):
@@ -30,11 +45,15 @@ class Judged(NamedTuple):
     decisions: "TrajectoryBatch"
     offered: np.ndarray  # [N, arms] bool
     left_out: int  # decisions in which one of the policies offers none of the arms that were on offer
+    viewers: np.ndarray | None = None  # as in `HeldBack`
 
     @property
     def clusters(self) -> np.ndarray | None:
-        """[N] decisions of one slate have the same number; None if there are no slates."""
-        return None if self.decisions.slate_id is None else dataset.clusters(self.decisions)
+        """[N] decisions of one slate, or for one viewer, have the same number; None if no decisions belong together."""
+        if self.viewers is None:
+            return None if self.decisions.slate_id is None else dataset.clusters(self.decisions)
+        # A slate is shown to one viewer.
+        return np.where(self.viewers >= 0, -1 - self.viewers, dataset.clusters(self.decisions))
 
 
 class HeldBack(NamedTuple):
@@ -42,6 +61,8 @@ class HeldBack(NamedTuple):
 
     decisions: "TrajectoryBatch"
     offering: list[PolicyCard]  # the versions that decided, as far as they are known
+    # [N] a number per viewer, -1 where it is not known; None without the tables, or if no viewer comes twice.
+    viewers: np.ndarray | None = None
 
     def judged_by(self, policies: Sequence[Policy], arms: int) -> Judged:
         """What `policies` are judged on when they choose among their first `arms` arms."""
@@ -54,8 +75,9 @@ class HeldBack(NamedTuple):
         for policy in policies:
             some &= (offered if policy.active is None else offered & policy.active[:arms]).any(axis=1)
         if some.all():
-            return Judged(self.decisions, offered, 0)
-        return Judged(self.decisions.take(some), offered[some], int((~some).sum()))
+            return Judged(self.decisions, offered, 0, self.viewers)
+        viewers = None if self.viewers is None else self.viewers[some]
+        return Judged(self.decisions.take(some), offered[some], int((~some).sum()), viewers)
 
     def always_offered(self, arms: int) -> np.ndarray:
         """[arms] bool: true for the arms that every known version that decided offers."""
@@ -67,7 +89,9 @@ class HeldBack(NamedTuple):
         return always
 
 
-def read(store: Path, windows: Path, card: PolicyCard, champion: PolicyCard | None = None) -> HeldBack:
+def read(
+    store: Path, windows: Path, card: PolicyCard, champion: PolicyCard | None = None, log: Log | None = None
+) -> HeldBack:
     """The decisions on which a policy is judged: the holdback of the newest window that it was trained on.
 
     Args:
@@ -75,6 +99,7 @@ def read(store: Path, windows: Path, card: PolicyCard, champion: PolicyCard | No
       windows: the folder of training windows.
       card: the policy's.
       champion: the card of the policy whose arms the safe baseline offers.
+      log: the tables, which know the viewers; None: intervals take viewers for different ones.
 
     Raises InputError when that window is missing.
     """
@@ -83,9 +108,50 @@ def read(store: Path, windows: Path, card: PolicyCard, champion: PolicyCard | No
     newest = max(trained.window.start for trained in card.trained_on)
     for window in dataset.ready_windows(windows):
         if window.start == newest:
-            batches = [_no_decisions(card.observation_dim), *Reader(store, card).read(window, "holdback")]
-            return HeldBack(join(batches), list(_cards(store, window.manifest.policy_versions, champion)))
+            reader = Reader(store, card)
+            batches = [_no_decisions(card.observation_dim), *reader.read(window, "holdback")]
+            decisions = join(batches)
+            offering = list(_cards(store, window.manifest.policy_versions, champion))
+            if log is None:
+                return HeldBack(decisions, offering)
+            rows = log.held_back(window.manifest.window, window.manifest.settings)
+            places = contexts.places(reader.generation(window), contexts.of_card(card))
+            return HeldBack(decisions, offering, viewers(decisions, *rows, places))
     raise InputError(f"{windows} has no window that starts at {newest.isoformat()}")
+
+
+def viewers(
+    decisions: "TrajectoryBatch", interactions: "pa.RecordBatch", users: Sequence[str | None], places: np.ndarray
+) -> np.ndarray | None:
+    """[N] a number per viewer of the decisions, -1 where it is not known; None if no viewer comes twice.
+
+    Args:
+      decisions: [N], in the order of their files.
+      interactions: columns of `contracts.records.Interaction`, those of the decisions among them.
+      users: of each interaction.
+      places: [D], where in an interaction's observation the numbers of a decision's are; -1: a decision has 0 there.
+    """
+    numbers = {user: number for number, user in enumerate(dict.fromkeys(user for user in users if user is not None))}
+    waiting: defaultdict[bytes, list[int]] = defaultdict(list)  # by values, the last one first
+    for observation, *values, user in reversed(
+        list(zip(*(interactions.column(name).to_pylist() for name in _VALUES), users, strict=True))
+    ):
+        if len(observation) > places.max(initial=-1):
+            waiting[_key(contexts.project(np.array([observation], np.float32), places)[0], *values)].append(numbers.get(user, -1))
+    found = np.full(len(decisions.action), -1)
+    for row, values in enumerate(zip(*(getattr(decisions, name) for name in _VALUES), strict=True)):
+        if of_values := waiting.get(_key(*values)):
+            found[row] = of_values.pop()
+    known = found[found >= 0]
+    return found if len(np.unique(known)) < len(known) else None
+
+
+_VALUES = ("observation", "action", "propensity", "reward")
+
+
+def _key(observation: np.ndarray, action: int, propensity: float, reward: float) -> bytes:
+    """What a record and its row have in common: the values as the record has them."""
+    return np.array([*observation, propensity, reward], np.float32).tobytes() + int(action).to_bytes(4, "little")
 
 
 def seen_as(policy: Policy, card: PolicyCard) -> Policy:

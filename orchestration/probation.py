@@ -74,16 +74,34 @@ class Source(NamedTuple):
 
     def read(self, window: TrainingWindow, since: datetime | None = None) -> Logged:
         """The decisions of `window`, from `since` on, with rewards as the export counts them for training."""
-        from beam_jobs.reward_join import join_rewards
-        from beam_jobs.window_rows import read_tables
-
-        tables = read_tables(self.warehouse, window, self.settings)
-        joined, _ = join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], window, self.settings)
+        joined, _ = self._joined(window, self.settings)
         if since is not None and since > window.start:
             import pyarrow.compute as pc
 
             joined = joined.filter(pc.greater_equal(joined.column("decided_at"), since))
         return logged(joined)
+
+    def held_back(self, window: TrainingWindow, settings: WindowSettings) -> tuple["pa.RecordBatch", list[str | None]]:
+        """The interactions that an export of `window` with `settings` holds back, and the user of each."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        from beam_jobs.reward_join import holdback_ids, in_holdback
+
+        joined, decisions = self._joined(window, settings)
+        joined = joined.filter(pa.array(in_holdback(holdback_ids(joined), settings.holdback_share)))
+        rows = pc.index_in(joined.column("decision_id"), value_set=decisions["decision_id"].combine_chunks())
+        users: list[str | None] = decisions["user_id"].take(rows).to_pylist()
+        return joined, users
+
+    def _joined(self, window: TrainingWindow, settings: WindowSettings) -> tuple["pa.RecordBatch", "pa.Table"]:
+        """The interactions of a window, and the rows of its decisions."""
+        from beam_jobs.reward_join import join_rewards
+        from beam_jobs.window_rows import read_tables
+
+        tables = read_tables(self.warehouse, window, settings)
+        joined, _ = join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], window, settings)
+        return joined, tables["decisions"]
 
 
 def logged(interactions: "pa.RecordBatch") -> Logged:

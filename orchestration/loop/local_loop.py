@@ -350,11 +350,11 @@ class LocalLoop:
         if card.version == before:
             return _Learned(card.version, _unchanged("nothing new to train on"), train_seconds=train_seconds[0])
         with timed() as gate_seconds:
-            gate = gates.evaluate(self._folder.policies, self._folder.windows, card.version, before, anchor=anchor)
+            places, source = self._folder, probation.Source(self._backend.source, self._window_settings)
+            gate = gates.evaluate(places.policies, places.windows, card.version, before, anchor=anchor, log=source)
         learned = _Learned(card.version, gate, self._progress.true_value(card), train_seconds[0], gate_seconds[0])
         if not gate.promoted:
             return learned
-        source = probation.Source(self._backend.source, self._window_settings)
         probation.enter(self._folder, source, card.version, self._settings.caution(), gate.reason, datetime.now(UTC))
         if endpoint is not None:
             wait_until_served(endpoint, card.version, check=self._check_children)

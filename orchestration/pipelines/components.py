@@ -116,11 +116,11 @@ def best_trial(plan: str, gcp_resources: str, vertex: str) -> dict:
     return training_tasks.best_trial(plan, gcp_resources, vertex)
 
 
-def evaluate(plan: str, candidate: str, canary: dict) -> str:
+def evaluate(plan: str, candidate: str, canary: dict, warehouse: str) -> str:
     """Compares candidate and champion: the gate's result."""
     from orchestration.pipelines import training_tasks
 
-    return training_tasks.evaluate(plan, candidate, canary)
+    return training_tasks.evaluate(plan, candidate, canary, warehouse)
 
 
 def gate(plan: str, candidate: str, result: str) -> str:

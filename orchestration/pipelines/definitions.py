@@ -170,7 +170,9 @@ class _RollOut(NamedTuple):
 @contextmanager
 def _accepted(environment: Environment, plan: Any, candidate: Any, how: _RollOut) -> Iterator[_Accepted]:
     """Evaluate → gate → register; the tasks made inside run only if the candidate passed the gate."""
-    judged = environment.task(components.evaluate, plan=plan, candidate=candidate, canary=how.canary).output
+    judged = environment.task(
+        components.evaluate, plan=plan, candidate=candidate, canary=how.canary, warehouse=environment.warehouse
+    ).output
     passed = environment.task(components.gate, plan=plan, candidate=candidate, result=judged).output
     with dsl.If(passed == "promote", name="passed"):
         registered = environment.task(

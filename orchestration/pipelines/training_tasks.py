@@ -8,14 +8,14 @@ from contracts import items
 from contracts.command_line import build
 from contracts.errors import OperationError
 from contracts.features import read_spec
-from contracts.policies import Exploration
+from contracts.policies import Exploration, Verdict
 from orchestration import gate as gates
 from orchestration import policy_store
 from orchestration.gate import GateResult
-from orchestration.pipelines import runs
+from orchestration.pipelines import probation_tasks, runs
 from orchestration.pipelines.canary import Canary
 from orchestration.pipelines.parameters import TuningBudget
-from orchestration.pipelines.plan import decode_plan
+from orchestration.pipelines.plan import Plan, decode_plan
 from orchestration.places import Places
 
 Hyperparameters = dict[str, float | int | str | bool]
@@ -150,7 +150,7 @@ def best_trial(plan: str, gcp_resources: str, vertex: str) -> Hyperparameters:
         return best
 
 
-def evaluate(plan: str, candidate: str, canary: dict[str, Any]) -> str:
+def evaluate(plan: str, candidate: str, canary: dict[str, Any], warehouse: str) -> str:
     """Compares candidate and champion on decisions that neither was trained on. Returns a `GateResult` as JSON.
 
     While the champion is on probation, the candidate is compared with its anchor.
@@ -159,29 +159,40 @@ def evaluate(plan: str, candidate: str, canary: dict[str, Any]) -> str:
       plan: a `Plan` as JSON.
       candidate: version of the policy to judge.
       canary: the fields of a `Canary`. With a share, another algorithm or setting may be tried beside a confirmed champion.
+      warehouse: `bigquery:PROJECT.DATASET`, or empty for the embedded one below the root; it knows the viewers.
     """
     made = decode_plan(plan)
     with runs.step(made.root, made.run_id, "evaluate") as record:
-        if candidate == made.champion:
-            result = GateResult(verdict="undecided", promoted=False, reason="nothing new to train on", evaluation=None)
-        elif (why := _withdrawn(made.places, candidate)) is not None:
-            result = GateResult(verdict="worse", promoted=False, reason=why, evaluation=None)
-        elif (current := policy_store.champion(made.places.policies)) is None:
-            result = gates.evaluate(made.places.policies, made.places.windows, candidate, None)
-        elif current.version != made.champion:
-            reason = f"{current.version} serves since the run began, not {made.champion}: run the pipeline again"
-            result = GateResult(verdict="undecided", promoted=False, reason=reason, evaluation=None)
-        else:
-            result = gates.evaluate(
-                made.places.policies,
-                made.places.windows,
-                candidate,
-                current.version,
-                anchor=current.anchor,
-                tried=build(Canary, canary).share > 0 and current.anchor is None,
-            )
+        result = _judge(made, candidate, canary, warehouse)
         record.version, record.said = candidate, result.reason
         return msgspec.json.encode(result).decode()
+
+
+def _judge(made: Plan, candidate: str, canary: dict[str, Any], warehouse: str) -> GateResult:
+    places, current = made.places, policy_store.champion(made.places.policies)
+    if candidate == made.champion:
+        return _not_promoted("undecided", "nothing new to train on")
+    if (why := _withdrawn(places, candidate)) is not None:
+        return _not_promoted("worse", why)
+    log = probation_tasks.source_of(made, warehouse)
+    if current is None:
+        return gates.evaluate(places.policies, places.windows, candidate, None, log=log)
+    if current.version != made.champion:
+        why = f"{current.version} serves since the run began, not {made.champion}: run the pipeline again"
+        return _not_promoted("undecided", why)
+    return gates.evaluate(
+        places.policies,
+        places.windows,
+        candidate,
+        current.version,
+        anchor=current.anchor,
+        tried=build(Canary, canary).share > 0 and current.anchor is None,
+        log=log,
+    )
+
+
+def _not_promoted(verdict: Verdict, reason: str) -> GateResult:
+    return GateResult(verdict=verdict, promoted=False, reason=reason, evaluation=None)
 
 
 def gate(plan: str, candidate: str, result: str) -> str:

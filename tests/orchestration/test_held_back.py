@@ -3,6 +3,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from contracts import policies
@@ -15,6 +16,7 @@ from orchestration import held_back
 from predictor import policy as serving
 from tests.linear_policies import write_policy
 from tests.windows import consecutive_windows, write_window
+from trainer import off_policy
 
 WINDOW, NEXT = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 5, 2)
 K, D = 5, 3
@@ -93,3 +95,82 @@ def test_the_window_must_be_there(tmp_path: Path) -> None:
     write_window(tmp_path / "windows", NEXT, logged([0], [[]]))
     with pytest.raises(InputError, match="has no window that starts at 2026-01-01T00:00:00"):
         held_back.read(tmp_path, tmp_path / "windows", card)
+
+
+def interactions(batch: TrajectoryBatch) -> pa.RecordBatch:
+    """The rows of a batch, as the join has them."""
+    return pa.RecordBatch.from_pydict(
+        {
+            "observation": [[float(value) for value in row] for row in batch.observation],
+            "action": batch.action,
+            "propensity": batch.propensity.astype(np.float64),
+            "reward": batch.reward.astype(np.float64),
+        }
+    )
+
+
+def test_viewers_are_those_of_the_rows_with_the_same_values() -> None:
+    batch = logged([0, 1, 2, 3], [[]] * 4)
+    more = logged([0, 1, 2, 3, 4], [[]] * 5)  # one of which was not exported
+    shuffled = batch.take(np.array([2, 0, 3, 1]))  # records of one batch are read grouped by their length
+    found = held_back.viewers(shuffled, interactions(more), ["ann", "bob", None, "ann", "ann"])
+    assert found is not None and found.tolist() == [-1, 0, 0, 1]
+    late = batch._replace(reward=np.array([0, 0, 0, 1], np.float32))  # its reward came after the export
+    assert held_back.viewers(late, interactions(batch), ["ann", "bob", None, "ann"]) is None
+    assert held_back.viewers(batch, interactions(batch), ["a", "b", "c", "d"]) is None
+    assert held_back.viewers(batch, interactions(batch), [None] * 4) is None
+
+
+def test_of_decisions_with_the_same_values_the_first_is_the_first() -> None:
+    batch = logged([1, 1, 1], [[]] * 3)._replace(observation=np.ones((3, D), np.float32))
+    found = held_back.viewers(batch, interactions(batch), ["ann", "bob", "ann"])
+    assert found is not None and found.tolist() == [0, 1, 0]
+
+
+def test_decisions_for_one_viewer_belong_together_as_those_of_a_slate_do(tmp_path: Path) -> None:
+    write_policy(tmp_path / "new")
+    policy = serving.load(tmp_path / "new")
+    ids = [b"018f0000-0000-7000-8000-0123456789ab"] * 2 + [b"018f0000-0000-7000-8000-0123456789ac"] * 2 + [b""]
+    slates = logged([0, 1, 2, 3, 4], [[]] * 5)._replace(
+        slate_id=np.array(ids), place=np.array([0, 1, 0, 1, 0], np.int32)
+    )
+    viewed = np.array([0, 0, 0, 0, -1])
+    of = held_back.HeldBack(slates, [], viewed).judged_by([policy], K).clusters
+    assert of is not None and len(set(of[:4].tolist())) == 1 and of[4] not in of[:4]
+    alone = slates._replace(slate_id=None, place=None)
+    of = held_back.HeldBack(alone, [], np.array([0, -1, 1, 0, -1])).judged_by([policy], K).clusters
+    assert of is not None and [int(one == of[0]) for one in of] == [1, 0, 0, 1, 0] and len(set(of.tolist())) == 4
+
+
+def test_intervals_cover_where_viewers_come_again() -> None:
+    """60 viewers, 20 decisions each; each has a mood of its own, which all of their rewards share."""
+    rng = np.random.default_rng(0)
+    users, each, logs = 60, 20, 200
+    held = {"with": 0, "without": 0}
+    widths = {"with": 0.0, "without": 0.0}
+    for _ in range(logs):
+        user = np.repeat(np.arange(users), each)
+        action = rng.integers(0, 2, users * each)
+        mood = rng.normal(0, 1, users)
+        reward = (action + mood[user] + rng.normal(0, 1, len(user))).astype(np.float32)
+        batch = TrajectoryBatch(
+            observation=np.zeros((len(user), 1), np.float32),
+            action=action.astype(np.int32),
+            reward=reward,
+            propensity=np.full(len(user), 0.5, np.float32),
+            defaulted=np.zeros(len(user), bool),
+        )
+        viewed = held_back.viewers(batch, interactions(batch), [str(one) for one in user])
+        for how, numbers in (("with", viewed), ("without", None)):
+            judged = held_back.HeldBack(batch, [], numbers).judged_by([], 2)
+            found = off_policy.estimate(
+                reward.astype(np.float64),
+                np.full(len(user), 0.5),
+                (action == 1).astype(float),
+                clusters=judged.clusters,
+            ).snips
+            held[how] += found.low <= 1.0 <= found.high
+            widths[how] += found.high - found.low
+    assert widths["with"] > 1.5 * widths["without"]
+    assert held["with"] >= 0.91 * logs
+    assert held["without"] < 0.8 * logs

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_jobs import generate_movielens, tables, warehouse
+from beam_jobs import export_trajectories, generate_movielens, tables, warehouse
 from beam_jobs.warehouses import open_warehouse
 from contracts import policies
 from contracts.errors import InputError
@@ -16,7 +16,7 @@ from contracts.policies import Exploration, TrainedWindow
 from contracts.records import Decision, RewardEvent
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import TrainingWindow, WindowSettings
-from orchestration import policy_store, probation
+from orchestration import held_back, policy_store, probation
 from orchestration.audit import guard, window_audits
 from orchestration.audit.evidence import Evidence
 from orchestration.audit.window_audits import WindowAudit
@@ -64,8 +64,11 @@ class Shop:
         (folder / policies.CARD_NAME).write_bytes(policies.encode_json(card))
         return version
 
-    def serve(self, number: int, count: int = 1500, then: str | None = None) -> None:
-        """Decisions of a window by the policies that the pointer names; in its second half, `then` in place of the first."""
+    def serve(self, number: int, count: int = 1500, then: str | None = None, users: int = 0) -> None:
+        """Decisions of a window by the policies that the pointer names; in its second half, `then` in place of the first.
+
+        With `users`, they are made for so many users, in turn.
+        """
         pointer = policy_store.champion(self.places.policies)
         assert pointer is not None
         decisions, rewards = [], []
@@ -89,6 +92,7 @@ class Shop:
                             decision_id=ids[row],
                             decided_at=moment,
                             policy_version=policy.card.version,
+                            user_id=str(row % users) if users else None,
                             observation=observation[row].tolist(),
                             action=action,
                             propensity=propensity,
@@ -253,3 +257,20 @@ def test_a_state_that_cannot_be_read_names_its_file(shop):
     (shop.places.root / probation.HISTORY_NAME).write_text("{}\n")
     with pytest.raises(InputError, match=r"probation\.jsonl, line 1: "):
         probation.history(shop.places.root)
+
+
+def test_what_is_held_back_comes_with_its_users(shop):
+    """The same interactions as the export holds back, in the order of its file."""
+    export_trajectories.export(shop.source.warehouse, shop.places.windows, window(0), SETTINGS)
+    policy = shop.add("second", 0)
+    card = serving.read_card(shop.places.policies / policy)
+    found = held_back.read(shop.places.policies, shop.places.windows, card)
+    rows, users = shop.source.held_back(window(0), SETTINGS)
+    assert rows.num_rows == len(users) == len(found.decisions.action) > 100
+    assert rows.column("reward").to_numpy().astype(np.float32).tolist() == found.decisions.reward.tolist()
+    assert held_back.read(shop.places.policies, shop.places.windows, card, log=shop.source).viewers is None
+    shop.serve(1, users=10)
+    export_trajectories.export(shop.source.warehouse, shop.places.windows, window(1), SETTINGS)
+    card = serving.read_card(shop.places.policies / shop.add("third", 1))
+    viewers = held_back.read(shop.places.policies, shop.places.windows, card, log=shop.source).viewers
+    assert viewers is not None and set(viewers.tolist()) == set(range(10))

@@ -44,7 +44,7 @@ def test_a_candidate_whose_reward_drops_on_the_endpoint_is_taken_back_and_stays_
     (report,) = runs.reports(environment.root)
     assert (report.outcome, report.version, report.exit_code) == ("rolled back", "new", 7)
     assert report.reason.startswith("worse in the canary: ")
-    again = msgspec.json.decode(training_tasks.evaluate(environment.plan, "new", {}), type=gate.GateResult)
+    again = msgspec.json.decode(training_tasks.evaluate(environment.plan, "new", {}, ""), type=gate.GateResult)
     assert not again.promoted
     assert again.reason.startswith("rolled back before, by run: ")
 
@@ -88,7 +88,9 @@ def test_another_setting_that_is_undecided_is_withdrawn_and_the_next_canary_goes
     assert report.reason.startswith("undecided in the canary: gain ")
     assert "more decisions" in report.reason
     # It may come again, as it was not shown to be worse.
-    again = msgspec.json.decode(training_tasks.evaluate(environment.plan, "new", {"share": 0.0}), type=gate.GateResult)
+    again = msgspec.json.decode(
+        training_tasks.evaluate(environment.plan, "new", {"share": 0.0}, ""), type=gate.GateResult
+    )
     assert "rolled back" not in again.reason
 
 
