@@ -108,6 +108,18 @@ class Exploration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise ValueError(f"{name} must be finite, got {value}")
 
 
+class SlateValue(msgspec.Struct, frozen=True, kw_only=True):
+    """An off-policy estimate of what a policy earns with a slate, the sum of its places' rewards."""
+
+    estimator: str
+    value: float
+    low: float
+    high: float
+    slates: int
+    reliable: bool
+    reason: str | None  # why it is not reliable
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """An off-policy estimate of a policy's reward per decision."""
 
@@ -119,6 +131,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     decisions: int
     reliable: bool = True
     reason: str | None = None  # why it is not reliable
+    slate: SlateValue | None = None  # where decisions were made in slates
 
 
 class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 
 from contracts.errors import InputError
-from contracts.policies import Evaluation, PolicyCard, Verdict
+from contracts.policies import Evaluation, PolicyCard, SlateValue, Verdict
 from orchestration import held_back
 from orchestration.held_back import HeldBack, Judged, Log
+from orchestration.slate_values import slate_value
 from predictor import policy as serving
 from trainer import off_policy
 from trainer.intervals import Interval
@@ -130,11 +131,12 @@ def _judge_first(policy: serving.Policy, everything: HeldBack) -> GateResult:
         support=observed_support(chosen / decisions.propensity),
         clusters=judged.clusters,
     )
+    slate = slate_value(judged, chosen, mean[rows, decisions.action], (probabilities * mean).sum(axis=1))
     reason = "there was no champion yet" + _left_out(judged)
     if (doubt := _doubt("policy", estimates.weights)) is None:
-        return _result("undecided", reason, FIRST, _evaluation("dr", estimates))
+        return _result("undecided", reason, FIRST, _evaluation("dr", estimates, slate=slate))
     unknown = STANDARD_ERRORS * float((probabilities * std).sum(axis=1).mean())
-    return _result("undecided", f"{reason}, {doubt}", FIRST, _evaluation("switch_dr", estimates, unknown))
+    return _result("undecided", f"{reason}, {doubt}", FIRST, _evaluation("switch_dr", estimates, unknown, slate))
 
 
 def compare(new: serving.Policy, old: serving.Policy, everything: HeldBack, how: Entry) -> GateResult:
@@ -194,7 +196,8 @@ def compare(new: serving.Policy, old: serving.Policy, everything: HeldBack, how:
     reason = f"{verdict}: {_shown(interval, len(rows), feared, float(untried.sum(axis=1).mean()))}"
     if verdict == "undecided" and doubt is not None:
         reason += f", {doubt}"
-    return _result(verdict, reason + scope, how, _evaluation("switch_dr", estimates, unknown), interval)
+    slate = slate_value(judged, chosen, q_logged, q_candidate)
+    return _result(verdict, reason + scope, how, _evaluation("switch_dr", estimates, unknown, slate), interval)
 
 
 def _shown(gain: Interval, decisions: int, feared: float | None, untried: float) -> str:
@@ -203,6 +206,14 @@ def _shown(gain: Interval, decisions: int, feared: float | None, untried: float)
     if feared is not None:
         text += f", and a loss of at least {feared:.3f} by the model of what serves"
     return text if untried <= 0.01 else f"{text}, {untried:.0%} of its choices untried by the champion"
+
+
+def _shown_slate(slate: SlateValue) -> str:
+    """The part of the reason about whole slates."""
+    doubt = "" if slate.reliable else f", {slate.reason}"
+    return (
+        f"; a slate of it earns {slate.value:.3f} [{slate.low:.3f}, {slate.high:.3f}] on {slate.slates} slates{doubt}"
+    )
 
 
 def _feared_loss(losses: np.ndarray, overrated: np.ndarray, rewards: np.ndarray) -> float | None:
@@ -280,6 +291,8 @@ def _result(
             reason = f"{how.name}{': ' if how is FIRST else ', '}{reason}"
         case _:
             assert_never(verdict)
+    if evaluation is not None and evaluation.slate is not None:
+        reason += _shown_slate(evaluation.slate)
     value, low, high = (gain.value, gain.low, gain.high) if gain is not None else (None, None, None)
     return GateResult(
         verdict=verdict,
@@ -336,7 +349,10 @@ def _doubt(role: str, weights: Weights) -> str | None:
 
 
 def _evaluation(
-    estimator: Literal["dr", "switch_dr"], estimates: off_policy.Estimates, unknown: float = 0.0
+    estimator: Literal["dr", "switch_dr"],
+    estimates: off_policy.Estimates,
+    unknown: float = 0.0,
+    slate: SlateValue | None = None,
 ) -> Evaluation:
     """The estimate for the policy's card; `unknown` (reward per decision) widens its interval on either side."""
     interval = getattr(estimates, estimator)
@@ -349,4 +365,5 @@ def _evaluation(
         decisions=estimates.decisions,
         reliable=interval.reliable,
         reason=interval.reason,
+        slate=slate,
     )

@@ -359,6 +359,9 @@ def test_places_of_one_slate_are_not_counted_as_independent(shop):
         small_policy(shop.store / f"v{number}", THETA, trained_on)
         result = gate.evaluate(shop.store, shop.windows, f"v{number}", None)
         assert result.evaluation is not None
+        slate = result.evaluation.slate
+        assert (slate is None) == (number != 1) == ("; a slate of it earns " not in result.reason)
+        assert slate is None or slate.slates == 100
         widths.append(result.evaluation.high - result.evaluation.low)
     assert widths[1] > 0.9 * widths[0]
     assert widths[2] < 0.7 * widths[0]
