@@ -137,7 +137,9 @@ def viewers(
         list(zip(*(interactions.column(name).to_pylist() for name in _VALUES), users, strict=True))
     ):
         if len(observation) > places.max(initial=-1):
-            waiting[_key(contexts.project(np.array([observation], np.float32), places)[0], *values)].append(numbers.get(user, -1))
+            waiting[_key(contexts.project(np.array([observation], np.float32), places)[0], *values)].append(
+                numbers.get(user, -1)
+            )
     found = np.full(len(decisions.action), -1)
     for row, values in enumerate(zip(*(getattr(decisions, name) for name in _VALUES), strict=True)):
         if of_values := waiting.get(_key(*values)):

@@ -178,9 +178,8 @@ def prepare(
             new, _ = _alike(store, version, anchor)
             evidence, until = trial.evidence, max(_newest_window(new).end, trial.counted_until)
             versions = [one for one in trial.versions if one != version]
-        elif begun is not None:
-            (evidence, until), versions = begun, []
-            evidence = evidence.at_share(caution.anchor_share)
+        elif begun is not None and begun[0].may_have(caution.anchor_share):
+            evidence, until, versions = begun[0].at_share(caution.anchor_share), begun[1], []
         else:
             evidence = first_evidence(store, source, version, anchor, caution)
             until, versions = _newest_window(serving.load(store / version)).end, []

@@ -146,9 +146,13 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
             spread_at_equal_share=self.spread_at_equal_share + _spread(new, old, EQUAL_SHARE),
         )
 
+    def may_have(self, anchor_share: float) -> bool:
+        """Whether the trial can go on with this share of the anchor: `nothing_yet` had one that is as small in mind."""
+        return 0 < anchor_share < 1 and _reach(self.scale, anchor_share) <= self.sequence.high
+
     def at_share(self, anchor_share: float) -> Self:
-        """The evidence, which goes on with another share of the anchor. Raises InputError for one that `nothing_yet` excluded."""
-        if _reach(self.scale, anchor_share) > self.sequence.high:
+        """The evidence, which goes on with another share of the anchor. Raises InputError for one that it may not have."""
+        if not self.may_have(anchor_share):
             raise InputError(
                 f"anchor_share: must leave each policy the share that the trial began with, got {anchor_share}"
             )

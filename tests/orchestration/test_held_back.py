@@ -20,6 +20,7 @@ from trainer import off_policy
 
 WINDOW, NEXT = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 5, 2)
 K, D = 5, 3
+AS_THEY_ARE = np.arange(D)
 
 
 def logged(actions: list[int], candidates: list[list[int]]) -> TrajectoryBatch:
@@ -113,17 +114,26 @@ def test_viewers_are_those_of_the_rows_with_the_same_values() -> None:
     batch = logged([0, 1, 2, 3], [[]] * 4)
     more = logged([0, 1, 2, 3, 4], [[]] * 5)  # one of which was not exported
     shuffled = batch.take(np.array([2, 0, 3, 1]))  # records of one batch are read grouped by their length
-    found = held_back.viewers(shuffled, interactions(more), ["ann", "bob", None, "ann", "ann"])
+    found = held_back.viewers(shuffled, interactions(more), ["ann", "bob", None, "ann", "ann"], AS_THEY_ARE)
     assert found is not None and found.tolist() == [-1, 0, 0, 1]
     late = batch._replace(reward=np.array([0, 0, 0, 1], np.float32))  # its reward came after the export
-    assert held_back.viewers(late, interactions(batch), ["ann", "bob", None, "ann"]) is None
-    assert held_back.viewers(batch, interactions(batch), ["a", "b", "c", "d"]) is None
-    assert held_back.viewers(batch, interactions(batch), [None] * 4) is None
+    assert held_back.viewers(late, interactions(batch), ["ann", "bob", None, "ann"], AS_THEY_ARE) is None
+    assert held_back.viewers(batch, interactions(batch), ["a", "b", "c", "d"], AS_THEY_ARE) is None
+    assert held_back.viewers(batch, interactions(batch), [None] * 4, AS_THEY_ARE) is None
+
+
+def test_viewers_are_found_where_the_policy_takes_other_features_than_those_that_decided() -> None:
+    """Decisions of three numbers, of which a policy takes the last, then one that they lack, then the first."""
+    batch, places = logged([0, 1, 2], [[]] * 3), np.array([2, -1, 0])
+    seen = batch._replace(observation=np.stack([batch.observation[:, 2], np.zeros(3), batch.observation[:, 0]], axis=1))
+    found = held_back.viewers(seen, interactions(batch), ["ann", "bob", "ann"], places)
+    assert found is not None and found.tolist() == [0, 1, 0]
+    assert held_back.viewers(seen, interactions(batch), ["ann", "bob", "ann"], AS_THEY_ARE) is None
 
 
 def test_of_decisions_with_the_same_values_the_first_is_the_first() -> None:
     batch = logged([1, 1, 1], [[]] * 3)._replace(observation=np.ones((3, D), np.float32))
-    found = held_back.viewers(batch, interactions(batch), ["ann", "bob", "ann"])
+    found = held_back.viewers(batch, interactions(batch), ["ann", "bob", "ann"], AS_THEY_ARE)
     assert found is not None and found.tolist() == [0, 1, 0]
 
 
@@ -160,7 +170,7 @@ def test_intervals_cover_where_viewers_come_again() -> None:
             propensity=np.full(len(user), 0.5, np.float32),
             defaulted=np.zeros(len(user), bool),
         )
-        viewed = held_back.viewers(batch, interactions(batch), [str(one) for one in user])
+        viewed = held_back.viewers(batch, interactions(batch), [str(one) for one in user], np.arange(1))
         for how, numbers in (("with", viewed), ("without", None)):
             judged = held_back.HeldBack(batch, [], numbers).judged_by([], 2)
             found = off_policy.estimate(

@@ -147,6 +147,14 @@ def test_a_trial_goes_on_with_another_share():
     assert evidence.cost == pytest.approx(0.5 * first + 0.1 * (evidence.sequence.total - first))
     with pytest.raises(InputError, match=r"^anchor_share: must leave each policy the share that the trial began with"):
         evidence.at_share(0.05)
+    assert [evidence.may_have(share) for share in (0.0, 0.05, 0.1, 0.5, 0.9, 1.0)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_fault_that_begins_after_a_long_good_time_is_seen_soon():

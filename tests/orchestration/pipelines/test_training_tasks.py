@@ -9,12 +9,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from beam_jobs import warehouse
 from contracts import items, policies
 from contracts.items import Item
 from contracts.policies import Exploration
 from contracts.trajectories import TrajectoryBatch
 from orchestration import catalogue, policy_store
 from orchestration.catalogue import Reuse
+from orchestration.gate import GateResult
 from orchestration.pipelines import training_tasks
 from orchestration.pipelines.environment import METRIC
 from orchestration.pipelines.parameters import TuningBudget
@@ -112,6 +114,7 @@ def test_a_catalogue_that_changes_before_each_retrain_fails_none_of_them(tmp_pat
     """Items come and go, and actions are used again: every update is trained, judged and rolled out."""
     places, rng = Places(tmp_path), np.random.default_rng(0)
     places.runs.mkdir()
+    warehouse.create(places.warehouse)
     start, reuse = datetime(2026, 1, 1, tzinfo=UTC), Reuse(reuse_after_hours=1.5)
     worth: dict[str, np.ndarray] = {}
 
@@ -134,7 +137,7 @@ def test_a_catalogue_that_changes_before_each_retrain_fails_none_of_them(tmp_pat
         plan = Plan(root=str(tmp_path), run_id=f"run{number}", champion=version, windows=[], settings=SETTINGS)
         encoded = msgspec.json.encode(plan).decode()
         candidate = training_tasks.train(encoded, "lin_ucb", {"arm_features": arm_features}, {}, fresh=False)
-        result = training_tasks.evaluate(encoded, candidate)
+        result = training_tasks.evaluate(encoded, candidate, {}, "")
         assert training_tasks.gate(encoded, candidate, result) == "promote", result
         policy_store.roll_out(places.policies, candidate, "test", window.end)
         version = candidate
@@ -146,3 +149,12 @@ def test_a_catalogue_that_changes_before_each_retrain_fails_none_of_them(tmp_pat
     # Each hour one of five is replaced; the first two new ones need actions of their own, the later ones do not.
     assert sizes == [5, 6, 7, 7, 7]
     assert training_tasks.train(encoded, "lin_ucb", {"arm_features": arm_features}, {}, fresh=True)
+
+
+def test_what_began_to_serve_during_the_run_is_not_replaced(environment):
+    """A person promoted, or the run itself rolled back: the candidate was not trained from what serves now."""
+    environment.policy("third", 3)
+    policy_store.roll_out(environment.places.policies, "new", "by hand", datetime(2026, 1, 2, tzinfo=UTC))
+    result = msgspec.json.decode(training_tasks.evaluate(environment.plan, "third", {}, ""), type=GateResult)
+    assert not result.promoted
+    assert result.reason == "new serves since the run began, not old: run the pipeline again"
