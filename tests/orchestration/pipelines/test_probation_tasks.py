@@ -36,7 +36,7 @@ def test_runs_go_on_with_the_evidence_until_a_worse_version_is_rolled_back(tmp_p
     assert probation_tasks.watch(plan_of(shop, "before"), "exported", "", "") == "exported"
     assert runs.records(tmp_path, "before")[-1].said == "nothing is on probation"
     shop.enter(shop.add("worse", 0, times=-1.0), 0)
-    shop.serve(1, count=60)  # too few for a verdict
+    shop.serve(1, count=12)  # too few for a verdict
     export_trajectories.export(shop.source.warehouse, shop.places.windows, window(1), SETTINGS)
     assert probation_tasks.watch(plan_of(shop, "first"), "held", "", "") == "held"
     assert probation.history(tmp_path) == []
