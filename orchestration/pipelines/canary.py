@@ -23,7 +23,7 @@ from contracts.errors import InputError
 from contracts.policies import Champion, PolicyCard, SharedBy
 from orchestration import policy_store
 from orchestration.places import replace_file
-from orchestration.watch import Evidence, Look
+from orchestration.watch import Caution, Evidence, Look
 from predictor import policy as serving
 
 STATE_NAME = "canary.json"
@@ -31,8 +31,8 @@ SCHEMA_VERSION = 1
 POLL_SECONDS = 1.0
 
 
-class Canary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a candidate is tried out beside the champion."""
+class Canary(Caution, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a candidate is tried out: in its canary beside the champion, and then on probation."""
 
     share: Annotated[
         float, Meta(ge=0, lt=1, description="share of the decisions that the candidate takes; 0: none")
@@ -52,8 +52,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     evidence: Evidence
     look: Look
 
-    def goes_on(self, store: Path, candidate: PolicyCard, champion: str, share: float, margin: float) -> bool:
-        """Whether a canary of `candidate` continues this one."""
+    def goes_on(self, store: Path, candidate: PolicyCard, champion: str, settings: Canary) -> bool:
+        """Whether a canary of `candidate` beside `champion`, with these settings, continues this one."""
         path = store / self.candidate / policies.CARD_NAME
         if self.look.outcome != "on probation" or not path.is_file():
             return False
@@ -65,8 +65,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return (
             alike
             and self.champion == champion
-            and self.evidence.anchor_share == 1 - share
-            and self.evidence.margin == margin * self.evidence.scale.unit
+            and self.evidence.anchor_share == 1 - settings.share
+            and self.evidence.margin == settings.margin * self.evidence.scale.unit
         )
 
 

@@ -137,18 +137,18 @@ def register(plan: str, candidate: str, result: str, vertex: str) -> str:
     return rollout_tasks.register(plan, candidate, result, vertex)
 
 
-def try_out(plan: str, candidate: str, result: str, settings: dict, caution: dict, warehouse: str, vertex: str) -> str:
+def try_out(plan: str, candidate: str, result: str, canary: dict, warehouse: str, vertex: str) -> str:
     """Canary: "promote" or "withdraw"."""
     from orchestration.pipelines import rollout_tasks
 
-    return rollout_tasks.try_out(plan, candidate, result, settings, caution, warehouse, vertex)
+    return rollout_tasks.try_out(plan, candidate, result, canary, warehouse, vertex)
 
 
-def promote(plan: str, candidate: str, result: str, caution: dict, warehouse: str, endpoint: str, vertex: str) -> str:
+def promote(plan: str, candidate: str, result: str, canary: dict, warehouse: str, endpoint: str, vertex: str) -> str:
     """Makes the candidate the champion, on probation or alone."""
     from orchestration.pipelines import rollout_tasks
 
-    return rollout_tasks.promote(plan, candidate, result, caution, warehouse, endpoint, vertex)
+    return rollout_tasks.promote(plan, candidate, result, canary, warehouse, endpoint, vertex)
 
 
 def withdraw(plan: str, candidate: str, vertex: str) -> str:

@@ -80,7 +80,7 @@ def _bootstrap(environment: Environment) -> Any:
             exported = environment.generate_and_export(plan, root)
             with dsl.If(exported == "exported", name="exported"):
                 candidate = environment.train(plan, algorithm, hyperparameters, exploration, fresh=False)
-                first = _RollOut({"share": 0.0}, DEFAULTS["caution"], endpoint)  # there is nothing to try it beside
+                first = _RollOut({"share": 0.0}, endpoint)  # there is nothing to try it beside
                 with _accepted(environment, plan, candidate, first) as accepted:
                     _promote(environment, plan, accepted, first)
 
@@ -100,14 +100,13 @@ def _retrain(environment: Environment) -> Any:
         hyperparameters: dict = HYPERPARAMETERS,
         exploration: dict = DEFAULTS["exploration"],
         canary: dict = DEFAULTS["canary"],
-        caution: dict = DEFAULTS["caution"],
         endpoint: str = "",
     ) -> None:
         with environment.reported("retrain", root) as run_id:
             plan, exported = _resolve_and_export(environment, root, run_id, until, windows)
             with dsl.If(exported == "exported", name="exported"):
                 candidate = environment.train(plan, algorithm, hyperparameters, exploration, fresh=False)
-                _judge_and_roll_out(environment, plan, candidate, _RollOut(canary, caution, endpoint))
+                _judge_and_roll_out(environment, plan, candidate, _RollOut(canary, endpoint))
 
     return retrain
 
@@ -125,7 +124,6 @@ def _tune(environment: Environment) -> Any:
         budget: dict = DEFAULTS["budget"],
         exploration: dict = DEFAULTS["exploration"],
         canary: dict = DEFAULTS["canary"],
-        caution: dict = DEFAULTS["caution"],
         endpoint: str = "",
     ) -> None:
         with environment.reported("tune", root) as run_id:
@@ -134,7 +132,7 @@ def _tune(environment: Environment) -> Any:
             with dsl.If(exported != "rolled back", name="kept"):
                 found = environment.find_best(plan, exported, algorithm, budget)
                 candidate = environment.train(plan, algorithm, found, exploration, fresh=True)
-                _judge_and_roll_out(environment, plan, candidate, _RollOut(canary, caution, endpoint))
+                _judge_and_roll_out(environment, plan, candidate, _RollOut(canary, endpoint))
 
     return tune
 
@@ -163,7 +161,6 @@ class _RollOut(NamedTuple):
     """How a candidate is tried, and what serves it."""
 
     canary: Any
-    caution: Any
     endpoint: Any
 
 
@@ -187,7 +184,7 @@ def _promote(environment: Environment, plan: Any, accepted: _Accepted, how: _Rol
         plan=plan,
         candidate=accepted.candidate,
         result=accepted.result,
-        caution=how.caution,
+        canary=how.canary,
         warehouse=environment.warehouse,
         endpoint=how.endpoint,
         vertex=environment.vertex,
@@ -202,8 +199,7 @@ def _judge_and_roll_out(environment: Environment, plan: Any, candidate: Any, how
             plan=plan,
             candidate=accepted.candidate,
             result=accepted.result,
-            settings=how.canary,
-            caution=how.caution,
+            canary=how.canary,
             warehouse=environment.warehouse,
             vertex=environment.vertex,
         ).output

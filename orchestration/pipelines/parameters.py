@@ -6,8 +6,8 @@ its struct, and the struct declares its type, default and bounds:
     windows      orchestration.pipelines.plan.WindowGrid, on contracts.windows.WindowSettings
     generated    orchestration.pipelines.plan.GeneratedLog
     exploration  contracts.policies.Exploration; its `strategy` is the parameter `exploration`
-    canary       orchestration.pipelines.canary.Canary; its fields are parameters with the prefix `canary_`
-    caution      orchestration.watch.Caution
+    canary       orchestration.pipelines.canary.Canary; its own fields are parameters with the prefix `canary_`, those of
+                 orchestration.watch.Caution have none
     budget       TuningBudget
 """
 
@@ -38,7 +38,6 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "generated": GeneratedLog,
     "exploration": Exploration,
     "canary": Canary,
-    "caution": Caution,
     "budget": TuningBudget,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {name: msgspec.to_builtins(group()) for name, group in GROUPS.items()}
@@ -61,7 +60,7 @@ def flat_name(group: str, field: str) -> str:
     """The name by which a person sets the field of a group."""
     if group == "exploration" and field == "strategy":
         return group
-    return f"canary_{field}" if group == "canary" else field
+    return f"canary_{field}" if group == "canary" and field not in Caution.__struct_fields__ else field
 
 
 def signature(pipeline: Any) -> dict[str, Parameter]:

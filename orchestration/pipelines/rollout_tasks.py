@@ -47,15 +47,7 @@ def register(plan: str, candidate: str, result: str, vertex: str) -> str:
         return candidate
 
 
-def try_out(
-    plan: str,
-    candidate: str,
-    result: str,
-    settings: dict[str, Any],
-    caution: dict[str, Any],
-    warehouse: str,
-    vertex: str,
-) -> str:
+def try_out(plan: str, candidate: str, result: str, settings: dict[str, Any], warehouse: str, vertex: str) -> str:
     """Canary: the candidate takes a share of the decisions for a while. Returns "promote" or "withdraw".
 
     A candidate that is still undecided is promoted if it passed the gate without it: it will be on probation. Another
@@ -66,7 +58,6 @@ def try_out(
       candidate: version of the policy to try.
       result: a `GateResult` as JSON.
       settings: the fields of a `Canary`.
-      caution: the fields of a `Caution`.
       warehouse: `bigquery:PROJECT.DATASET`, from which rewards are read; empty: the embedded warehouse.
       vertex: a `VertexTarget` as JSON, or empty.
     """
@@ -77,9 +68,8 @@ def try_out(
         if (why := _not_tried(made, wanted)) is not None:
             record.said = f"no canary: {why}"
             return "promote"
-        careful = build(Caution, caution)
         try:
-            began = _evidence(made, candidate, wanted.share, careful, warehouse)
+            began = _evidence(made, candidate, wanted, warehouse)
         except InputError as error:
             record.said = f"no canary: {error}"
             return "withdraw" if judged.must_be_confirmed else "promote"
@@ -108,16 +98,16 @@ def _not_tried(made: Plan, wanted: Canary) -> str | None:
     return None if wanted.share else "its share is 0"
 
 
-def _evidence(made: Plan, candidate: str, share: float, caution: Caution, warehouse: str) -> Evidence:
+def _evidence(made: Plan, candidate: str, wanted: Canary, warehouse: str) -> Evidence:
     """What is known about the candidate before its canary. Raises InputError if there is nothing to watch it by."""
     places, champion = made.places, made.champion
     assert champion is not None
     before = canary.read(places.root)
     card = serving.read_card(places.policies / candidate)
-    if before is not None and before.goes_on(places.policies, card, champion, share, caution.margin):
+    if before is not None and before.goes_on(places.policies, card, champion, wanted):
         return before.evidence
     source = probation_tasks.source_of(made, warehouse)
-    return probation.first_evidence(places.policies, source, candidate, champion, caution, 1 - share)
+    return probation.first_evidence(places.policies, source, candidate, champion, wanted, 1 - wanted.share)
 
 
 def _canary(made: Plan, candidate: str, began: Evidence, wanted: Canary, warehouse: str, vertex: str) -> Look:
@@ -146,7 +136,7 @@ def _canary(made: Plan, candidate: str, began: Evidence, wanted: Canary, warehou
 
 
 def promote(
-    plan: str, candidate: str, result: str, caution: dict[str, Any], warehouse: str, endpoint: str, vertex: str
+    plan: str, candidate: str, result: str, settings: dict[str, Any], warehouse: str, endpoint: str, vertex: str
 ) -> str:
     """Makes the candidate the champion, and waits until the predictor at `endpoint` (if any) serves it.
 
@@ -158,7 +148,7 @@ def promote(
         reason = "; ".join([judged.reason, *_said_in_canary(made)])
         if endpoint:
             endpoints.served(endpoint)  # a predictor that does not answer fails the step before anything has changed
-        entry = _entry(made, candidate, reason, build(Caution, caution), warehouse)
+        entry = _entry(made, candidate, reason, build(Canary, settings), warehouse)
         probation_tasks.serve(made.places, entry, vertex)
         if endpoint:
             endpoints.wait_until_served(endpoint, candidate)

@@ -36,8 +36,7 @@ UNDECIDED = msgspec.json.encode(
 ).decode()
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TRAINED = TrainingWindow(START, START + timedelta(seconds=5))
-CANARY = {"share": 0.5, "decisions": 400, "seconds": 240.0}
-CAUTION = {"anchor_share": 0.5, "margin": 0.1}
+CANARY = {"share": 0.5, "decisions": 400, "seconds": 240.0, "anchor_share": 0.5, "margin": 0.1}
 
 
 def write_decisions(places: Places, window: TrainingWindow, count: int = 400) -> None:
@@ -92,7 +91,7 @@ class Environment:
         plan = Plan(root=str(self.root), run_id="run", champion=None, windows=[], settings=SETTINGS)
         first = msgspec.json.encode(plan).decode()
         rollout_tasks.register(first, "old", PASSED, self.target)
-        rollout_tasks.promote(first, "old", PASSED, CAUTION, "", "", self.target)
+        rollout_tasks.promote(first, "old", PASSED, CANARY, "", "", self.target)
         self.plan = msgspec.json.encode(msgspec.structs.replace(plan, champion="old")).decode()
 
     def policy(self, version: str, seed: int) -> PolicyCard:
@@ -113,11 +112,11 @@ class Environment:
 
     def try_out(self, result: str = PASSED, **canary: float) -> str:
         # Hundreds of decisions take seconds; on a slow machine they may take minutes.
-        return rollout_tasks.try_out(self.plan, "new", result, CANARY | canary, CAUTION, "", self.target)
+        return rollout_tasks.try_out(self.plan, "new", result, CANARY | canary, "", self.target)
 
     def promote(self, version: str = "new", endpoint: str = "", vertex: str | None = None) -> None:
         target = self.target if vertex is None else vertex
-        rollout_tasks.promote(self.plan, version, PASSED, CAUTION, "", endpoint, target)
+        rollout_tasks.promote(self.plan, version, PASSED, CANARY, "", endpoint, target)
 
     @contextmanager
     def viewers(self, reward_of_new: float) -> Iterator[None]:

@@ -13,6 +13,7 @@ from orchestration.watch import Look, Scale
 from predictor import policy as serving
 from tests.linear_policies import point_at, write_policy
 
+SETTINGS = Canary(share=0.1, margin=0.02)
 SCALE = Scale(low=0.0, high=1.0, residual=1.0, unit=0.5)
 
 
@@ -54,13 +55,13 @@ def test_a_canary_goes_on_with_what_an_earlier_one_of_the_same_settings_showed(t
     assert canary.read(tmp_path) is None
     canary.write(tmp_path, trial)
     assert canary.read(tmp_path) == trial
-    assert trial.goes_on(tmp_path, cards["next"], "old", 0.1, 0.02)
-    assert not trial.goes_on(tmp_path, cards["bolder"], "old", 0.1, 0.02)
-    assert not trial.goes_on(tmp_path, cards["next"], "other", 0.1, 0.02)
-    assert not trial.goes_on(tmp_path, cards["next"], "old", 0.2, 0.02)
-    assert not trial.goes_on(tmp_path, cards["next"], "old", 0.1, 0.05)
+    assert trial.goes_on(tmp_path, cards["next"], "old", SETTINGS)
+    assert not trial.goes_on(tmp_path, cards["bolder"], "old", SETTINGS)
+    assert not trial.goes_on(tmp_path, cards["next"], "other", SETTINGS)
+    assert not trial.goes_on(tmp_path, cards["next"], "old", Canary(share=0.2, margin=0.02))
+    assert not trial.goes_on(tmp_path, cards["next"], "old", Canary(share=0.1, margin=0.05))
     ended = msgspec.structs.replace(trial, look=look("rolled back"))
-    assert not ended.goes_on(tmp_path, cards["next"], "old", 0.1, 0.02)
+    assert not ended.goes_on(tmp_path, cards["next"], "old", SETTINGS)
     (tmp_path / canary.STATE_NAME).write_text("{}")
     with pytest.raises(InputError, match=r"canary\.json: not a canary"):
         canary.read(tmp_path)
