@@ -74,7 +74,9 @@ class Source(NamedTuple):
 
     def read(self, window: TrainingWindow, since: datetime | None = None) -> Logged:
         """The decisions of `window`, from `since` on, with rewards as the export counts them for training."""
-        joined, _ = self._joined(window, self.settings)
+        from beam_jobs.window_rows import read_tables
+
+        joined = _joined(read_tables(self.warehouse, window, self.settings), window, self.settings)
         if since is not None and since > window.start:
             import pyarrow.compute as pc
 
@@ -87,21 +89,24 @@ class Source(NamedTuple):
         import pyarrow.compute as pc
 
         from beam_jobs.reward_join import holdback_ids, in_holdback
-
-        joined, decisions = self._joined(window, settings)
-        joined = joined.filter(pa.array(in_holdback(holdback_ids(joined), settings.holdback_share)))
-        rows = pc.index_in(joined.column("decision_id"), value_set=decisions["decision_id"].combine_chunks())
-        users: list[str | None] = decisions["user_id"].take(rows).to_pylist()
-        return joined, users
-
-    def _joined(self, window: TrainingWindow, settings: WindowSettings) -> tuple["pa.RecordBatch", "pa.Table"]:
-        """The interactions of a window, and the rows of its decisions."""
-        from beam_jobs.reward_join import join_rewards
         from beam_jobs.window_rows import read_tables
 
         tables = read_tables(self.warehouse, window, settings)
-        joined, _ = join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], window, settings)
-        return joined, tables["decisions"]
+        decisions = tables["decisions"]
+        decisions = decisions.filter(pa.array(in_holdback(holdback_ids(decisions), settings.holdback_share)))
+        ids = decisions["decision_id"].combine_chunks()
+        # Each decision is joined on its own, so the others need not be.
+        others = {name: tables[name] for name in ("earlier", "rewards")}
+        mine = {name: rows.filter(pc.is_in(rows["decision_id"], value_set=ids)) for name, rows in others.items()}
+        joined = _joined(mine | {"decisions": decisions}, window, settings)
+        users: list[str | None] = decisions["user_id"].take(pc.index_in(joined.column("decision_id"), ids)).to_pylist()
+        return joined, users
+
+
+def _joined(tables: "dict[str, pa.Table]", window: TrainingWindow, settings: WindowSettings) -> "pa.RecordBatch":
+    from beam_jobs.reward_join import join_rewards
+
+    return join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], window, settings)[0]
 
 
 def logged(interactions: "pa.RecordBatch") -> Logged:
