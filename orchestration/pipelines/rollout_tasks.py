@@ -104,6 +104,10 @@ def _evidence(made: Plan, candidate: str, wanted: Canary, warehouse: str) -> Evi
     assert champion is not None
     before = canary.read(places.root)
     card = serving.read_card(places.policies / candidate)
+    if serving.in_common(*(serving.load(places.policies / version) for version in (candidate, champion))) is not None:
+        raise InputError(
+            f"{candidate}: must offer the items that {champion} offers to be compared in a canary, got others"
+        )
     if before is not None and before.goes_on(places.policies, card, champion, wanted):
         return before.evidence
     source = probation_tasks.source_of(made, warehouse)
