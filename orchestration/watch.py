@@ -148,7 +148,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     def may_have(self, anchor_share: float) -> bool:
         """Whether the trial can go on with this share of the anchor: `nothing_yet` had one that is as small in mind."""
-        return 0 < anchor_share < 1 and _reach(self.scale, anchor_share) <= self.sequence.high
+        # 1 - 0.9 is less than 0.1 by rounding.
+        return 0 < anchor_share < 1 and _reach(self.scale, anchor_share) <= self.sequence.high * (1 + 1e-9)
 
     def at_share(self, anchor_share: float) -> Self:
         """The evidence, which goes on with another share of the anchor. Raises InputError for one that it may not have."""
