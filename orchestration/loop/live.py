@@ -32,6 +32,8 @@ from trainer import agents
 LOGGED_SECONDS = {"local": 0.1, "emulators": 0.1 + SEGMENT_SECONDS + 0.2}
 LONGEST_WAIT_SECONDS = 60.0
 LOOK_SECONDS = 0.5
+SUMS_JOB = "learn_live"
+READS = "learning live from"  # what the job says once it reads
 START_TIMEOUT_SECONDS = 120.0
 # How long the files of versions are kept at least: the audit of a window replays its decisions from them.
 KEEP_SECONDS = 3600.0
@@ -62,11 +64,20 @@ def grid(settings: LoopSettings) -> datetime | None:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def wait_until_learning(folder: RunFolder, check_children: Callable[[], None]) -> None:
-    """Returns once provisional sums have been written in this run. Raises OperationError when none come."""
-    sums = folder.live / live_emissions.SUMS_FOLDER
+def wait_until_learning(folder: RunFolder, settings: LoopSettings, check_children: Callable[[], None]) -> None:
+    """Returns once provisional sums have been written in this run. Raises OperationError when none come.
+
+    From a subscription none come before the first event: there it returns once the job reads.
+    """
+    sums, log = folder.live / live_emissions.SUMS_FOLDER, folder.logs / f"{SUMS_JOB}.log"
     before = live_emissions.sequences(sums)[-1:]
-    if not wait_until(lambda: live_emissions.sequences(sums)[-1:] != before, START_TIMEOUT_SECONDS, check_children):
+
+    def learning() -> bool:
+        if settings.backend == "emulators":
+            return log.is_file() and READS in log.read_text(errors="replace")
+        return live_emissions.sequences(sums)[-1:] != before
+
+    if not wait_until(learning, START_TIMEOUT_SECONDS, check_children):
         raise OperationError(f"{sums}: no provisional sums came within {START_TIMEOUT_SECONDS:.0f} s")
 
 

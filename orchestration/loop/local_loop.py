@@ -200,7 +200,7 @@ class LocalLoop:
         count = self._settings.windows - first + 1
         if (grid := live.grid(self._settings)) is not None:
             self._children += live.start(self._folder, self._settings, self._backend, self._shape, grid, children)
-            live.wait_until_learning(self._folder, self._check_children)
+            live.wait_until_learning(self._folder, self._settings, self._check_children)
         launched = time.time()
         viewers = Child(
             "simulator",

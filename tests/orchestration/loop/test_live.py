@@ -75,9 +75,19 @@ def test_the_loop_waits_for_the_first_sums(tmp_path, monkeypatch):
     emitter = Emitter(folder.live)
     emitter.emit({})  # of an earlier run
     with pytest.raises(OperationError, match="no provisional sums came within"):
-        live.wait_until_learning(folder, lambda: None)
+        live.wait_until_learning(folder, LIVE, lambda: None)
     monkeypatch.setattr(live, "START_TIMEOUT_SECONDS", 10.0)
-    live.wait_until_learning(folder, lambda: emitter.emit({WINDOWS[2]: sums_of(7)}))
+    live.wait_until_learning(folder, LIVE, lambda: emitter.emit({WINDOWS[2]: sums_of(7)}))
+
+
+def test_on_the_emulators_it_waits_until_the_job_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "START_TIMEOUT_SECONDS", 0.1)
+    folder, settings = RunFolder(tmp_path), msgspec.structs.replace(LIVE, backend="emulators")
+    with pytest.raises(OperationError, match="no provisional sums came within"):
+        live.wait_until_learning(folder, settings, lambda: None)
+    folder.logs.mkdir(exist_ok=True)
+    (folder.logs / "learn_live.log").write_text("learning live from 2026-11-28T12:00:00+00:00 on\n")
+    live.wait_until_learning(folder, settings, lambda: None)
 
 
 def publish(folder, sequence, complete_until, kind="delta", width=2, changes=NOTHING):
