@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from contracts.items import Item
+from contracts.items import MAX_TEXT_LENGTH, Item
 from orchestration import policy_store
 from orchestration.audit import guard, window_audits
 from orchestration.event_tail import moment_of
@@ -105,7 +105,7 @@ def test_names_are_shown_as_text(browser, shown):
         assert '"><img src=x onerror=alert(1)>' in body and "<script>alert(1)</script>" in body
         assert opened.query_selector("dialog script, dialog img") is None
         assert opened.evaluate("document.querySelector('dialog').scrollWidth <= innerWidth")
-        assert len(HOSTILE[2]) >= 10_000
+        assert len(HOSTILE[2]) == MAX_TEXT_LENGTH
 
 
 def test_a_decision_is_opened_and_closed_by_keyboard(browser, shown):
