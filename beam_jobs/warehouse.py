@@ -106,18 +106,40 @@ def read(
             rest = ", ".join(column.name for column in columns(table.record) if column.name != moment)
             query += f" QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {moment}, {rest}) = 1"
         rows = connection.sql(f"{query} ORDER BY {moment}, {key}").to_arrow_table()
-    return Deduplicated(rows.cast(schema), total - unique)
+        return Deduplicated(rows.cast(schema), total - unique)
 
 
 def read_all(
     warehouse: Path, table: Table, start: datetime, end: datetime, names: Sequence[str] | None = None
 ) -> pa.Table:
-    """Like `read`, but repeated rows are not removed, and the rows have no order."""
+    """Like `read`, but repeated rows are not removed, and the rows have no order.
+
+    It reads the files without DuckDB, because no query is needed: that takes about half of the time.
+    """
     schema = arrow_schema(table, names)
-    with _database(warehouse) as connection:
-        if (source := _source(connection, warehouse, table, start, end)) is None:
-            return schema.empty_table()
-        return connection.sql(f"SELECT {', '.join(schema.names)} FROM {source}").to_arrow_table().cast(schema)
+    between = utc_microseconds(start), utc_microseconds(end)
+    parts = [_rows(warehouse, path, table, schema, between) for path in files(warehouse, table, start, end)]
+    return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def _rows(warehouse: Path, path: str, table: Table, schema: pa.Schema, between: tuple[int, int]) -> pa.Table:
+    """The rows of one file in that range of microseconds; the columns that it was written without have nulls."""
+    try:
+        with pq.ParquetFile(path) as file:
+            stored = set(file.schema_arrow.names)
+            rows = file.read(columns=[name for name in {*schema.names, table.partitioned_by} if name in stored])
+        moments = rows[table.partitioned_by].cast(pa.int64()).to_numpy()
+        inside = (moments >= between[0]) & (moments < between[1])
+        if not inside.all():
+            rows = rows.filter(pa.array(inside))
+        columns = [
+            rows[field.name] if field.name in stored else pa.nulls(rows.num_rows, field.type) for field in schema
+        ]
+        return pa.table(columns, schema.names).cast(schema)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{warehouse}: a file cannot be read: {path}: {str(error).splitlines()[0]}") from None
+    except (KeyError, ValueError) as error:  # a column is missing, or has no value in a row
+        raise InputError(f"{warehouse}: a table is not as it must be: {path}: {str(error).splitlines()[0]}") from None
 
 
 def observation_dims(warehouse: Path, start: datetime, end: datetime) -> list[ObservationDim]:

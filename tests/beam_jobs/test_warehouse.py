@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import warehouse
-from beam_jobs.tables import record_batch
+from beam_jobs.tables import arrow_schema, record_batch
 from contracts.errors import InputError
 from contracts.records import Decision, RewardEvent
 from contracts.schemas import DECISIONS, REWARDS
@@ -164,3 +164,30 @@ def test_a_torn_file_is_named(folder: Path, size: int) -> None:
             InputError, match=re.escape(f"{folder}: a file cannot be read: ") + r".*x\.\d+-\d+\.parquet"
         ):
             query(folder, DECISIONS, START, START + seconds(1))
+
+
+def test_reads_of_all_rows_keep_to_the_range_and_fill_in_what_was_added_later(folder: Path) -> None:
+    write(folder, "x", *(decision(number, START + seconds(number)) for number in range(4)))
+    for path in folder.rglob("x.*.parquet"):
+        stored = pq.read_table(path, partitioning=None)
+        pq.write_table(stored.drop_columns(["slate_id", "place"]), path)
+    found = warehouse.read_all(folder, DECISIONS, START + seconds(1), START + seconds(3))
+    assert sorted(numbers(found)) == [1, 2]
+    assert found.schema == arrow_schema(DECISIONS)
+    assert found["slate_id"].null_count == 2
+    ids = warehouse.read_all(folder, DECISIONS, START + seconds(1), START + seconds(3), ("decision_id",))
+    assert sorted(ids["decision_id"].to_pylist()) == [decision_id(1), decision_id(2)]
+
+
+def test_a_column_that_a_table_must_have_is_missed(folder: Path) -> None:
+    write(folder, "x", decision(0, START))
+    (path,) = folder.rglob("x.*.parquet")
+    whole = pq.read_table(path, partitioning=None)
+    for column, queries in (
+        ("propensity", (warehouse.read, warehouse.read_all)),
+        ("decided_at", (warehouse.read_all,)),
+    ):
+        pq.write_table(whole.drop_columns([column]), path)
+        for query in queries:
+            with pytest.raises(InputError, match=re.escape(f"{folder}: a table is not as it must be: ")):
+                query(folder, DECISIONS, START, START + seconds(1))
