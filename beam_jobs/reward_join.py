@@ -11,7 +11,7 @@ Rows are grouped by a hash of `decision_id` into buckets. They travel as Arrow R
 bucket, because Beam's main cost is its overhead per element.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -29,6 +29,13 @@ from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 KEY_COLUMNS = ("decision_id", "decided_at")
 
 
+class NamedRows(NamedTuple):
+    """Rows of one of the join's inputs, by its name: `decisions`, `earlier` or `rewards`."""
+
+    name: str
+    rows: pa.RecordBatch
+
+
 class JoinedBucket(NamedTuple):
     """The interactions of one bucket, ordered by `(decided_at, decision_id)`, and what became of its rows."""
 
@@ -38,11 +45,11 @@ class JoinedBucket(NamedTuple):
 
 
 class JoinRewards(beam.PTransform):
-    """Three PCollections of (bucket, RecordBatch) -> PCollection[JoinedBucket].
+    """PCollection of (bucket, NamedRows) -> PCollection[JoinedBucket].
 
-    The input is a dict of `decisions` (made in the window, all columns), `earlier` (KEY_COLUMNS of decisions made before
-    the window, which tell late rewards from orphans) and `rewards` (occurred from the start of the window less the
-    reward window, to its end plus the reward window, inclusive).
+    The inputs are `decisions` (made in the window, all columns), `earlier` (KEY_COLUMNS of decisions made before the
+    window, which tell late rewards from orphans) and `rewards` (occurred from the start of the window less the reward
+    window, to its end plus the reward window, inclusive).
     """
 
     def __init__(self, window: TrainingWindow, settings: WindowSettings) -> None:
@@ -50,31 +57,40 @@ class JoinRewards(beam.PTransform):
         self._window = window
         self._settings = settings
 
-    def expand(self, inputs: Any) -> Any:
+    def expand(self, rows: Any) -> Any:
         """Groups by bucket and joins each."""
         return (
-            inputs
-            | "ByBucket" >> beam.CoGroupByKey()
+            rows
+            | "ByBucket" >> beam.GroupByKey()
             | "JoinBucket" >> beam.ParDo(JoinBucketFn(self._window, self._settings))
         )
 
 
 class JoinBucketFn(beam.DoFn):
-    """(bucket, batches of the three inputs) -> JoinedBucket."""
+    """(bucket, its NamedRows) -> JoinedBucket."""
 
     def __init__(self, window: TrainingWindow, settings: WindowSettings) -> None:
         self._window = window
         self._settings = settings
 
-    def process(self, element: tuple[int, dict[str, Sequence[pa.RecordBatch]]]) -> Iterator[JoinedBucket]:
+    def process(self, element: tuple[int, Iterable[NamedRows]]) -> Iterator[JoinedBucket]:
         """Joins one bucket."""
-        bucket, batches = element
-        decisions = pa.Table.from_batches(batches["decisions"], arrow_schema(DECISIONS))
-        key_schema = pa.schema([decisions.schema.field(name) for name in KEY_COLUMNS])
-        earlier = pa.Table.from_batches(batches["earlier"], key_schema)
-        rewards = pa.Table.from_batches(batches["rewards"], arrow_schema(REWARDS))
-        interactions, counts = join_rewards(decisions, earlier, rewards, self._window, self._settings)
+        bucket, rows = element
+        interactions, counts = join_rewards(**tables_by_name(rows), window=self._window, settings=self._settings)
         yield JoinedBucket(bucket, interactions, counts)
+
+
+def tables_by_name(rows: Iterable[NamedRows]) -> dict[str, pa.Table]:
+    """The three inputs of the join, by name; one without rows is empty."""
+    schemas = {
+        "decisions": arrow_schema(DECISIONS),
+        "earlier": arrow_schema(DECISIONS, KEY_COLUMNS),
+        "rewards": arrow_schema(REWARDS),
+    }
+    batches: dict[str, list[pa.RecordBatch]] = {name: [] for name in schemas}
+    for name, batch in rows:
+        batches[name].append(batch)
+    return {name: pa.Table.from_batches(batches[name], schema) for name, schema in schemas.items()}
 
 
 def join_rewards(

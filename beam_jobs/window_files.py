@@ -97,15 +97,25 @@ class WriteWindow(beam.PTransform):
 
     def expand(self, buckets: Any) -> Any:
         """Files of each bucket, then the manifest of all."""
-        return (
+        written = (
             buckets
             | "SetAside" >> beam.Map(set_aside, self._shape.observation_dim)
             | "WriteBucket"
             >> beam.ParDo(WriteBucketFn(self._folder, self._settings.holdback_share, self._shape.max_records_per_file))
-            | "AddUp" >> beam.CombineGlobally(add_up)
+        )
+        # A side input is complete before it is read, and a window without buckets has a manifest too.
+        return (
+            buckets.pipeline
+            | "Once" >> beam.Impulse()
             | "WriteManifest"
             >> beam.Map(
-                write_manifest, self._folder, self._window, self._settings, self._shape.observation_dim, self._origin
+                lambda _, all_written, *rest: write_manifest(add_up(all_written), *rest),
+                beam.pvalue.AsList(written),
+                self._folder,
+                self._window,
+                self._settings,
+                self._shape.observation_dim,
+                self._origin,
             )
         )
 

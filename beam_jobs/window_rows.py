@@ -1,13 +1,13 @@
 """The warehouse's rows that belong to one training window, as the inputs of `beam_jobs.reward_join`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 
-from beam_jobs.reward_join import KEY_COLUMNS, split_into_buckets
+from beam_jobs.reward_join import KEY_COLUMNS, NamedRows, split_into_buckets
 from beam_jobs.tables import RowsPart, arrow_schema
 from beam_jobs.warehouses import Warehouse
 from contracts.schemas import DECISIONS, REWARDS, Table
@@ -47,7 +47,11 @@ def read_tables(source: Warehouse, window: TrainingWindow, settings: WindowSetti
 
 
 class ReadWindowRows(beam.PTransform):
-    """PBegin -> {name: PCollection of (bucket, RecordBatch)} for each of `ranges`."""
+    """PBegin -> PCollection of (bucket, (name, RecordBatch)): the rows of all `ranges`, each with its range's name.
+
+    One collection holds all of them: a collection for each range, joined again by bucket, would add steps to the job
+    that copy every row.
+    """
 
     def __init__(self, source: Warehouse, ranges: Sequence[RowRange], num_buckets: int) -> None:
         super().__init__()
@@ -57,38 +61,36 @@ class ReadWindowRows(beam.PTransform):
 
     def expand(self, pipeline: Any) -> Any:
         """Opens each read, spreads its parts over the workers, and splits what they read by bucket."""
-        names = [rows.name for rows in self._ranges]
-        read = (
+        return (
             pipeline
-            | "Ranges" >> beam.Create(self._ranges)
+            | "Ranges" >> beam.Create(self._ranges, reshuffle=False)
             | "OpenParts" >> beam.ParDo(OpenPartsFn(self._source))
-            | "Spread" >> beam.Reshuffle()
-            | "ReadPart" >> beam.ParDo(ReadPartFn(self._num_buckets)).with_outputs(*names)
+            | "Spread" >> beam.GroupByKey()
+            | "ReadPart" >> beam.ParDo(ReadPartFn(self._num_buckets))
         )
-        return {name: read[name] for name in names}
 
 
 class OpenPartsFn(beam.DoFn):
-    """RowRange -> (its name, RowsPart) for each part of the read."""
+    """RowRange -> (a key that no other part has, (its name, RowsPart)) for each part of the read."""
 
     def __init__(self, source: Warehouse) -> None:
         self._source = source
 
-    def process(self, rows: RowRange) -> Iterator[tuple[str, RowsPart]]:
+    def process(self, rows: RowRange) -> Iterator[tuple[str, tuple[str, RowsPart]]]:
         """Opens one read."""
-        for part in self._source.parts(rows.table, rows.start, rows.end, rows.columns):
-            yield rows.name, part
+        for number, part in enumerate(self._source.parts(rows.table, rows.start, rows.end, rows.columns)):
+            yield f"{rows.name}-{number}", (rows.name, part)
 
 
 class ReadPartFn(beam.DoFn):
-    """(name, RowsPart) -> (bucket, RecordBatch), on the output of that name."""
+    """(key, (name, RowsPart) of that key) -> (bucket, (name, RecordBatch))."""
 
     def __init__(self, num_buckets: int) -> None:
         self._num_buckets = num_buckets
 
-    def process(self, element: tuple[str, RowsPart]) -> Iterator[Any]:
+    def process(self, element: tuple[str, Iterable[tuple[str, RowsPart]]]) -> Iterator[tuple[int, NamedRows]]:
         """Reads one part."""
-        name, part = element
-        for batch in part.read():
-            for bucket in split_into_buckets(pa.Table.from_batches([batch]), self._num_buckets):
-                yield beam.pvalue.TaggedOutput(name, bucket)
+        for name, part in element[1]:
+            for batch in part.read():
+                for bucket, rows in split_into_buckets(pa.Table.from_batches([batch]), self._num_buckets):
+                    yield bucket, NamedRows(name, rows)

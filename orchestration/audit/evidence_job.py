@@ -6,7 +6,7 @@ order in which numbers are added.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +20,13 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from beam_jobs import options
 from beam_jobs.files import path_is_local, publish, read
-from beam_jobs.reward_join import KEY_COLUMNS
-from beam_jobs.tables import ObservationDim, arrow_schema, record_schema
+from beam_jobs.reward_join import NamedRows, tables_by_name
+from beam_jobs.tables import ObservationDim, record_schema
 from beam_jobs.warehouses import Warehouse
 from beam_jobs.window_rows import ReadWindowRows, row_ranges
 from contracts.errors import InputError
 from contracts.policies import CARD_NAME
 from contracts.records import Interaction
-from contracts.schemas import DECISIONS, REWARDS
 from orchestration.audit.deciders import load_decider, read_decider
 from orchestration.audit.evidence import Decider, Evidence
 from orchestration.audit.window_evidence import Gathered, Question, gather_window
@@ -46,7 +45,7 @@ class Policies(NamedTuple):
 
 
 class GatherBucketFn(beam.DoFn):
-    """(bucket, batches of the three inputs) -> Evidence. Also writes the decisions of the first bucket to `sample`."""
+    """(bucket, its NamedRows) -> Evidence. Also writes the decisions of the first bucket to `sample`."""
 
     def __init__(self, question: Question, policies: Policies, sample: str) -> None:
         self._question = question
@@ -62,17 +61,10 @@ class GatherBucketFn(beam.DoFn):
         """Removes copies of policies."""
         self._place.close()
 
-    def process(self, element: tuple[int, dict[str, Sequence[pa.RecordBatch]]]) -> Iterator[Evidence]:
+    def process(self, element: tuple[int, Iterable[NamedRows]]) -> Iterator[Evidence]:
         """Joins and replays one bucket."""
-        bucket, batches = element
-        schema = arrow_schema(DECISIONS)
-        schemas = {
-            "decisions": schema,
-            "earlier": pa.schema([schema.field(name) for name in KEY_COLUMNS]),
-            "rewards": arrow_schema(REWARDS),
-        }
-        tables = {name: pa.Table.from_batches(batches[name], schemas[name]) for name in schemas}
-        evidence, interactions = gather_window(tables, self._question, self._load)
+        bucket, rows = element
+        evidence, interactions = gather_window(tables_by_name(rows), self._question, self._load)
         if bucket == 0:
             publish(self._sample, [_encode(interactions)])
         yield evidence
@@ -98,7 +90,7 @@ def build_pipeline(
     return (
         pipeline
         | "ReadWindowRows" >> ReadWindowRows(source, row_ranges(question.window, question.settings), num_buckets)
-        | "ByBucket" >> beam.CoGroupByKey()
+        | "ByBucket" >> beam.GroupByKey()
         | "GatherBucket" >> beam.ParDo(gather)
         | "AddUp" >> beam.CombineGlobally(add_up)
         | "Write" >> beam.Map(lambda evidence: publish(output, [msgspec.json.encode(evidence)]))

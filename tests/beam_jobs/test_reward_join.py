@@ -16,12 +16,14 @@ from beam_jobs.reward_join import (
     KEY_COLUMNS,
     JoinedBucket,
     JoinRewards,
+    NamedRows,
     hash_ids,
     holdback_ids,
     in_holdback,
     join_rewards,
     observations,
     split_into_buckets,
+    tables_by_name,
 )
 from beam_jobs.tables import record_batch
 from contracts.records import FLOAT32_MAX, Decision, RewardEvent
@@ -329,11 +331,20 @@ def test_the_composite_joins_as_one_bucket_would(num_buckets: int) -> None:
             assert sum(getattr(bucket.counts, name) for bucket in actual) == getattr(counts, name), name
 
     with beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"])) as pipeline:
-        collections = {
-            name: pipeline | name >> beam.Create(list(split_into_buckets(table, num_buckets)))
+        rows_by_bucket = [
+            (bucket, NamedRows(name, part))
             for name, table in inputs.items()
-        }
-        assert_that(collections | "JoinRewards" >> JoinRewards(WINDOW, settings()), check)
+            for bucket, part in split_into_buckets(table, num_buckets)
+        ]
+        collection = pipeline | beam.Create(rows_by_bucket)
+        assert_that(collection | "JoinRewards" >> JoinRewards(WINDOW, settings()), check)
+
+
+def test_rows_of_one_name_become_one_table() -> None:
+    inputs = tables([decision(1, 0), decision(2, 1), reward(1, 1)])
+    rows = [NamedRows("decisions", batch) for one in (0, 1) for batch in inputs["decisions"].slice(one, 1).to_batches()]
+    found = tables_by_name([*rows, *(NamedRows("rewards", batch) for batch in inputs["rewards"].to_batches())])
+    assert found == inputs  # an input without rows is an empty table of its columns
 
 
 def test_hash_is_the_same_everywhere_and_splits_independently_of_buckets() -> None:

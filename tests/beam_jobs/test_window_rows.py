@@ -65,10 +65,5 @@ def test_rows_of_a_decision_meet_in_its_bucket(tmp_path: Path, num_buckets: int)
     with beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"])) as pipeline:
         ranges = row_ranges(WINDOW, SETTINGS)
         read = pipeline | ReadWindowRows(EmbeddedWarehouse(tmp_path), ranges, num_buckets)
-        labelled = [
-            rows
-            | f"Label_{name}"
-            >> beam.MapTuple(lambda bucket, batch, name=name: (name, bucket, batch["decision_id"].to_pylist()))
-            for name, rows in read.items()
-        ]
-        assert_that(labelled | beam.Flatten(), check)
+        labelled = read | beam.MapTuple(lambda bucket, part: (part.name, bucket, part.rows["decision_id"].to_pylist()))
+        assert_that(labelled, check)
