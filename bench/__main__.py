@@ -90,6 +90,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, str]] = {
         "a SavedModel called with lists, a client and .result() per request",
         "this server, event log on",
     ),
+    "candidates": ("bench.candidates", "run", "200 candidates, all of a catalogue", "200 candidates out of 100,000"),
     "canary": (
         "bench.canary",
         "run",

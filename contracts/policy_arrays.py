@@ -74,9 +74,10 @@ class Scorer:
 
     def __init__(self, arrays: PolicyArrays) -> None:
         self._layers = [(weights.astype(np.float64), bias.astype(np.float64)) for weights, bias in arrays.layers]
-        self._means = np.ascontiguousarray(arrays.theta.astype(np.float64).T)  # [E, K]
+        # An arm's numbers stand together, so that those of a few arms can be taken without reading all.
+        self._means = np.ascontiguousarray(arrays.theta.astype(np.float64))  # [K, E]
         self._bias = arrays.bias.astype(np.float64) if arrays.bias.any() else None
-        self._variances: np.ndarray | None = None  # [E (E + 1) / 2, K]
+        self._variances: np.ndarray | None = None  # [K, E (E + 1) / 2]
         # e^T C e is a dot product with the products e_i e_j, i <= j: half the work of the plain form, and one matrix
         # product for all arms.
         self._left, self._right = left, right = np.triu_indices(arrays.theta.shape[1])
@@ -84,22 +85,22 @@ class Scorer:
             symmetric = arrays.covariance.astype(np.float64)
             weights = (symmetric + symmetric.transpose(0, 2, 1))[:, left, right]
             weights[:, left == right] /= 2
-            self._variances = np.ascontiguousarray(weights.T)
+            self._variances = np.ascontiguousarray(weights)
 
     def changed(self, changes: ArmChanges) -> "Scorer":
         """The scorer of the changed arrays, bit for bit. It copies what scoring reads, so this one stays as it is."""
         assert self._variances is not None
         scorer = copy.copy(self)
         scorer._means, scorer._variances = self._means.copy(), self._variances.copy()
-        scorer._means[:, changes.arms] = changes.theta.T
+        scorer._means[changes.arms] = changes.theta
         weights = changes.covariance.astype(np.float64) * np.where(self._left == self._right, 1.0, 2.0)
-        scorer._variances[:, changes.covariance_arms] = weights.T
+        scorer._variances[changes.covariance_arms] = weights
         return scorer
 
     @property
     def shape(self) -> tuple[int, int]:
         """K and E."""
-        width, num_actions = self._means.shape
+        num_actions, width = self._means.shape
         return num_actions, width
 
     @property
@@ -107,20 +108,25 @@ class Scorer:
         """Whether `scores` returns standard deviations that are not 0."""
         return self._variances is not None
 
-    def scores(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[B, D] -> mean and std, [B, K] float64 each; std is 0 where the policy does not estimate its uncertainty."""
+    def scores(self, observations: np.ndarray, arms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """[B, D] -> mean and std, [B, K] float64 each; std is 0 where the policy does not estimate its uncertainty.
+
+        With `arms` [n] only those are scored: [B, n] each. A row's scores depend on its observation and on `arms` alone;
+        their last digits may differ from those of the same arms among all.
+        """
         encoded = encoded_blocks(self._layers, observations)
-        mean = self._rows(self._mean(encoded), len(observations))
+        mean = self._rows(self._mean(encoded, arms), len(observations))
         if self._variances is None:
             return mean, np.zeros_like(mean)
         products = encoded.take(self._left, axis=2) * encoded.take(self._right, axis=2)
-        variance = np.matmul(products, self._variances)
+        variances = self._variances if arms is None else self._variances[arms]
+        variance = np.matmul(products, variances.T)
         np.sqrt(np.maximum(variance, 0.0, out=variance), out=variance)  # rounding may give a number just below 0
         return mean, self._rows(variance, len(observations))
 
-    def __call__(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, observations: np.ndarray, arms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """`scores`."""
-        return self.scores(observations)
+        return self.scores(observations, arms)
 
     def means(self, observations: np.ndarray) -> np.ndarray:
         """[B, D] -> the mean alone, [B, K] float64, as in `scores`."""
@@ -130,10 +136,11 @@ class Scorer:
         """[B, D] -> what the layers make of the observations, [B, E] float64."""
         return self._rows(encoded_blocks(self._layers, observations), len(observations))
 
-    def _mean(self, encoded: np.ndarray) -> np.ndarray:
-        mean: np.ndarray = np.matmul(encoded, self._means)
+    def _mean(self, encoded: np.ndarray, arms: np.ndarray | None = None) -> np.ndarray:
+        means = self._means if arms is None else self._means[arms]
+        mean: np.ndarray = np.matmul(encoded, means.T)
         if self._bias is not None:
-            mean += self._bias
+            mean += self._bias if arms is None else self._bias[arms]
         return mean
 
     @staticmethod

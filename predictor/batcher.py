@@ -71,7 +71,7 @@ class Batcher:
         self.expected_bytes += size
         try:
             line_up = self._line_up()
-            work = len(instances) * slate_size * line_up.serving.card.num_actions
+            work = slate_size * sum(line_up.serving.scored(len(instance.candidates)) for instance in instances)
             if work > _LONG_WORK:
                 asked = deciding.check(instances, line_up, slate_size, self._any_length)
                 decided = await asyncio.to_thread(deciding.decide, line_up, asked, slate_size)

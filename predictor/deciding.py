@@ -26,7 +26,6 @@ from contracts.records import (
     Timestamp,
     encoder,
 )
-from predictor import exploration
 from predictor.line_up import LineUp
 from predictor.messages import Instance
 from predictor.policy import Policy, in_common
@@ -306,9 +305,11 @@ def choose(
     policy: Policy, observations: np.ndarray, candidates: Sequence[Sequence[int]], decision_ids: list[str]
 ) -> tuple[list[int], list[float]]:
     """Actions and their propensities for observations [B, D] float32. The same ids give the same actions."""
-    probabilities = policy.probabilities(observations, candidates)
-    actions = exploration.draw(probabilities, decision_ids, policy.card.version)
-    return actions.tolist(), probabilities[np.arange(len(actions)), actions].tolist()
+    actions, propensities = np.zeros(len(observations), np.int64), np.zeros(len(observations))
+    for one in policy.choices(observations, candidates):
+        actions[one.rows] = drawn = one.draw([decision_ids[row] for row in one.rows], policy.card.version)
+        propensities[one.rows] = one.of(drawn)
+    return actions.tolist(), propensities.tolist()
 
 
 def replay(policy: Policy, decisions: Sequence[Decision]) -> tuple[list[int], list[float]]:
@@ -345,22 +346,25 @@ def _score_in_shadow(
         if (common := in_common(shadow, serving)) is not None:
             known = set(common)
             offered = [[action for action in some or common if action in known] for some in offered]
-        probabilities = shadow.probabilities(observations, offered)
+        choices = shadow.choices(observations, offered)
     except Exception as error:  # noqa: BLE001 - a shadow must not harm what serves
         _log.exception("policy %s failed in the shadow", shadow.card.version)
         decided.failures.append(f"{shadow.card.version}: {error}")
         return
-    actions = exploration.draw(probabilities, [decision.decision_id for decision in served], shadow.card.version)
-    arms = shadow.card.num_actions
-    for row, (decision, action) in enumerate(zip(served, actions.tolist(), strict=True)):
-        decided.shadows.append(
-            ShadowDecision(
-                decision_id=decision.decision_id,
-                decided_at=decision.decided_at,
-                policy_version=shadow.card.version,
-                action=action,
-                propensity=float(probabilities[row, action]),
-                served_action=decision.action,
-                propensity_of_served=float(probabilities[row, decision.action]) if decision.action < arms else 0.0,
+    for one in choices:
+        decisions = [served[row] for row in one.rows]
+        actions = one.draw([decision.decision_id for decision in decisions], shadow.card.version)
+        propensities = one.of(actions).tolist()
+        of_served = one.of(np.array([decision.action for decision in decisions])).tolist()
+        for decision, action, *chances in zip(decisions, actions.tolist(), propensities, of_served, strict=True):
+            decided.shadows.append(
+                ShadowDecision(
+                    decision_id=decision.decision_id,
+                    decided_at=decision.decided_at,
+                    policy_version=shadow.card.version,
+                    action=action,
+                    propensity=chances[0],
+                    served_action=decision.action,
+                    propensity_of_served=chances[1],
+                )
             )
-        )

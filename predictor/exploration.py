@@ -138,7 +138,7 @@ def _all_unless(mask: np.ndarray | None, mean: np.ndarray) -> np.ndarray:
 def _mostly_best(scores: np.ndarray, epsilon: float, mask: np.ndarray | None) -> np.ndarray:
     """Epsilon evenly, the rest on the best. The marginal: the best arm can come up by exploration too."""
     if mask is None:
-        chosen = np.full(scores.shape, epsilon / scores.shape[1])
+        chosen = np.full(scores.shape, epsilon * (1 / scores.shape[1]))  # to the last bit what a mask of all gives
     else:
         chosen = epsilon * _evenly(mask)
         scores = np.where(mask, scores, -np.inf)

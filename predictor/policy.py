@@ -4,10 +4,11 @@ Policies with arrays (`contracts.policy_arrays`) need numpy alone. TensorFlow is
 nothing but a SavedModel. This module knows no HTTP, because the gate uses it as well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,6 +23,33 @@ BASELINE_VERSION = "uniform"
 _CHUNK_ROWS = 512  # rows scored at once, which bounds the memory that a long batch needs
 
 Scorer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+# Of a large catalogue, only what is on offer is scored where that is a small part of it. Each set of arms is then scored
+# apart, which for a small catalogue would cost more than scoring all arms for all rows together.
+_LARGE_CATALOGUE, _SMALL_PART = 1_000, 4
+
+
+class Choices(NamedTuple):
+    """What some rows of a batch choose among, and the probability of each."""
+
+    rows: np.ndarray  # [n] places in the batch, ascending
+    arms: np.ndarray | None  # [m] int64, ascending: all that these rows have on offer; None: the columns are all K arms
+    probabilities: np.ndarray  # [n, m] float64, rows summing to 1
+
+    def draw(self, decision_ids: Sequence[str], policy_version: str) -> np.ndarray:
+        """[n] int64: an action for each row, as `exploration.draw` draws it."""
+        drawn = explorers.draw(self.probabilities, decision_ids, policy_version)
+        return drawn if self.arms is None else self.arms[drawn]
+
+    def of(self, actions: np.ndarray) -> np.ndarray:
+        """[n] the probability of each row's action; 0 for one that is not on offer, or that the policy does not have."""
+        rows = np.arange(len(actions))
+        if self.arms is None:
+            known = actions < self.probabilities.shape[1]
+            return np.where(known, self.probabilities[rows, np.where(known, actions, 0)], 0.0)
+        places = np.minimum(np.searchsorted(self.arms, actions), len(self.arms) - 1)
+        return np.where(self.arms[places] == actions, self.probabilities[rows, places], 0.0)
 
 
 @dataclass(frozen=True)
@@ -68,21 +96,32 @@ class Policy:
             return False
         return self.active is None or bool(self.active[list(candidates)].any())
 
-    def scores(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def scored(self, candidates: int) -> int:
+        """How many arms are scored for a row that lists `candidates` of them (0: all arms)."""
+        few = self.card.num_actions >= _LARGE_CATALOGUE and candidates * _SMALL_PART <= self.card.num_actions
+        return candidates if candidates and few else self.card.num_actions
+
+    def scores(self, observations: np.ndarray, arms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The expected reward of each arm, and its standard deviation.
 
         Args:
           observations: [B, D] float32.
+          arms: [n] the arms to score; None for all K.
 
         Returns:
-          mean and std, [B, K] float64 each.
+          mean and std, [B, K] float64 each; with `arms` [B, n]. Among other arms, an arm's last digits may differ.
 
         Raises:
           ValueError: D is not the policy's observation_dim.
         """
         if observations.ndim != 2 or observations.shape[1] != self.card.observation_dim:
             raise ValueError(f"observations must be [B, {self.card.observation_dim}], got {observations.shape}")
-        return self.scorer(observations)
+        if arms is None:
+            return self.scorer(observations)
+        if isinstance(self.scorer, policy_arrays.Scorer):
+            return self.scorer.scores(observations, arms)
+        mean, std = self.scorer(observations)
+        return mean[:, arms], std[:, arms]
 
     def probabilities(
         self,
@@ -104,20 +143,82 @@ class Policy:
         Raises:
           ValueError: D is not the policy's observation_dim, a row has no arm on offer, or a score is not finite.
         """
+        choices = self.choices(observations, candidates, exploration)
+        if len(choices) == 1 and choices[0].arms is None:
+            return choices[0].probabilities
+        result = np.zeros((len(observations), self.card.num_actions))
+        for rows, arms, found in choices:
+            result[rows if arms is None else np.ix_(rows, arms)] = found
+        return result
+
+    def choices(
+        self,
+        observations: np.ndarray,
+        candidates: Sequence[Sequence[int]] | np.ndarray | None = None,
+        exploration: Exploration | None = None,
+    ) -> list[Choices]:
+        """The numbers of `probabilities`, without the arms that are not on offer where they are most of a large catalogue.
+
+        Each row of the batch is in one of the choices. Its numbers depend on its observation and on the set of arms that
+        it has on offer, and on nothing else in the batch. Same arguments and errors as `probabilities`.
+        """
         settings = exploration or self.card.exploration
-        if candidates is None or isinstance(candidates, np.ndarray):
-            mask = candidates
+        found = []
+        for rows, arms, mask in self._offers(len(observations), candidates):
+            chosen = observations if len(rows) == len(observations) else observations[rows]
+            new = self.new if self.new is None or arms is None else self.new[arms]
+            blocks = []
+            for start in range(0, max(len(rows), 1), _CHUNK_ROWS):
+                part = slice(start, start + _CHUNK_ROWS)
+                mean, std = self.scores(chosen[part], arms)
+                offered = None if mask is None else mask[part]
+                blocks.append(explorers.probabilities(settings, mean, std, offered, new))
+            found.append(Choices(rows, arms, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)))
+        return found
+
+    def _offers(
+        self, count: int, candidates: Sequence[Sequence[int]] | np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]:
+        """The rows of a batch by what they have on offer: each with its few arms, or together with a mask [n, K] or None."""
+        few: dict[bytes, list[int]] = {}
+        rest = np.arange(count)
+        if self.card.num_actions >= _LARGE_CATALOGUE and not (candidates is None and self.active is None):
+            left: list[int] = []
+            for row in range(count):
+                arms = self._few_arms(candidates[row] if candidates is not None else ())
+                (few.setdefault(arms.tobytes(), []) if arms is not None else left).append(row)
+            rest = np.array(left, np.int64)
+        for key, rows in few.items():
+            yield np.array(rows), np.frombuffer(key, np.int64), None
+        if len(rest) or not few:
+            yield rest, None, self._mask(rest, candidates)
+
+    def _few_arms(self, offered: Sequence[int] | np.ndarray) -> np.ndarray | None:
+        """The arms of a row's list or mask that are on offer, ascending; None if they are more than a small part of all."""
+        if isinstance(offered, np.ndarray):
+            arms = np.flatnonzero(offered)
+        elif len(offered):
+            arms = np.unique(np.asarray(offered, np.int64))
+        elif self.active is None:
+            return None
         else:
-            mask = mask_of(candidates, self.card.num_actions)
+            arms = np.array(self.on_offer, np.int64)
         if self.active is not None:
-            mask = np.tile(self.active, (len(observations), 1)) if mask is None else mask & self.active
-        blocks = []
-        for start in range(0, max(len(observations), 1), _CHUNK_ROWS):
-            rows = slice(start, start + _CHUNK_ROWS)
-            mean, std = self.scores(observations[rows])
-            offered = mask[rows] if mask is not None else None
-            blocks.append(explorers.probabilities(settings, mean, std, offered, self.new))
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+            arms = arms[self.active[arms]]
+        if not len(arms):
+            raise ValueError("every row must have an arm on offer")
+        return arms if len(arms) * _SMALL_PART <= self.card.num_actions else None
+
+    def _mask(self, rows: np.ndarray, candidates: Sequence[Sequence[int]] | np.ndarray | None) -> np.ndarray | None:
+        if candidates is None:
+            mask = None
+        elif isinstance(candidates, np.ndarray):
+            mask = candidates if len(rows) == len(candidates) else candidates[rows]
+        else:
+            mask = mask_of([candidates[row] for row in rows], self.card.num_actions)
+        if self.active is None:
+            return mask
+        return np.tile(self.active, (len(rows), 1)) if mask is None else mask & self.active
 
 
 def active_arms(card: PolicyCard) -> np.ndarray | None:

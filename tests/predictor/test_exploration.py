@@ -227,3 +227,13 @@ def test_a_uniform_policy_treats_new_items_like_others():
     new = np.array([True, False, False, False])
     uniform = Exploration(strategy="uniform")
     np.testing.assert_allclose(exploration.probabilities(uniform, MEAN, STD, new=new), 0.25)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_mask_of_all_arms_changes_nothing_to_the_last_bit(strategy):
+    random = np.random.default_rng(6)
+    for arms in (3, 7, 49, 1_682):
+        mean, std = random.normal(size=(4, arms)), random.random((4, arms)) + 0.1
+        settings = Exploration(strategy=strategy, epsilon=0.03)
+        with_mask = exploration.probabilities(settings, mean, std, np.ones((4, arms), bool))
+        assert (exploration.probabilities(settings, mean, std) == with_mask).all()

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import msgspec
@@ -8,7 +9,9 @@ from contracts import policies, policy_arrays
 from contracts.errors import InputError
 from contracts.policies import Exploration
 from contracts.policy_arrays import PolicyArrays
+from predictor import exploration
 from predictor import policy as policy_files
+from predictor.deciding import new_decision_ids
 from tests.linear_policies import write_policy
 from trainer import saved_model
 
@@ -53,6 +56,98 @@ def test_candidates_and_exploration(folder):
     expected = [[1 / 6] * 6, [0, 0, 0, 0, 0, 1], [0.5, 0, 0.5, 0, 0, 0]]
     np.testing.assert_allclose(probabilities, expected, atol=1e-15)
     assert policy.probabilities(observations).max() == pytest.approx(0.98 + 0.02 / 6)  # the card's: ucb, epsilon 0.02
+
+
+def asked(random, num_actions):
+    """What 60 rows have on offer: a few arms, nearly all, all of them by name, and all."""
+    some = [random.choice(num_actions, size, replace=False).tolist() for size in (1, 2, 40, 40, 300, 301, 1_190) * 8]
+    return [*some, some[2], list(range(num_actions)), [], []]
+
+
+@pytest.fixture(params=["all items active", "some masked", "few active"])
+def large(tmp_path, request):
+    """A policy for 1,200 items."""
+    card = write_policy(tmp_path / "large", num_actions=1_200, observation_dim=4)
+    active = {"all items active": range(1_200), "some masked": range(40, 1_200), "few active": range(0, 1_200, 5)}
+    statuses = ["active" if item.action in active[request.param] else "masked" for item in card.catalogue]
+    catalogue = [msgspec.structs.replace(item, status=one) for item, one in zip(card.catalogue, statuses, strict=True)]
+    return dataclasses.replace(
+        policy_files.load(tmp_path / "large"), card=msgspec.structs.replace(card, catalogue=catalogue)
+    )
+
+
+@pytest.mark.parametrize("strategy", policies.STRATEGIES)
+def test_of_many_items_those_on_offer_are_scored_and_the_rest_has_nothing(large, strategy):
+    random = np.random.default_rng(3)
+    candidates = [one for one in asked(random, 1_200) if large.can_choose(one)]
+    observations = random.normal(size=(len(candidates), 4)).astype(np.float32)
+    settings = Exploration(strategy=strategy)
+    found = large.probabilities(observations, candidates, settings)
+    mask = policy_files.mask_of(candidates, 1_200)
+    mask = mask if large.active is None else mask & large.active
+    wanted = exploration.probabilities(settings, *large.scores(observations), mask)
+    np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-12)
+    assert (found[~mask] == 0).all()
+    few = [one for one in large.choices(observations, candidates, settings) if one.arms is not None]
+    assert {len(one.arms) for one in few} - {300, 301, 1_190, 1_200}
+    assert all(len(one.arms) <= 300 for one in few)
+
+
+@pytest.mark.parametrize("strategy", policies.STRATEGIES)
+def test_what_is_chosen_among_many_items_depends_on_the_row_alone(large, strategy):
+    random = np.random.default_rng(4)
+    candidates = [one for one in asked(random, 1_200) if large.can_choose(one)]
+    observations = random.normal(size=(len(candidates), 4)).astype(np.float32)
+    settings = Exploration(strategy=strategy)
+    together = large.probabilities(observations, candidates, settings)
+    mask = policy_files.mask_of(candidates, 1_200)
+    assert (large.probabilities(observations, mask, settings) == together).all()
+    turned = [one[::-1] for one in candidates]
+    assert (large.probabilities(observations, turned, settings) == together).all()
+    for row in range(0, len(candidates), 3):
+        alone = large.probabilities(observations[row : row + 1], candidates[row : row + 1], settings)
+        assert (alone[0] == together[row]).all()
+
+
+def test_draws_and_propensities_of_choices_are_those_of_all_probabilities(large):
+    random = np.random.default_rng(5)
+    candidates = [one for one in asked(random, 1_200) if large.can_choose(one)]
+    observations = random.normal(size=(len(candidates), 4)).astype(np.float32)
+    ids = new_decision_ids(1, len(candidates))
+    probabilities = large.probabilities(observations, candidates)
+    drawn = exploration.draw(probabilities, ids, "v")
+    for one in large.choices(observations, candidates):
+        assert (one.draw([ids[row] for row in one.rows], "v") == drawn[one.rows]).all()
+        assert (one.of(drawn[one.rows]) == probabilities[one.rows, drawn[one.rows]]).all()
+        others = random.integers(1_200, size=len(one.rows))  # most of them not on offer
+        assert (one.of(others) == probabilities[one.rows, others]).all()
+        assert (one.of(np.full(len(one.rows), 1_200)) == 0).all()  # an action of another policy
+
+
+def test_new_items_among_a_few_of_many_keep_to_their_budget(large):
+    policy = dataclasses.replace(large, card=msgspec.structs.replace(large.card, new_actions=[5, 200, 1_100]))
+    observations = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
+    offered = [0, 5, 200, 405, 500, 600, 1_100]
+    found = policy.probabilities(observations, [offered] * 20)
+    mask = policy_files.mask_of([offered] * 20, 1_200)
+    mask = mask if policy.active is None else mask & policy.active
+    settings = policy.card.exploration
+    wanted = exploration.probabilities(settings, *policy.scores(observations), mask, policy.new)
+    np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-12)
+
+
+def test_a_row_with_nothing_on_offer_is_refused(large):
+    masked = [item.action for item in large.card.catalogue if item.status == "masked"]
+    if masked:
+        with pytest.raises(ValueError, match="every row must have an arm on offer"):
+            large.choices(np.zeros((1, 4), np.float32), [masked[:3]])
+    with pytest.raises(ValueError, match="every row must have an arm on offer"):
+        large.choices(np.zeros((2, 4), np.float32), np.zeros((2, 1_200), bool))
+
+
+def test_how_many_arms_are_scored(folder, large):
+    assert [large.scored(count) for count in (0, 1, 300, 301)] == [1_200, 1, 300, 1_200]
+    assert policy_files.load(folder).scored(1) == 6
 
 
 def test_wrong_length(folder):
