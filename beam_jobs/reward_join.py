@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.tables import arrow_schema, record_schema
+from beam_jobs.tables import arrow_schema, id_text, record_schema
 from contracts.id_hashes import ID_BYTES, held_back, lasting, mixed
 from contracts.records import FLOAT32_MAX, Interaction, utc_microseconds
 from contracts.reward_rules import RewardRule
@@ -250,31 +250,21 @@ def _text(rows: pa.Table, row: int) -> str:
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """[N] ids -> [N] uint64, evenly spread and the same for ever: what is held back depends on it."""
-    text = _text_of(ids).tobytes()
+    text = id_text(ids).tobytes()
     parts = [text[begin : begin + ID_BYTES] for begin in range(0, len(text), ID_BYTES)]
     return lasting(parts)
-
-
-def _text_of(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """[N, 36] uint8: the text of ids. Raises ValueError for one of another length."""
-    whole = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-    if not len(whole):
-        return np.zeros((0, ID_BYTES), np.uint8)
-    _, ends, text = whole.buffers()
-    offsets = np.frombuffer(ends, np.int32)[whole.offset : whole.offset + len(whole) + 1]
-    if (wrong := np.diff(offsets) != ID_BYTES).any():
-        raise ValueError(f"ids must have {ID_BYTES} characters, got {whole[int(wrong.argmax())]}")
-    return np.frombuffer(text, np.uint8)[offsets[0] : offsets[-1]].reshape(-1, ID_BYTES)
 
 
 def split_into_buckets(rows: pa.Table, num_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(bucket, its rows), by a hash of `decision_id`."""
     if num_buckets > 1:
-        buckets = mixed(_text_of(rows["decision_id"])) % np.uint64(num_buckets)
+        buckets = mixed(id_text(rows["decision_id"])) % np.uint64(num_buckets)
     else:
         buckets = np.zeros(rows.num_rows, np.uint64)
     for bucket in np.unique(buckets).tolist():
-        inside = rows if num_buckets == 1 else rows.filter(pa.array(buckets == bucket))
+        inside = (
+            rows if num_buckets == 1 else rows.take(pa.array(np.flatnonzero(buckets == bucket)))
+        )  # filter() takes longer
         for batch in inside.combine_chunks().to_batches():
             yield int(bucket), batch
 

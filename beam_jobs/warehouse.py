@@ -20,10 +20,11 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_jobs.files import alone, publish
-from beam_jobs.tables import ObservationDim, arrow_schema, dead_letter_key
+from beam_jobs.tables import ObservationDim, arrow_schema, count_distinct, dead_letter_key
 from contracts.errors import InputError
 from contracts.records import utc_microseconds
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES, Table, columns
@@ -144,12 +145,13 @@ def _rows(warehouse: Path, path: str, table: Table, schema: pa.Schema, between: 
 
 def observation_dims(warehouse: Path, start: datetime, end: datetime) -> list[ObservationDim]:
     """The lengths of the observations of `[start, end)`, the most frequent first. Same errors as `read`."""
-    with _database(warehouse) as connection:
-        if (source := _source(connection, warehouse, DECISIONS, start, end)) is None:
-            return []
-        lengths = "len(observation), count(DISTINCT decision_id), min(decision_id)"
-        found = connection.sql(f"SELECT {lengths} FROM {source} GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
-        return [ObservationDim(*row) for row in found]
+    rows = read_all(warehouse, DECISIONS, start, end, ("decision_id", "observation"))
+    lengths = pc.list_value_length(rows["observation"]).to_numpy()
+    found = []
+    for length in np.unique(lengths).tolist():
+        ids = rows["decision_id"].filter(pa.array(lengths == length))
+        found.append(ObservationDim(length, count_distinct(ids), pc.min(ids).as_py()))
+    return sorted(found, key=lambda dim: (-dim.decisions, dim.length))
 
 
 def remove_dead_letters(warehouse: Path, keys: Set[str], start: datetime, end: datetime) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from contracts.trajectories import TrajectoryBatch
 
 METRICS = "export_trajectories"  # the job, as its monitoring has it
+_CHECKSUM_BYTES = 4
 
 
 class WrittenBucket(NamedTuple):
@@ -217,19 +218,30 @@ def tfrecords(records: Sequence[bytes]) -> bytes:
 
     TensorFlow's writer writes the same bytes, but takes several times as long: it is called once per record.
     """
+    checksums = _masked_checksums(records)
     lengths = sorted(set(map(len, records)))
     sizes = [struct.pack("<Q", length) for length in lengths]
-    heads = dict(zip(lengths, map(bytes.__add__, sizes, _masked_checksums(sizes)), strict=True))
-    parts = zip(map(heads.__getitem__, map(len, records)), records, _masked_checksums(records), strict=True)
+    heads = [size + checksum.tobytes() for size, checksum in zip(sizes, _masked_checksums(sizes), strict=True)]
+    if len(lengths) == 1:  # as one array, in half of the time
+        head, [length] = np.frombuffer(heads[0], np.uint8), lengths
+        block = np.empty((len(records), len(head) + length + _CHECKSUM_BYTES), np.uint8)
+        block[:, : len(head)] = head
+        block[:, len(head) : -_CHECKSUM_BYTES] = np.frombuffer(b"".join(records), np.uint8).reshape(
+            len(records), length
+        )
+        block[:, -_CHECKSUM_BYTES:] = checksums.view(np.uint8).reshape(-1, _CHECKSUM_BYTES)
+        return block.tobytes()
+    head_of, tails = dict(zip(lengths, heads, strict=True)), checksums.tobytes()
+    ends = [tails[begin : begin + _CHECKSUM_BYTES] for begin in range(0, len(tails), _CHECKSUM_BYTES)]
+    parts = zip(map(head_of.__getitem__, map(len, records)), records, ends, strict=True)
     return b"".join(itertools.chain.from_iterable(parts))
 
 
-def _masked_checksums(parts: Sequence[bytes]) -> list[bytes]:
-    """The CRC-32C of each part, masked as tensorflow/core/lib/hash/crc32c.h does: rotated, plus a constant."""
+def _masked_checksums(parts: Sequence[bytes]) -> np.ndarray:
+    """[N] uint32: the CRC-32C of each part, masked as tensorflow/core/lib/hash/crc32c.h does: rotated, plus a constant."""
     checksums = np.fromiter(map(google_crc32c.value, parts), np.uint32, len(parts))
     rotated = (checksums >> np.uint32(15)) | (checksums << np.uint32(17))
-    masked = (rotated + np.uint32(0xA282EAD8)).astype("<u4").tobytes()
-    return [masked[begin : begin + 4] for begin in range(0, len(masked), 4)]
+    return np.asarray((rotated + np.uint32(0xA282EAD8)).astype("<u4"))
 
 
 def add_up(buckets: Iterable[WrittenBucket]) -> WrittenBucket:

@@ -104,8 +104,11 @@ def encode(batch: TrajectoryBatch) -> Iterator[bytes]:
         for name, value in values.items():
             block[:, layout.places[name]] = value
         whole, length = block.tobytes(), block.shape[1]
-        for index, row in enumerate(rows.tolist()):
-            records[row] = whole[index * length : (index + 1) * length]
+        parts = [whole[begin : begin + length] for begin in range(0, len(whole), length)]
+        if len(parts) == len(records):
+            return iter(parts)
+        for row, part in zip(rows.tolist(), parts, strict=True):
+            records[row] = part
     return iter(records)
 
 

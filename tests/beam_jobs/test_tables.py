@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pyarrow as pa
 import pytest
 
-from beam_jobs.tables import arrow_schema, record_batch
+from beam_jobs.tables import arrow_schema, count_distinct, record_batch
 from contracts.records import DeadLetter, Decision
 from contracts.schemas import DEAD_LETTERS, DECISIONS, TABLES, Table, columns
 
@@ -81,3 +81,9 @@ def test_bytes_and_times_at_the_edges() -> None:
 
 def test_no_records() -> None:
     assert record_batch(DECISIONS, []).equals(pa.RecordBatch.from_pylist([], arrow_schema(DECISIONS)))
+
+
+@pytest.mark.parametrize(("numbers", "distinct"), [((), 0), ((1,), 1), ((1, 2, 3), 3), ((1, 2, 1, 3, 2), 3)])
+def test_ids_are_counted_once(numbers: tuple[int, ...], distinct: int) -> None:
+    ids = [f"019b76da-a800-7000-8000-{number:012x}" for number in numbers]
+    assert count_distinct(pa.chunked_array([ids[:2], ids[2:]], pa.string())) == distinct

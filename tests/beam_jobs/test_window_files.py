@@ -112,9 +112,10 @@ def test_offers_and_slates_become_arrays() -> None:
     assert alone.candidates is None and alone.slate_id is None and alone.place is None
 
 
-def test_files_are_what_tensorflow_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [(0, 1, 300, 70_000, 300), (190, 190, 190), (0, 0), (7,)])
+def test_files_are_what_tensorflow_writes(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     random = np.random.default_rng(0)
-    records = [random.bytes(size) for size in (0, 1, 300, 70_000, 300)]
+    records = [random.bytes(size) for size in sizes]
     path = tmp_path / "records"
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
