@@ -111,9 +111,9 @@ def test_thompson_agrees_with_sampling():
         assert (np.abs(sampled - stated) <= 5 * error + 1e-4).all()
 
 
-def exact_thompson(mean, std):
+def exact_thompson(mean, std, points=40_001):
     """The same integral on a plain fine grid, with the normal CDF by scipy."""
-    z = np.linspace((mean - 9 * std).max(), (mean + 9 * std).max(), 40_001)
+    z = np.linspace((mean - 9 * std).max(), (mean + 9 * std).max(), points)
     standard = (z - mean[:, None]) / std[:, None]
     others = np.exp(stats.norm.logcdf(standard).sum(axis=0) - stats.norm.logcdf(standard))
     exact = np.trapezoid(stats.norm.pdf(standard) / std[:, None] * others, z, axis=1)
@@ -132,6 +132,32 @@ def test_thompson_is_as_exact_as_it_says(spread, error):
             exploration_settings = Exploration(strategy="thompson", alpha=1.0)
             stated = exploration.probabilities(exploration_settings, centres[None], std[None])[0]
             assert np.abs(stated - exact_thompson(centres, std)).max() < error
+
+
+@pytest.mark.parametrize(("spread", "error"), [(3, 2e-4), (30, 1e-3)])
+@pytest.mark.parametrize("arms", [512, 513, 1_000])
+def test_thompson_is_as_exact_among_many_arms(spread, error, arms):
+    random = np.random.default_rng(10)
+    std = 0.3 * spread ** random.uniform(-0.5, 0.5, arms)
+    one_wide = np.where(np.arange(arms) == arms // 2, 1.0, 1 / spread)
+    for centres, widths in ((random.normal(size=arms), std), (np.zeros(arms), std), (np.zeros(arms), one_wide)):
+        settings = Exploration(strategy="thompson", alpha=1.0)
+        stated = exploration.probabilities(settings, centres[None], widths[None])[0]
+        assert stated.sum() == pytest.approx(1, abs=1e-12)
+        assert np.abs(stated - exact_thompson(centres, widths, 8_001)).max() < error
+
+
+def test_arms_without_a_chance_do_not_change_thompson():
+    random = np.random.default_rng(11)
+    mean, std = random.normal(size=(3, 600)), random.uniform(0.1, 0.4, (3, 600))
+    settings = Exploration(strategy="thompson", alpha=1.0)
+    alone = exploration.probabilities(settings, mean, std)
+    hopeless = np.full((3, 5_000), -50.0), random.uniform(0.1, 0.4, (3, 5_000))
+    among = exploration.probabilities(
+        settings, np.concatenate([hopeless[0], mean], axis=1), np.concatenate([hopeless[1], std], axis=1)
+    )
+    np.testing.assert_allclose(among[:, 5_000:], alone, rtol=1e-9, atol=1e-12)
+    assert (among[:, :5_000] == 0).all()
 
 
 def test_draw_is_decided_by_id_and_version():
