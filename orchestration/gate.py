@@ -86,7 +86,7 @@ def evaluate(
       store: the policy store that holds both policies.
       windows: the folder of training windows.
       candidate: a version.
-      champion: a version; None while no policy serves yet.
+      champion: a version; None while no policy serves yet. One that has learned nothing yet counts as none.
       anchor: the version to compare with, if the champion is on probation.
       log: the tables, from which it knows which decisions were made for one viewer; without, it takes all for different ones.
       tried: whether a promoted candidate gets a share of the decisions first, by which it is judged.
@@ -98,8 +98,10 @@ def evaluate(
     except InputError as error:
         return GateResult(verdict="worse", promoted=False, reason=f"sanity check failed: {error}", evaluation=None)
     old = held_back.seen_as(serving.load(store / (anchor or champion)), new.card) if champion is not None else None
-    how = FIRST if champion is None else entry(new.card, serving.read_card(store / champion), tried)
     decisions = held_back.read(store, windows, new.card, old.card if old is not None else None, log)
+    if old is not None and not old.card.trained_on:
+        old = None  # it has learned nothing, so it has no model to judge by
+    how = FIRST if champion is None or old is None else entry(new.card, serving.read_card(store / champion), tried)
     if (fault := _insane(new, decisions.decisions.observation)) is not None:
         return GateResult(verdict="worse", promoted=False, reason=f"sanity check failed: {fault}", evaluation=None)
     if not len(decisions.decisions.action):
@@ -132,7 +134,7 @@ def _judge_first(policy: serving.Policy, everything: HeldBack) -> GateResult:
         clusters=judged.clusters,
     )
     slate = slate_value(judged, chosen, mean[rows, decisions.action], (probabilities * mean).sum(axis=1))
-    reason = "there was no champion yet" + _left_out(judged)
+    reason = "nothing that has learned served before" + _left_out(judged)
     if (doubt := _doubt("policy", estimates.weights)) is None:
         return _result("undecided", reason, FIRST, _evaluation("dr", estimates, slate=slate))
     unknown = STANDARD_ERRORS * float((probabilities * std).sum(axis=1).mean())

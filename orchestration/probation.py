@@ -228,6 +228,8 @@ def first_evidence(
 def _alike(store: Path, version: str, anchor: str) -> tuple[serving.Policy, serving.Policy]:
     new, old = serving.load(store / version), serving.load(store / anchor)
     check_alike(new, old)
+    if not old.card.trained_on:
+        raise InputError(f"{anchor}: must have learned something to be watched by, got nothing")
     return new, old
 
 

@@ -91,6 +91,8 @@ def train(settings: Settings) -> PolicyCard:
     if settings.features is None and parent is not None:
         settings = msgspec.structs.replace(settings, features=parent.features)
     items.check(settings.catalogue, parent.catalogue if parent is not None else None)
+    if parent is not None and not parent.trained_on:
+        parent = None  # it has learned nothing to continue from (trainer.untrained)
     ready = selected(settings)
     new = _untrained(ready, parent)
     fixes = corrections.needed(settings.windows, ready, parent)
@@ -278,6 +280,8 @@ def _parent(settings: Settings, hyperparameters: agents.Hyperparameters) -> Poli
     where = settings.policies / settings.parent
     if card is None:
         raise InputError(f"parent: {where} has no {CARD_NAME}")
+    if not card.trained_on:
+        return card
     if card.num_actions > settings.num_actions:
         raise InputError(f"parent: {where} has {card.num_actions} actions, asked for {settings.num_actions}")
     # All linear policies keep the same statistics. A network belongs to one algorithm and size.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from contracts import policies
+from contracts.features import FeatureSpec, Hashed
 from contracts.items import Item
 from contracts.offers import Offers
 from contracts.policies import Exploration, PolicyCard
@@ -20,7 +21,7 @@ from orchestration import gate, policy_store
 from predictor import policy as serving
 from tests.linear_policies import write_policy
 from tests.windows import consecutive_windows, write_window
-from trainer import artifact, training
+from trainer import artifact, training, untrained
 
 D, K = 4, 5
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -95,7 +96,7 @@ def test_the_first_policy_is_promoted(shop):
     shop.window(0, logged(rng, 400), logged(rng, 400))
     result = gate.evaluate(shop.store, shop.windows, shop.train(None).version, None)
     assert (result.verdict, result.promoted) == ("undecided", True)
-    assert result.reason == "first policy: there was no champion yet"
+    assert result.reason == "first policy: nothing that has learned served before"
     assert result.evaluation is not None
     assert result.evaluation.low < result.evaluation.value < result.evaluation.high
     assert result.evaluation.decisions == 400
@@ -129,6 +130,20 @@ def test_the_own_next_update_is_promoted_though_undecided(shop, champion):
     result = gate.evaluate(shop.store, shop.windows, shop.train(champion.version).version, champion.version)
     assert (result.verdict, result.promoted) == ("undecided", True)
     assert result.reason.startswith("own next update, undecided: gain ")
+
+
+def test_what_follows_a_policy_that_has_learned_nothing_is_judged_as_a_first_one(shop):
+    rng = np.random.default_rng(0)
+    catalogue = [Item(action=k, item_id=str(k)) for k in range(K)]
+    untaught = untrained.write(shop.store, catalogue, FeatureSpec(constant=False, features=[Hashed(name="x", buckets=D)]))
+    shop.window(0, logged(rng, 500), logged(rng, 200))
+    policy_store.roll_out(shop.store, untaught.version, "the first", NOW)
+    candidate = shop.train(untaught.version)
+    assert (candidate.parent, candidate.features) == (untaught.version, untaught.features)
+    result = gate.evaluate(shop.store, shop.windows, candidate.version, untaught.version)
+    assert result.promoted
+    assert result.reason.startswith("first policy: ")
+    assert result.gain is None
 
 
 def test_another_setting_waits_though_undecided(shop, champion):
