@@ -18,31 +18,28 @@ from typing import NamedTuple
 
 import msgspec
 
-from beam_jobs import export_trajectories, generate_movielens
+from beam_jobs import generate_movielens
 from beam_jobs.closing import Waited, sleep_until, wait_until_complete
 from beam_jobs.movielens import MovieLens
 from beam_jobs.payloads import DecisionShape
 from contracts.command_line import say, show_status
 from contracts.errors import InputError, OperationError
 from contracts.event_segments import sealed_segments
-from contracts.policies import PolicyCard
 from contracts.windows import TrainingWindow
-from orchestration import gate as gates
-from orchestration import policy_store, probation
-from orchestration.audit import guard
-from orchestration.audit.auditor import Auditor
+from orchestration import policy_store
 from orchestration.endpoint import wait_until_served
+from orchestration.learning import Learned, Learning, Recipe, timed
 from orchestration.loop import live, live_page, report, report_page
 from orchestration.loop.audience import load_movielens, new_movies
 from orchestration.loop.backends import Backend, EmbeddedBackend, open_backend
-from orchestration.loop.progress import Progress, timed
+from orchestration.loop.progress import Progress
 from orchestration.loop.run_folder import JournalEntry, RunFolder, point_latest
 from orchestration.loop.settings import WATCHING, LoopSettings, changed
 from orchestration.loop.truth import SessionStart, TruthReader
 from orchestration.processes import Child, check_port, free_port, wait_until
 from orchestration.watch import Look
 from predictor import policy
-from trainer import agents, dataset, training
+from trainer import agents, dataset
 
 START_TIMEOUT_SECONDS = 60.0
 
@@ -269,8 +266,7 @@ class LocalLoop:
         waited = waited or self._wait_until_complete(self._closes_at(closed[-1][1]))
         with timed() as export_seconds:
             revised = self._take_in_late_rows(closed[0][1].start)
-            for _, window in closed:
-                export_trajectories.export(self._backend.source, self._folder.windows, window, self._window_settings)
+            self._learning.export([window for _, window in closed])
         with timed() as audit_seconds:
             self._audit(revised | dict.fromkeys([window for _, window in closed], 0), interrupted, endpoint)
         looks = self._watch([window for _, window in closed], endpoint)
@@ -280,8 +276,8 @@ class LocalLoop:
                 number=number,
                 window=window,
                 interrupted=interrupted,
-                candidate=learned.candidate,
-                gate=learned.gate,
+                candidate=learned.update.candidate,
+                gate=learned.update.gate,
                 true_value=learned.true_value,
                 ingest_seconds=waited.seconds,
                 # The others closed while the loop waited for the first, or before.
@@ -289,8 +285,8 @@ class LocalLoop:
                 overdue=waited.overdue and index == 0,
                 export_seconds=export_seconds[0],
                 audit_seconds=audit_seconds[0],
-                train_seconds=learned.train_seconds,
-                gate_seconds=learned.gate_seconds,
+                train_seconds=learned.update.train_seconds,
+                gate_seconds=learned.update.gate_seconds,
                 serving_at=learned.serving_at,
                 look=looks[index],
             )
@@ -299,9 +295,7 @@ class LocalLoop:
 
     def _take_in_late_rows(self, until: datetime) -> dict[TrainingWindow, int]:
         """Exports windows that ended by `until` again if rows of them came since. Returns them, with their revisions."""
-        revised = export_trajectories.revise_late(
-            self._backend.source, self._folder.windows, until, self._window_settings
-        )
+        revised = self._learning.revise(until)
         for manifest in revised:
             say(
                 f"LATE {manifest.window.folder}: rows came after it was exported: {report.came_late(self._folder, manifest)}; revised"
@@ -310,70 +304,53 @@ class LocalLoop:
 
     def _audit(self, windows: dict[TrainingWindow, int], interrupted: bool, endpoint: str | None) -> None:
         """Audits revisions of windows before training; prints those that are refused, and waits until a roll-back serves."""
-        folder, settings = self._folder, self._settings.guard_settings()
-        auditor = Auditor(self._backend.source, folder.policies, folder.audit, self._window_settings, folder.live)
-        watch, before = guard.Guard(folder, auditor, settings), policy_store.champion(folder.policies)
-        audits = [watch.check(one, datetime.now(UTC), interrupted, revision) for one, revision in windows.items()]
+        before = policy_store.champion(self._folder.policies)
+        audits = self._learning.audit(windows, interrupted)
         for refused in (one for one in audits if not one.accepted):
             say(f"REFUSED {refused.name}: {refused.reason}")
         self._live_guard.after_audit([audit.window for audit in audits if audit.accepted])
         after = policy_store.champion(self._folder.policies)
         if after is not None and after != before:
             say(f"Rolled back to {after.version}, which was trained on no refused window")
-            if endpoint is not None:
-                wait_until_served(endpoint, after.version, check=self._check_children)
+            self._wait_until_served(endpoint, after.version)
 
     def _watch(self, windows: list[TrainingWindow], endpoint: str | None) -> list[Look | None]:
         """A look at the version on probation after each accepted window. Waits until a roll-back serves."""
-        refused = guard.refused_windows(self._folder)
-        source = probation.Source(self._backend.source, self._window_settings)
-        looks: list[Look | None] = []
-        for window in windows:
-            look = None if window.start in refused else probation.step(self._folder, source, window, datetime.now(UTC))
-            looks.append(look)
+        looks = self._learning.watch(windows)
+        for look in looks:
             if look is not None:
                 say(f"{look.outcome.upper()} {look.version}: {look.reason}")
-                if look.outcome == "rolled back" and endpoint is not None:
-                    wait_until_served(endpoint, look.anchor, check=self._check_children)
+                if look.outcome == "rolled back":
+                    self._wait_until_served(endpoint, look.anchor)
         return looks
 
     def _learn(self, endpoint: str | None) -> "_Learned":
         """Trains, judges and rolls out the champion's next update, unless the guard holds the loop."""
-        champion = policy_store.champion(self._folder.policies)
-        before, anchor = (champion.version, champion.anchor) if champion else (None, None)
-        held = guard.state(self._folder.root)
-        if held is not None and held.held:
-            since = held.window.folder if held.window else f"{held.changed_at:%H:%M:%S}"
-            return _Learned(before or "", _unchanged(f"held since {since}"))
-        with timed() as train_seconds:
-            card = self._train(before)
-        if card.version == before:
-            return _Learned(card.version, _unchanged("nothing new to train on"), train_seconds=train_seconds[0])
-        with timed() as gate_seconds:
-            places, source = self._folder, probation.Source(self._backend.source, self._window_settings)
-            gate = gates.evaluate(places.policies, places.windows, card.version, before, anchor=anchor, log=source)
-        learned = _Learned(card.version, gate, self._progress.true_value(card), train_seconds[0], gate_seconds[0])
-        if not gate.promoted:
-            return learned
-        probation.enter(self._folder, source, card.version, self._settings.caution(), gate.reason, datetime.now(UTC))
-        if endpoint is not None:
-            wait_until_served(endpoint, card.version, check=self._check_children)
-        return learned._replace(serving_at=datetime.now(UTC))
+        learned = self._learning.learn()
+        serving_at = None
+        if learned.gate.promoted:
+            self._wait_until_served(endpoint, learned.candidate)
+            serving_at = datetime.now(UTC)
+        true_value = self._progress.true_value(learned.card) if learned.card is not None else None
+        return _Learned(learned, true_value, serving_at)
 
-    def _train(self, parent: str | None) -> PolicyCard:
-        return training.train(
-            training.Settings(
-                windows=self._folder.windows,
-                policies=self._folder.policies,
-                num_actions=self._settings.num_actions,
-                catalogue=self._movielens.catalogue,
-                parent=parent,
-                algorithm=self._settings.algorithm,
-                hyperparameters=self._settings.hyperparameters(),
-                exploration=self._settings.exploration_settings(),
-                refused=guard.refused_windows(self._folder),
-            )
+    @property
+    def _learning(self) -> Learning:
+        settings = self._settings
+        recipe = Recipe(
+            windows=self._window_settings,
+            algorithm=settings.algorithm,
+            hyperparameters=settings.hyperparameters(),
+            exploration=settings.exploration_settings(),
+            catalogue=self._movielens.catalogue,
+            guard=settings.guard_settings(),
+            caution=settings.caution(),
         )
+        return Learning(self._folder, self._backend.source, recipe)
+
+    def _wait_until_served(self, endpoint: str | None, version: str) -> None:
+        if endpoint is not None:
+            wait_until_served(endpoint, version, check=self._check_children)
 
     def _closes_at(self, window: TrainingWindow) -> datetime:
         return window.end + timedelta(seconds=self._window_settings.closing_seconds)
@@ -388,13 +365,6 @@ class LocalLoop:
 class _Learned(NamedTuple):
     """The result of an update."""
 
-    candidate: str
-    gate: gates.GateResult
-    true_value: float | None = None
-    train_seconds: float = 0.0
-    gate_seconds: float = 0.0
-    serving_at: datetime | None = None
-
-
-def _unchanged(reason: str) -> gates.GateResult:
-    return gates.GateResult(verdict="undecided", promoted=False, reason=reason, evaluation=None)
+    update: Learned
+    true_value: float | None
+    serving_at: datetime | None

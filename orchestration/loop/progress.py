@@ -2,8 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 
 import numpy as np
@@ -131,12 +129,3 @@ class Progress:
             elif isinstance(entry, ServedDecision):
                 moment = decided_milliseconds(entry.decision_id)
                 self._served.append((moment, entry.expected_reward, entry.oracle_reward))
-
-
-@contextmanager
-def timed() -> Iterator[list[float]]:
-    """Yields a list whose only element becomes the seconds spent in the block."""
-    spent = [0.0]
-    begin = time.monotonic()
-    yield spent
-    spent[0] = time.monotonic() - begin
