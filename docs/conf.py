@@ -40,6 +40,7 @@ html_show_sphinx = False
 MENU = {
     "Concepts": ["docs/concepts"],
     "How to": [
+        "docs/own-items",
         "docs/running",
         "docs/other-data",
         "docs/catalogue",
