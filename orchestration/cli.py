@@ -1,9 +1,12 @@
 """The command line of the project: `python -m orchestration.cli <command> --help`.
 
+init       make a project folder: your items, your context, and a first policy
+up         run everything for a project folder, and keep it running
+status     show what goes on in a project folder, in ten lines
+
 loop       run the closed loop on this machine and write its report
 report     write the report of a run again, from its data
 compare    compare runs: settings that differ, rewards, counts, freshness
-status     show which policy serves, and which ones served before
 rollback   make the previous champion serve again; each call goes one further back
 promote    make a policy the champion
 audit      check a log against itself and against its policies, without any other truth
@@ -21,8 +24,8 @@ submit     run a pipeline on Vertex AI
 cost       estimate what an environment on Google Cloud costs per month
 schedule   create, pause, resume, delete or list the schedules on Vertex AI
 
-status, rollback and promote take a policy store (--policies) or an environment on Vertex AI (--config); history, a root
-folder (--root) or such an environment.
+rollback and promote take a policy store (--policies) or an environment on Vertex AI (--config), and status does too, to show
+which policy serves and which ones served before; history, a root folder (--root) or such an environment.
 """
 
 import argparse
@@ -49,6 +52,8 @@ from orchestration.loop.run_folder import LATEST_NAME, RunFolder, latest_folder,
 from orchestration.loop.settings import LoopSettings, loop_settings
 from orchestration.pipelines import commands
 from orchestration.processes import native_messages_withheld
+from orchestration.project import commands as project_commands
+from orchestration.project import creation
 
 if TYPE_CHECKING:
     from orchestration.cloud.target import VertexTarget
@@ -74,6 +79,15 @@ Runs with the same settings but for the seed share a column: the mean, with a 95
 same table and the curves, window by window.
 
     python -m orchestration.cli compare runs/20261128T093000Z-lin_ucb-100-seed0 runs/latest
+"""
+
+
+_STATUS = """Shows what goes on in a project folder: processes, policy, traffic, learning, and the last problem.
+
+    status news
+
+The exit code is 0 when nothing is wrong, 3 when a process does not run, 5 when the guard holds, and 6 when a window waits for
+its events too long. With --policies or --config: what a policy store or an environment serves, and what it served before.
 """
 
 
@@ -134,8 +148,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--page", type=Path, default=Path("runs/comparison.html"), help="page to write (default: %(default)s)"
     )
     compare.set_defaults(command=_compare)
-    status = subparsers.add_parser("status", description="what a policy store serves, and what it served before")
-    _add_store_or_config(status)
+    creation.add_command(subparsers)
+    project_commands.add_commands(subparsers)
+    status = subparsers.add_parser("status", description=_STATUS, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_store_or_config(status, project_folder=True)
     status.set_defaults(command=_status)
     rollback = subparsers.add_parser("rollback", description="make the champion before this one serve again")
     _add_store_or_config(rollback)
@@ -154,8 +170,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_store_or_config(parser: argparse.ArgumentParser) -> None:
+def _add_store_or_config(parser: argparse.ArgumentParser, project_folder: bool = False) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
+    if project_folder:
+        where.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="a project folder")
     where.add_argument("--policies", type=Path, help="the policy store")
     commands.add_environment(parser, where)
 
@@ -183,6 +201,8 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    if arguments.folder is not None:
+        return project_commands.show_status(arguments.folder)
     if arguments.config:
         _print_deployed(commands.target_of(arguments))
         return 0

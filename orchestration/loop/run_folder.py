@@ -72,12 +72,15 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """`running.json`: what only the loop knows. Rewards are expected ones per decision, when serving begins."""
+    """`running.json`: what only the process that started the parts knows.
+
+    Rewards are expected ones per decision, when serving begins; None where the viewers are not simulated.
+    """
 
     predictor: str | None = None  # its address while it is up
-    oracle: float
-    best_fixed: float
-    uniform: float
+    oracle: float | None = None
+    best_fixed: float | None = None
+    uniform: float | None = None
 
 
 class LivePage(msgspec.Struct, frozen=True, kw_only=True):

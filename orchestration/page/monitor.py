@@ -8,7 +8,7 @@ from typing import Any
 from contracts.items import Item
 from contracts.policies import Champion
 from orchestration.event_tail import EventTail
-from orchestration.loop.run_folder import JournalEntry
+from orchestration.loop.run_folder import JournalEntry, Running
 from orchestration.loop.settings import LoopSettings
 from orchestration.loop.truth import SessionStart, TruthReader
 from orchestration.page import lights
@@ -76,9 +76,7 @@ class Monitor:
             predictor=running.predictor if running else None,
             learning=Learning(
                 points=_points(slots[-POINTS_SHOWN:], self.sources.journal()),
-                reference=Reference(oracle=running.oracle, best_fixed=running.best_fixed, uniform=running.uniform)
-                if running
-                else None,
+                reference=_reference(running),
                 serving=self._serving(health),
             ),
             wrong=self._wrong(settings, health, now),
@@ -162,6 +160,12 @@ def item_of(catalogue: Sequence[Item], action: int) -> str:
     if action >= len(catalogue):
         return f"item {action}"
     return catalogue[action].name
+
+
+def _reference(running: Running | None) -> Reference | None:
+    if running is None or running.oracle is None or running.best_fixed is None or running.uniform is None:
+        return None
+    return Reference(oracle=running.oracle, best_fixed=running.best_fixed, uniform=running.uniform)
 
 
 def _points(slots: Sequence[Slot], journal: Sequence[JournalEntry]) -> list[Point]:
