@@ -135,7 +135,9 @@ def test_the_own_next_update_is_promoted_though_undecided(shop, champion):
 def test_what_follows_a_policy_that_has_learned_nothing_is_judged_as_a_first_one(shop):
     rng = np.random.default_rng(0)
     catalogue = [Item(action=k, item_id=str(k)) for k in range(K)]
-    untaught = untrained.write(shop.store, catalogue, FeatureSpec(constant=False, features=[Hashed(name="x", buckets=D)]))
+    untaught = untrained.write(
+        shop.store, catalogue, FeatureSpec(constant=False, features=[Hashed(name="x", buckets=D)])
+    )
     shop.window(0, logged(rng, 500), logged(rng, 200))
     policy_store.roll_out(shop.store, untaught.version, "the first", NOW)
     candidate = shop.train(untaught.version)
