@@ -7,6 +7,7 @@ status     show what goes on in a project folder, in ten lines
 loop       run the closed loop on this machine and write its report
 report     write the report of a run again, from its data
 compare    compare runs: settings that differ, rewards, counts, freshness
+evaluate   judge a policy on the log, alone or against another one
 rollback   make the previous champion serve again; each call goes one further back
 promote    make a policy the champion
 audit      check a log against itself and against its policies, without any other truth
@@ -45,7 +46,7 @@ import msgspec
 
 from contracts.command_line import HELD, INTERRUPTED, OVERDUE, ROLLED_BACK, UNACCOUNTED, FlagParser, add_flags, run_main
 from contracts.errors import InputError
-from orchestration import catalogue, erasure, policy_store
+from orchestration import catalogue, erasure, evaluation, policy_store
 from orchestration.audit import commands as audit_commands
 from orchestration.cloud import cost
 from orchestration.loop.run_folder import LATEST_NAME, RunFolder, latest_folder, new_folder
@@ -165,6 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     audit_commands.add_commands(subparsers)
     catalogue.add_command(subparsers)
     erasure.add_command(subparsers)
+    evaluation.add_command(subparsers)
     cost.add_command(subparsers)
     commands.add_commands(subparsers)
     return parser

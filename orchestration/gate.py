@@ -106,11 +106,11 @@ def evaluate(
         return GateResult(verdict="worse", promoted=False, reason=f"sanity check failed: {fault}", evaluation=None)
     if not len(decisions.decisions.action):
         return _result("undecided", "no decisions were held back", how)
-    return _judge_first(new, decisions) if old is None else compare(new, old, decisions, how)
+    return judge_alone(new, decisions) if old is None else compare(new, old, decisions, how)
 
 
-def _judge_first(policy: serving.Policy, everything: HeldBack) -> GateResult:
-    """The estimated value of the first policy, which has no champion to be compared with.
+def judge_alone(policy: serving.Policy, everything: HeldBack) -> GateResult:
+    """The estimated value of a policy that is compared with none, such as the first one.
 
     The only reward model is the policy's, which overrates the actions that it chooses. The doubly robust estimate
     corrects this where the log holds enough decisions like the policy's. Where it does not, the estimate is the

@@ -21,7 +21,7 @@ import numpy as np
 
 from contracts.errors import InputError
 from contracts.policies import PolicyCard
-from contracts.windows import TrainingWindow, WindowSettings
+from contracts.windows import Split, TrainingWindow, WindowSettings
 from predictor.policy import BASELINE_VERSION, Policy, active_arms, same_items
 from trainer import artifact, contexts, dataset
 from trainer.contexts import Reader
@@ -103,21 +103,35 @@ def read(
 
     Raises InputError when that window is missing.
     """
-    from contracts.trajectories import join
-
     newest = max(trained.window.start for trained in card.trained_on)
     for window in dataset.ready_windows(windows):
         if window.start == newest:
-            reader = Reader(store, card)
-            batches = [_no_decisions(card.observation_dim), *reader.read(window, "holdback")]
-            decisions = join(batches)
-            offering = list(_cards(store, window.manifest.policy_versions, champion))
+            found = read_parts(store, [(window, "holdback")], card, champion)
             if log is None:
-                return HeldBack(decisions, offering)
+                return found
             rows = log.held_back(window.manifest.window, window.manifest.settings)
-            places = contexts.places(reader.generation(window), contexts.of_card(card))
-            return HeldBack(decisions, offering, viewers(decisions, *rows, places))
+            places = contexts.places(Reader(store, card).generation(window), contexts.of_card(card))
+            return HeldBack(found.decisions, found.offering, viewers(found.decisions, *rows, places))
     raise InputError(f"{windows} has no window that starts at {newest.isoformat()}")
+
+
+def read_parts(
+    store: Path,
+    parts: Sequence[tuple[dataset.ReadyWindow, Split]],
+    card: PolicyCard,
+    champion: PolicyCard | None = None,
+) -> HeldBack:
+    """The decisions in splits of windows, with the versions that made them, as if each had a viewer of its own.
+
+    The arguments are those of `read`.
+    """
+    from contracts.trajectories import join
+
+    batches, reader = [_no_decisions(card.observation_dim)], Reader(store, card)
+    for window, split in parts:
+        batches += reader.read(window, split)
+    versions = sorted({version for window, _ in parts for version in window.manifest.policy_versions})
+    return HeldBack(join(batches), list(_cards(store, versions, champion)))
 
 
 def viewers(
