@@ -1,4 +1,4 @@
-"""Readers of a news page: `python examples/news/app.py news 100` asks for an article for each of them, for 100 seconds."""
+"""Readers of a news page: `python -m examples.news.app news 4` asks for articles until 4 policies have been trained."""
 
 import json
 import random
@@ -19,25 +19,26 @@ def chance(reader: dict, article: dict) -> float:
     return 0.05 + 0.45 * (article["topic"] == reader["section"]) + 0.1 * short
 
 
-project, seconds = Path(sys.argv[1]), float(sys.argv[2])
+project, wanted = Path(sys.argv[1]), int(sys.argv[2])
 articles = {one["item_id"]: one["attributes"] for one in json.loads((project / "catalogue.json").read_text())}
-draw, begin, got, best, later = random.Random(1), time.monotonic(), 0.0, 0.0, list[SentReward]()
+draw, begin, got, best, later = random.Random(1), time.monotonic(), [], [], list[SentReward]()
+versions: set[str] = set()
 with Client(json.loads((project / "running.json").read_text())["predictor"]) as client:
-    while (age := time.monotonic() - begin) < seconds:
-        first = int(age)  # an article leaves the page every second, and another one comes
+    while len(got) < 2000:  # readers of what was learned, who are counted
+        first = int(time.monotonic() - begin)  # an article leaves the page every second, and another one comes
         page = [list(articles)[(first + place) % len(articles)] for place in range(30)]
         readers = [{"section": draw.choice(SECTIONS), "device": draw.choice(DEVICES), "hour": 9} for _ in range(20)]
         shown = client.predict([Instance(context=reader, candidates=page) for reader in readers])
-        chances = [chance(reader, articles[one.item_id]) for reader, one in zip(readers, shown, strict=True)]
-        for one, likely in zip(shown, chances, strict=True):
-            if draw.random() < likely:  # a click comes within a second
+        for reader, one in zip(readers, shown, strict=True):
+            if draw.random() < chance(reader, articles[one.item_id]):  # a click comes within a second
                 at = datetime.now(UTC) + timedelta(seconds=draw.uniform(0.1, 1))
                 later.append(SentReward(one.decision_id, 1.0, at))
+            versions.add(one.policy_version)
+            if len(versions) > wanted:  # the first one is not trained
+                got.append(chance(reader, articles[one.item_id]))
+                best.append(max(chance(reader, articles[other]) for other in page))
         now = datetime.now(UTC)
         client.rewards([click for click in later if click.occurred_at <= now])
         later = [click for click in later if click.occurred_at > now]
-        if age > 0.75 * seconds:  # the last quarter shows what was learned
-            got += sum(chances)
-            best += sum(max(chance(reader, articles[one]) for one in page) for reader in readers)
         time.sleep(0.1)
-print(f"clicks in the last quarter: {got / best:.1%} of those that the best article for each reader gets")
+print(f"{wanted} policies later: {sum(got) / sum(best):.1%} of the clicks that the best article for each reader gets")
