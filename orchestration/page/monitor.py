@@ -75,7 +75,8 @@ class Monitor:
             reward_window_seconds=settings.reward_window_seconds if settings else None,
             predictor=running.predictor if running else None,
             learning=Learning(
-                points=_points(slots[-POINTS_SHOWN:], self.sources.journal()),
+                # Without settings of a loop, slots are not windows, so the journal says nothing about them.
+                points=_points(slots[-POINTS_SHOWN:], self.sources.journal() if settings else []),
                 reference=_reference(running),
                 serving=self._serving(health),
             ),

@@ -7,6 +7,7 @@ import pytest
 
 from orchestration import policy_store
 from orchestration.audit import guard
+from orchestration.loop.run_folder import Running
 from orchestration.page.monitor import Monitor
 from tests.orchestration.page.events import START, decision, lines, segment
 from tests.orchestration.page.roots import HOSTILE, make, window
@@ -35,6 +36,16 @@ def test_is_it_learning(folder):
     serving = learning.serving
     assert (serving.version, serving.windows, serving.records) == ("v1", 2, 103)
     assert serving.trained_until == window(1).end
+
+
+def test_a_root_without_simulated_viewers_has_no_reference_and_slots_that_are_no_windows(folder):
+    folder.settings_json.unlink()
+    folder.write_running(Running(predictor=None))
+    state = looked(folder)
+    assert state.slot == "10 s"
+    assert state.learning.reference is None
+    assert [point.freshness_seconds for point in state.learning.points] == [None] * len(state.learning.points)
+    assert state.learning.points
 
 
 def test_is_anything_wrong(folder):
