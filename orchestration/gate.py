@@ -19,7 +19,7 @@ from trainer.intervals import Interval
 from trainer.reliability import Weights
 from trainer.support import difference_support, observed_support
 
-# With fewer observations than this, choosing the same arm for all of them may be right.
+# With fewer different observations than this, choosing the same arm for all of them may be right.
 MIN_OBSERVATIONS_FOR_CONSTANT_ACTION = 50
 STANDARD_ERRORS = 1.96  # on either side: 95% of a normal distribution
 # An interval from a smaller sample, or with a mean weight further from 1, is not reliable: see trainer.off_policy.
@@ -331,7 +331,7 @@ def _insane(policy: serving.Policy, observations: np.ndarray) -> str | None:
     if policy.new is not None and (choosable & ~policy.new).any():
         choosable &= ~policy.new  # the model does not choose new items
     best = np.unique(np.where(choosable, mean, -np.inf).argmax(axis=1))
-    if len(observations) >= MIN_OBSERVATIONS_FOR_CONSTANT_ACTION and len(best) == 1:
+    if len(best) == 1 and len(np.unique(observations, axis=0)) >= MIN_OBSERVATIONS_FOR_CONSTANT_ACTION:
         return f"action {best[0]} looks best for all of {len(observations)} observations"
     return None
 

@@ -41,7 +41,8 @@ class Learner:
         self._source: Warehouse = EmbeddedWarehouse(folder.warehouse)
         self._stated_at = datetime.min.replace(tzinfo=UTC)
         self._mark: Watermark | None = None
-        self._waits_for = datetime.now(UTC)
+        self._waits_for = self._waits_since = datetime.now(UTC)
+        self._left = self._unfinished()
         for path in (folder.events, folder.windows):
             path.mkdir(exist_ok=True)
 
@@ -60,9 +61,10 @@ class Learner:
         waited = self._wait(first)
         closed = waited.mark.complete_until - timedelta(seconds=self._grid.closing_seconds)
         until = max(first.end, window_of(closed, GRID_ORIGIN, self._grid.window_seconds).start)
-        windows = [*self._left(), *_joined(self._with_decisions(begin, until), MOST_JOINED)]
+        windows = [*self._left, *_joined(self._with_decisions(begin, until), MOST_JOINED)]
         if windows:
             self._finish(windows, waited)
+            self._left = []
         return until
 
     def _begin(self) -> datetime:
@@ -77,7 +79,7 @@ class Learner:
 
     def _wait(self, window: TrainingWindow) -> Waited:
         moment = window.closes_at(self._grid.reward_window_seconds, self._grid.settle_seconds)
-        self._waits_for = moment
+        self._waits_for, self._waits_since = moment, max(moment, datetime.now(UTC))
 
         def advance() -> Watermark:
             self._mark = ingestion.advance(
@@ -96,18 +98,18 @@ class Learner:
         self._stated_at = now
         # While it waits for the clock, nothing is known to be missing.
         mark = self._mark or Watermark(complete_until=now, at=now)
-        late = (now - self._waits_for).total_seconds()
+        waited = (now - self._waits_since).total_seconds()
         self._folder.write(
             LearnerState(
                 at=now,
                 complete_until=mark.complete_until,
-                held_by=mark.held_by if late > 0 else "",
+                held_by=mark.held_by if waited > 0 else "",
                 waits_for=self._waits_for,
-                overdue=late > self._grid.watermark_limit_seconds,
+                overdue=waited > self._grid.watermark_limit_seconds,
             )
         )
 
-    def _left(self) -> list[TrainingWindow]:
+    def _unfinished(self) -> list[TrainingWindow]:
         """Windows that were exported and not finished, because the learner was killed in between."""
         done = {entry.window for entry in self._folder.journal()}
         return [window for window in exported_windows(self._folder.windows) if window not in done]

@@ -89,6 +89,7 @@ class Supervisor:
         self._since = datetime.now(UTC)
         self._address = ""
         self._shown = len(folder.journal())
+        self._journal_size = _size(folder.journal_jsonl)
         self._stated: list[Part] = []
 
     def run(self) -> None:
@@ -148,10 +149,11 @@ class Supervisor:
         for keeper in self._keepers:
             keeper.look()
         self._state()
-        journal = self._folder.journal()
-        for entry in journal[self._shown :]:
-            say(learner.line(self._folder, entry))
-        self._shown = len(journal)
+        if (size := _size(self._folder.journal_jsonl)) != self._journal_size:
+            journal = self._folder.journal()
+            for entry in journal[self._shown :]:
+                say(learner.line(self._folder, entry))
+            self._shown, self._journal_size = len(journal), size
 
     def _state(self) -> None:
         parts = [keeper.part for keeper in self._keepers]
@@ -164,7 +166,7 @@ class Supervisor:
         append_line(self._folder.problems, msgspec.json.encode(Problem(at=datetime.now(UTC), fact=fact)))
 
     def _stop(self) -> None:
-        # The learner first: it reads what the predictor writes as it ends.
+        # The predictor last: until then it answers the app.
         for keeper in reversed(self._keepers):
             keeper.stop()
         self._keepers = []
@@ -185,6 +187,10 @@ def roll(log: Path) -> None:
     shutil.copyfile(log, log.with_name(f"{log.name}.1"))
     with log.open("r+b") as file:
         file.truncate()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _ended(child: Child) -> str:
