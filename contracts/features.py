@@ -74,10 +74,10 @@ class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
-        if repeated := _repeated(names):
+        if (repeated := _repeated(names)) is not None:
             raise ValueError(f"features: names must differ, got {repeated} twice")
         for feature in self.features:
-            if isinstance(feature, Category) and (repeated := _repeated(feature.values)):
+            if isinstance(feature, Category) and (repeated := _repeated(feature.values)) is not None:
                 raise ValueError(f"features: values of {feature.name} must differ, got {repeated} twice")
         if not 1 <= self.dim <= MAX_DIM:
             raise ValueError(f"features: must take 1 to {MAX_DIM} places, got {self.dim}")

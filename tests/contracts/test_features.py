@@ -74,6 +74,7 @@ def test_a_missing_feature_is_named():
         ('{"features": []', "truncated"),
         ('{"features": [{"kind": "number", "name": "a"}, {"kind": "number", "name": "a"}]}', "differ, got a twice"),
         ('{"features": [{"kind": "category", "name": "a", "values": ["b", "b"]}]}', "values of a must differ"),
+        ('{"features": [{"kind": "category", "name": "a", "values": ["", ""]}]}', "values of a must differ"),
         ('{"features": [{"kind": "number", "name": "a", "scale": 0}]}', "Expected `float` > 0.0"),
         ('{"features": [{"kind": "number", "name": "a b"}]}', "matching regex"),
         ('{"features": [{"kind": "count", "name": "a"}]}', "count"),
