@@ -3,7 +3,7 @@ import re
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import InputError
@@ -100,7 +100,7 @@ def test_a_missing_spec_is_named(tmp_path):
         read_spec(tmp_path / "features.json")
 
 
-names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
+names = st.text("abcXYZ_", min_size=1, max_size=8)
 texts = st.text(max_size=20)
 numbers = st.floats(-1e30, 1e30)
 
@@ -123,6 +123,11 @@ def specs_and_contexts(draw: st.DrawFn) -> tuple[FeatureSpec, dict[str, bool | f
     return FeatureSpec(constant=draw(st.booleans()), features=features), context
 
 
+# On a busy machine making examples takes longer than the library expects.
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@CALM
 @given(specs_and_contexts())
 def test_an_observation_is_float32_and_survives_the_way_through_json(made):
     spec, context = made
@@ -138,6 +143,7 @@ def test_an_observation_is_float32_and_survives_the_way_through_json(made):
     assert sorted(ones) == [0.0] * (len(ones) - categories - spec.constant) + [1.0] * (categories + spec.constant)
 
 
+@CALM
 @given(st.dictionaries(names, st.one_of(texts, st.booleans(), st.floats()), max_size=6))
 def test_whatever_is_sent_is_encoded_or_refused_in_one_line(context):
     try:
