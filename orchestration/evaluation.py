@@ -60,7 +60,7 @@ def judge(places: Places, version: str, against: str | None, only: Sequence[date
     Raises InputError for an unknown version, and where no decisions are left to judge by.
     """
     new = serving.load(places.policies / version)
-    old = serving.load(places.policies / against) if against is not None else None
+    old = held_back.seen_as(serving.load(places.policies / against), new.card) if against is not None else None
     if old is not None and not old.card.trained_on:
         raise InputError(
             f"--against: {against} has learned nothing, so it has no model to judge by; judge {version} alone"
