@@ -26,14 +26,7 @@ from contracts.errors import InputError
 from contracts.event_segments import compact_time
 from contracts.features import FeatureSpec
 from contracts.items import Item
-from contracts.policies import (
-    CARD_NAME,
-    SAVED_MODEL_NAME,
-    ArmColumn,
-    Exploration,
-    PolicyCard,
-    TrainedWindow,
-)
+from contracts.policies import CARD_NAME, SAVED_MODEL_NAME, ArmColumn, Exploration, PolicyCard, TrainedWindow
 from contracts.policy_arrays import PolicyArrays
 from contracts.windows import Split
 from trainer import (
