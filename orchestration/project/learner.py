@@ -71,7 +71,7 @@ class Learner:
         """The end of the newest exported window; without one, the window in which the first policy began to serve."""
         exported = exported_windows(self._folder.windows)
         if exported:
-            return exported[-1].end
+            return max(window.end for window in exported)
         history = policy_store.history(self._folder.policies)
         if not history:
             raise InputError(f"{self._folder.policies}: has no policy that serves")
@@ -130,14 +130,15 @@ class Learner:
     def _finish(self, windows: Sequence[TrainingWindow], waited: Waited) -> None:
         learning = Learning(self._folder, self._source, self._folder.recipe())
         with timed() as export_seconds:
-            for manifest in learning.revise(windows[0].start):
-                say(f"LATE {manifest.window.folder}: rows came after it was exported; revised")
+            revised = {manifest.window: manifest.revision for manifest in learning.revise(windows[0].start)}
+            for window in revised:
+                say(f"LATE {window.folder}: rows came after it was exported; revised")
             learning.export(windows)
         with timed() as audit_seconds:
-            audits = learning.audit(windows)
+            audits = learning.audit(revised | dict.fromkeys(windows, 0))
         for audit in audits:
             if not audit.accepted:
-                say(f"REFUSED {audit.window.folder}: {audit.reason}")
+                say(f"REFUSED {audit.name}: {audit.reason}")
         looks = learning.watch(windows)
         update = learning.learn()
         number = len(self._folder.journal()) + 1

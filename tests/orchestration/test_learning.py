@@ -26,7 +26,7 @@ def test_windows_become_policies_that_serve_until_the_guard_holds(tmp_path):
     folder = make(tmp_path / "shop")
     start = past(60)
     learning, window = taken(folder, start)
-    assert [audit.accepted for audit in learning.audit([window])] == [True]
+    assert [audit.accepted for audit in learning.audit({window: 0})] == [True]
     assert learning.watch([window]) == [None]  # nothing is on probation
     first = learning.learn()
     assert first.gate.promoted, first.gate.reason
@@ -41,7 +41,7 @@ def test_windows_become_policies_that_serve_until_the_guard_holds(tmp_path):
     assert again.gate.reason == "nothing new to train on"
 
     learning, window = taken(folder, start + timedelta(seconds=WINDOW_SECONDS))
-    assert all(audit.accepted for audit in learning.audit([window]))
+    assert all(audit.accepted for audit in learning.audit({window: 0}))
     guard.hold(folder, "a look", datetime.now(UTC))
     held = learning.learn()
     assert (held.candidate, held.gate.promoted) == (first.candidate, False)
@@ -66,7 +66,7 @@ def test_a_block_is_timed():
 def test_an_error_leaves_what_serves_alone(tmp_path):
     folder = make(tmp_path / "shop")
     learning, window = taken(folder, past(60), count=50)
-    learning.audit([window])
+    learning.audit({window: 0})
     before = policy_store.champion(folder.policies)
     (folder.windows / window.folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="manifest"):

@@ -44,7 +44,7 @@ def test_a_window_that_a_killed_learner_left_is_finished_once(tmp_path):
     assert folder.journal() == []  # it was killed after the export
     again = Learner(folder)
     begin = again.step(again._begin())
-    assert [entry.window for entry in folder.journal()] == exported_windows(folder.windows) == [window]
+    assert [entry.window for entry in folder.journal()] == list(exported_windows(folder.windows)) == [window]
     assert Learner(folder).step(begin) > begin
     assert len(folder.journal()) == 1
 
