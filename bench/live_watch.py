@@ -152,7 +152,8 @@ def _kind(why: str) -> str:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Markdown: a row per fault."""
     lines = [
-        "| what is wrong | held | decisions until held: median, 95% | what held it | worst second | 3 s after the alarm |",
+        "| what is wrong | held | decisions until held: median, 95% | what held it | worst second |"
+        " 3 s after the alarm, or at the end |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in dict.fromkeys(one.name for one in outcomes):
@@ -161,11 +162,11 @@ def table(outcomes: Sequence[Outcome]) -> str:
         if name in CLEAN:
             lines.append(f"| {name} | {len(held)} in {sum(one.windows for one in own)} windows | | | | |")
             continue
-        median, high = np.percentile(held, [50, 95]) if held else (np.nan, np.nan)
+        decisions = f"{np.median(held):,.0f}, {np.percentile(held, 95):,.0f}" if held else ""
         kinds = {kind: sum(one.why == kind for one in own) for kind in ("judgement", "surprise", "fall", "gain")}
         by = ", ".join(f"{kind} {count}" for kind, count in kinds.items() if count)
         lines.append(
-            f"| {name} | {len(held)} of {len(own)} | {median:,.0f}, {high:,.0f} | {by} |"
+            f"| {name} | {len(held)} of {len(own)} | {decisions} | {by} |"
             f" {min(one.lowest for one in own):.0%} | {min(one.kept for one in own):.0%} |"
         )
     return "\n".join(lines)
