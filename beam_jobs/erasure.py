@@ -27,8 +27,8 @@ from beam_jobs.payloads import IngestCounts
 from beam_jobs.tables import arrow_schema
 from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.event_segments import sealed_segments, stem
-from contracts.records import Decision, RewardEvent, event_decoder
-from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES, Table
+from contracts.records import Decision, Event, RewardEvent, StatusEvent, event_decoder
+from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, STATUSES, TABLES, Table
 from contracts.windows import (
     MANIFEST_NAME,
     Manifest,
@@ -46,6 +46,7 @@ class UserRows(NamedTuple):
 
     decisions: pa.Table
     rewards: pa.Table
+    statuses: pa.Table
 
     @property
     def decision_ids(self) -> set[str]:
@@ -83,7 +84,7 @@ class Traces:
             return self.in_bytes(line)
         if isinstance(event, Decision) and event.user_id == self.user:
             return True
-        return isinstance(event, Decision | RewardEvent) and event.decision_id in self.decision_ids
+        return event.decision_id in self.decision_ids
 
     def in_rows(self, rows: pa.Table) -> list[bool]:
         """For each row of a table, whether it is the user's."""
@@ -102,11 +103,12 @@ class Traces:
 
 
 def rows_of(folder: Path, user: str) -> UserRows:
-    """The user's decisions and their rewards in the embedded warehouse. Raises InputError: `folder` holds no tables."""
+    """The user's decisions, their rewards and statuses in the embedded warehouse. Raises InputError: `folder` holds no tables."""
     warehouse.check(folder)
     decisions = _matching(folder, DECISIONS, Traces(user, set()))
     ids = set(decisions.column("decision_id").to_pylist())
-    return UserRows(decisions, _matching(folder, REWARDS, Traces(user, ids)))
+    traces = Traces(user, ids)
+    return UserRows(decisions, _matching(folder, REWARDS, traces), _matching(folder, STATUSES, traces))
 
 
 def decisions_in_log(events: Path, user: str) -> set[str]:
@@ -129,7 +131,7 @@ def share_of(folder: Path, manifest: Manifest, rows: UserRows) -> WindowShare:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         warehouse.create(root / "warehouse")
-        for table, some in ((DECISIONS, rows.decisions), (REWARDS, rows.rewards)):
+        for table, some in ((DECISIONS, rows.decisions), (REWARDS, rows.rewards), (STATUSES, rows.statuses)):
             for batch in some.combine_chunks().to_batches():
                 warehouse.write(root / "warehouse", table, "user", batch)
         source = EmbeddedWarehouse(root / "warehouse")
@@ -202,7 +204,7 @@ def _correct_note(note: Path, gone: list[bytes]) -> None:
     counts = msgspec.structs.asdict(msgspec.json.decode(note.read_bytes(), type=IngestCounts))
     for line in gone:
         try:
-            name = (DECISIONS if isinstance(event_decoder.decode(line), Decision) else REWARDS).name
+            name = _table_of(event_decoder.decode(line)).name
         except (msgspec.DecodeError, UnicodeDecodeError):
             name = DEAD_LETTERS.name
         for one in (name, "events"):
@@ -210,11 +212,21 @@ def _correct_note(note: Path, gone: list[bytes]) -> None:
     publish(str(note), [msgspec.json.encode(IngestCounts(**counts)) + b"\n"])
 
 
+def _table_of(event: Event) -> Table:
+    match event:
+        case Decision():
+            return DECISIONS
+        case RewardEvent():
+            return REWARDS
+        case StatusEvent():
+            return STATUSES
+
+
 def remove_from_tables(folder: Path, traces: Traces) -> dict[str, int]:
     """Rewrites the files of the tables without the user's rows, decisions last. Returns the rows removed by table."""
     removed = {}
     with warehouse.locked(folder):
-        for table in (DEAD_LETTERS, REWARDS, DECISIONS):
+        for table in (DEAD_LETTERS, REWARDS, STATUSES, DECISIONS):
             removed[table.name] = 0
             for path in _table_files(folder, table):
                 rows = pq.read_table(path, partitioning=None)
@@ -286,11 +298,10 @@ def _write_records(folder: Path, file: WindowFile, records: list[bytes]) -> Wind
 
 
 def touches(manifest: Manifest, rows: UserRows) -> bool:
-    """Whether a window can hold something of these rows: a decision made, or a reward that occurred, in its time."""
+    """Whether a window can hold something of these rows: a decision made, or a reward or status that occurred, in its time."""
 
     def inside(moments: list[datetime]) -> bool:
         return any(manifest.window.start <= moment < manifest.window.end for moment in moments)
 
-    return inside(rows.decisions.column("decided_at").to_pylist()) or inside(
-        rows.rewards.column("occurred_at").to_pylist()
-    )
+    moments = (rows.decisions["decided_at"], rows.rewards["occurred_at"], rows.statuses["occurred_at"])
+    return any(inside(some.to_pylist()) for some in moments)

@@ -1,9 +1,9 @@
-"""Reads events (decisions and rewards), sets unreadable ones aside, and writes the tables of the warehouse.
+"""Reads events (decisions, rewards, activations and cancellations), sets unreadable ones aside, and writes the tables of the warehouse.
 
     python -m beam_jobs.ingest_events --events runs/demo/events --warehouse runs/demo/warehouse
     python -m beam_jobs.ingest_events --events pubsub:projects/P/subscriptions/events --warehouse bigquery:P.bandit
 
-Every event becomes a row of `decisions`, `rewards` or `dead_letters`. An event that is logged twice is stored twice; the
+Every event becomes a row of `decisions`, `rewards`, `statuses` or `dead_letters`. An event that is logged twice is stored twice; the
 repeat is removed when the tables are read. With `--observation-dim` and `--num-actions`, a decision that the policy in
 training cannot learn from becomes a dead letter too.
 
@@ -60,7 +60,7 @@ from contracts.event_segments import (
     stem,
 )
 from contracts.records import one_line
-from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
+from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, STATUSES
 
 
 class StreamOutputs(NamedTuple):
@@ -118,7 +118,7 @@ class StoreEvents(beam.PTransform):
         """One writer per table."""
         written = [
             rows | f"Write_{table.name}" >> beam.ParDo(self._sink(table)).with_outputs("refused", main="stored")
-            for table, rows in ((DECISIONS, parsed.decisions), (REWARDS, parsed.rewards))
+            for table, rows in ((DECISIONS, parsed.decisions), (REWARDS, parsed.rewards), (STATUSES, parsed.statuses))
         ]
         letters = [parsed.dead_letters, *(outputs.refused for outputs in written)] | "DeadLetters" >> beam.Flatten()
         kept = letters | f"Write_{DEAD_LETTERS.name}" >> beam.ParDo(self._sink(DEAD_LETTERS))
@@ -134,7 +134,7 @@ class CheckAccountedFn(beam.DoFn):
     def process(self, element: tuple[str, IngestCounts]) -> Iterator[tuple[str, IngestCounts]]:
         """Raises RuntimeError when rows stored do not add up to events read; then the segment is not noted."""
         segment, counts = element
-        if counts.events != counts.decisions + counts.rewards + counts.dead_letters:
+        if counts.events != counts.stored:
             raise RuntimeError(f"segment {segment}: not every event is accounted for: {counts}")
         self._destination.note_ingested(segment, counts)
         yield element
@@ -316,7 +316,8 @@ def run(argv: Sequence[str] | None) -> None:
         return
     print(
         f"{counts.events} events: {counts.decisions} decisions, {counts.rewards} rewards, "
-        f"{counts.dead_letters} dead letters"
+        + (f"{counts.statuses} activations and cancellations, " if counts.statuses else "")
+        + f"{counts.dead_letters} dead letters"
     )
     if path_is_local(arguments.events) and (foreign := foreign_files(Path(arguments.events))):
         print(f"{len(foreign)} files without a segment's name were ignored, the first is {foreign[0]}", file=sys.stderr)

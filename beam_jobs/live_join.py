@@ -25,14 +25,14 @@ from contracts import live_sums
 from contracts.live_encoders import Encoder
 from contracts.live_sums import ArmSums
 from contracts.records import utc_microseconds
-from contracts.schemas import DECISIONS, REWARDS
+from contracts.schemas import DECISIONS, REWARDS, STATUSES
 from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 
 _ID = "id"  # the added column: the decision_id as 16 bytes
 _ID_TYPE = pa.binary(16)
 MAX_CHUNKS = 12
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TIME = {"decisions": "decided_at", "rewards": "occurred_at", "earlier": "decided_at"}
+_TIME = {"decisions": "decided_at", "rewards": "occurred_at", "statuses": "occurred_at", "earlier": "decided_at"}
 # Text of an id, without its hyphens, is 32 hexadecimal digits.
 _DIGITS = np.array([place for place in range(36) if place not in (8, 13, 18, 23)])
 _VALUES = np.zeros(256, np.uint8)
@@ -79,6 +79,19 @@ class JoinPlan(NamedTuple):
         return timedelta(seconds=self.window_seconds) // timedelta(microseconds=1)
 
 
+class Arrived(NamedTuple):
+    """New rows of one bucket, with the contract's columns."""
+
+    decisions: pa.RecordBatch
+    rewards: pa.RecordBatch
+    statuses: pa.RecordBatch
+
+    @property
+    def num_rows(self) -> int:
+        """Of all three."""
+        return sum(batch.num_rows for batch in self)
+
+
 class WindowChange(NamedTuple):
     """What new rows changed in one window: differences, which may be negative."""
 
@@ -100,15 +113,15 @@ class BucketRows:
         self._chunks = {name: [_Chunk(data) for data in (chunks or {}).get(name, [])] for name in _TIME}
 
     def chunks(self, name: str) -> list[bytes]:
-        """The chunks of `decisions`, `rewards` or `earlier`, for the runner's state."""
+        """The chunks of `decisions`, `rewards`, `statuses` or `earlier`, for the runner's state."""
         return [chunk.data for chunk in self._chunks[name]]
 
-    def add(self, decisions: pa.RecordBatch, rewards: pa.RecordBatch, plan: JoinPlan, first: int) -> list[WindowChange]:
+    def add(self, arrived: Arrived, plan: JoinPlan, first: int) -> list[WindowChange]:
         """Stores new rows, and returns what they change in the windows that start at `first` (microseconds) or later.
 
         Rows have the contract's columns. Those that no such window needs are dropped.
         """
-        new = {"decisions": _with_ids(decisions), "rewards": _with_ids(rewards)}
+        new = {name: _with_ids(batch) for name, batch in arrived._asdict().items()}
         wanted = np.unique(np.concatenate([_ids(rows) for rows in new.values()]))
         stored = {name: self._find(name, wanted) for name in _TIME}
         before = _joined(stored, plan, first)
@@ -125,7 +138,12 @@ class BucketRows:
         horizon = first - round(plan.settings.late_horizon_seconds * 1e6)
         waited = first - round(plan.settings.reward_window_seconds * 1e6)
         kept: dict[str, list[_Chunk]] = {"earlier": []}
-        for name, oldest in (("decisions", first), ("rewards", waited), ("earlier", horizon)):
+        for name, oldest in (
+            ("decisions", first),
+            ("rewards", waited),
+            ("statuses", waited),
+            ("earlier", horizon),
+        ):
             chunks = self._chunks[name] + (kept["earlier"] if name == "earlier" else [])
             kept[name] = []
             for chunk in chunks:
@@ -218,12 +236,13 @@ def _joined(rows: dict[str, list[pa.RecordBatch]], plan: JoinPlan, first: int) -
     """The join of each window from `first` on that has any of the rows, by its start."""
     decisions = pa.Table.from_batches([_plain(one, DECISIONS) for one in rows["decisions"]], arrow_schema(DECISIONS))
     rewards = pa.Table.from_batches([_plain(one, REWARDS) for one in rows["rewards"]], arrow_schema(REWARDS))
+    statuses = pa.Table.from_batches([_plain(one, STATUSES) for one in rows["statuses"]], arrow_schema(STATUSES))
     keys = arrow_schema(DECISIONS, KEY_COLUMNS)
     earlier = pa.Table.from_batches([one.select(KEY_COLUMNS) for one in rows["earlier"]], keys)
     earlier = pa.concat_tables([earlier, decisions.select(KEY_COLUMNS)])
     decided, occurred = _microseconds(decisions, "decided_at"), _microseconds(rewards, "occurred_at")
-    known = _microseconds(earlier, "decided_at")
-    starts = np.unique(plan.starts(np.concatenate((decided, occurred))))
+    known, noted = _microseconds(earlier, "decided_at"), _microseconds(statuses, "occurred_at")
+    starts = np.unique(plan.starts(np.concatenate((decided, occurred, noted))))
     horizon = round(plan.settings.late_horizon_seconds * 1e6)
     reward_window = round(plan.settings.reward_window_seconds * 1e6)
     joined = {}
@@ -234,6 +253,7 @@ def _joined(rows: dict[str, list[pa.RecordBatch]], plan: JoinPlan, first: int) -
             _between(decisions, decided, start, end),
             _between(earlier, known, start - horizon, start),
             _between(rewards, occurred, start - reward_window, end + reward_window + 1),
+            _between(statuses, noted, start - reward_window, end + reward_window + 1),
             window,
             plan.settings,
         )

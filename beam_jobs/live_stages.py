@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import msgspec
 import pyarrow as pa
 from apache_beam.coders import BytesCoder, VarIntCoder
 from apache_beam.io.filesystems import FileSystems
@@ -23,7 +24,7 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_jobs import live_windows
 from beam_jobs.files import publish
 from beam_jobs.live_events import Arrivals
-from beam_jobs.live_join import BucketRows, JoinPlan
+from beam_jobs.live_join import Arrived, BucketRows, JoinPlan
 from beam_jobs.live_record import Record, RecordAtStart
 from beam_jobs.live_windows import LiveSettings, Progress, Recorded, encode_item
 from beam_jobs.payloads import DecisionShape, parse
@@ -31,10 +32,11 @@ from beam_jobs.reward_join import split_into_buckets
 from beam_jobs.tables import record_batch
 from contracts import live_emissions, live_sums
 from contracts.live_emissions import SUMS_FOLDER, Emission
-from contracts.records import Decision, RewardEvent, utc_microseconds
-from contracts.schemas import DECISIONS, REWARDS
+from contracts.records import utc_microseconds
+from contracts.schemas import DECISIONS, REWARDS, STATUSES
 
 JOB = "learn_live"
+_JOINED = (DECISIONS, REWARDS, STATUSES)
 WATCH_SECONDS = 0.25
 log = logging.getLogger(__name__)
 
@@ -57,15 +59,8 @@ class LiveJob(NamedTuple):
         return self.shape.num_actions
 
 
-class BucketArrivals(NamedTuple):
-    """New rows of one bucket, with the contract's columns."""
-
-    decisions: pa.RecordBatch
-    rewards: pa.RecordBatch
-
-
 class Parsed(NamedTuple):
-    """`rows`: (bucket, BucketArrivals). `progress`: (0, Progress)."""
+    """`rows`: (bucket, Arrived). `progress`: (0, Progress)."""
 
     rows: Any
     progress: Any
@@ -94,7 +89,7 @@ class ParseArrivals(beam.PTransform):
 
 
 class ParseArrivalsFn(beam.DoFn):
-    """Arrivals -> (bucket, BucketArrivals); on `progress`, (0, Progress)."""
+    """Arrivals -> (bucket, Arrived); on `progress`, (0, Progress)."""
 
     def __init__(self, shape: DecisionShape, buckets: int) -> None:
         self._shape = shape
@@ -104,25 +99,24 @@ class ParseArrivalsFn(beam.DoFn):
 
     def process(self, arrivals: Arrivals) -> Iterator[Any]:
         """Parses what arrived together, and splits it by bucket."""
-        decisions: list[Decision] = []
-        rewards: list[RewardEvent] = []
+        records: dict[str, list[msgspec.Struct]] = {table.name: [] for table in _JOINED}
         dead = 0
         for batch in arrivals.batches:
             events = parse(batch, self._shape)
-            decisions += events.decisions
-            rewards += events.rewards
+            for name, some in records.items():
+                some += getattr(events, name)
             dead += len(events.dead_letters)
-        self._events.inc(len(decisions) + len(rewards) + dead)
+        self._events.inc(sum(map(len, records.values())) + dead)
         self._dead_letters.inc(dead)
         split: dict[int, dict[str, pa.RecordBatch]] = {}
-        nothing = {"decisions": record_batch(DECISIONS, []), "rewards": record_batch(REWARDS, [])}
-        for table, records in ((DECISIONS, decisions), (REWARDS, rewards)):
-            if records:
-                rows = pa.Table.from_batches([record_batch(table, records)])
+        nothing = {table.name: record_batch(table, []) for table in _JOINED}
+        for table in _JOINED:
+            if some := records[table.name]:
+                rows = pa.Table.from_batches([record_batch(table, some)])
                 for bucket, part in split_into_buckets(rows, self._buckets):
                     split.setdefault(bucket, {})[table.name] = part
         for bucket, parts in split.items():
-            yield bucket, BucketArrivals(**nothing | parts)
+            yield bucket, Arrived(**nothing | parts)
         progress = Progress(dead, arrivals.complete_until, arrivals.events_read, arrivals.caught_up)
         yield beam.pvalue.TaggedOutput("progress", (0, progress))
 
@@ -222,10 +216,11 @@ class JoinLive(beam.PTransform):
 
 
 class JoinLiveFn(beam.DoFn):
-    """(bucket, BucketArrivals or the start of the first window without a record) -> (0, Joined)."""
+    """(bucket, Arrived or the start of the first window without a record) -> (0, Joined)."""
 
     DECISIONS = BagStateSpec("decisions", BytesCoder())
     REWARDS = BagStateSpec("rewards", BytesCoder())
+    STATUSES = BagStateSpec("statuses", BytesCoder())
     EARLIER = BagStateSpec("earlier", BytesCoder())
     FIRST = ReadModifyWriteStateSpec("first", VarIntCoder())
 
@@ -238,18 +233,19 @@ class JoinLiveFn(beam.DoFn):
         element: tuple[int, Any],
         decisions: Any = beam.DoFn.StateParam(DECISIONS),
         rewards: Any = beam.DoFn.StateParam(REWARDS),
+        statuses: Any = beam.DoFn.StateParam(STATUSES),
         earlier: Any = beam.DoFn.StateParam(EARLIER),
         first: Any = beam.DoFn.StateParam(FIRST),
     ) -> Iterator[tuple[int, live_windows.Joined]]:
         """Adds rows, or drops those of windows that are finished."""
-        states = {"decisions": decisions, "rewards": rewards, "earlier": earlier}
+        states = {"decisions": decisions, "rewards": rewards, "statuses": statuses, "earlier": earlier}
         chunks = {name: list(state.read()) for name, state in states.items()}
         bucket = BucketRows(chunks)
         begin = first.read() or self._first
         arrived = element[1]
-        if isinstance(arrived, BucketArrivals):
-            changes = bucket.add(arrived.decisions, arrived.rewards, self._plan, begin)
-            yield 0, live_windows.joined(arrived.decisions.num_rows + arrived.rewards.num_rows, changes)
+        if isinstance(arrived, Arrived):
+            changes = bucket.add(arrived, self._plan, begin)
+            yield 0, live_windows.joined(arrived.num_rows, changes)
         else:
             first.write(max(begin, arrived))
             bucket.compact(self._plan, max(begin, arrived))

@@ -263,7 +263,8 @@ def _counts(counts: dict[str, Any]) -> LiveCounts:
         decisions=counts["decisions"],
         rewards=counts["rewards"],
         defaulted=counts["defaulted"],
-        waiting=counts["dropped"],
+        waiting=counts["dropped"] + counts["not_activated"],
+        cancelled=counts["cancelled"],
     )
 
 

@@ -1,4 +1,4 @@
-"""Received events, parsed into rows of decisions, rewards and dead letters. Every source and sink shares this step."""
+"""Received events, parsed into rows of decisions, rewards, statuses and dead letters. Every source and sink shares this step."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,8 +11,17 @@ from apache_beam.metrics import Metrics
 
 from beam_jobs.options import whole
 from beam_jobs.tables import TableRows, record_batch
-from contracts.records import UNREADABLE, DeadLetter, Decision, RewardEvent, describe_error, event_decoder
-from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, Table
+from contracts.records import (
+    UNREADABLE,
+    DeadLetter,
+    Decision,
+    Event,
+    RewardEvent,
+    StatusEvent,
+    describe_error,
+    event_decoder,
+)
+from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, STATUSES, TABLES, Table
 
 JOB = "ingest_events"
 # Longer than any event, and short enough for a dead letter in BigQuery: base 64, in a row of at most 10 MB.
@@ -23,12 +32,18 @@ BYTES_PER_BATCH = 8 * 2**20
 
 
 class IngestCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of events: `events = decisions + rewards + dead_letters`."""
+    """What became of events: `events = decisions + rewards + statuses + dead_letters`."""
 
     events: int = 0
     decisions: int = 0
     rewards: int = 0
+    statuses: int = 0
     dead_letters: int = 0
+
+    @property
+    def stored(self) -> int:
+        """The events that are in a table."""
+        return self.decisions + self.rewards + self.statuses + self.dead_letters
 
     def __add__(self, other: "IngestCounts") -> "IngestCounts":
         return IngestCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
@@ -89,6 +104,7 @@ class ParsedEvents(NamedTuple):
 
     decisions: Any
     rewards: Any
+    statuses: Any
     dead_letters: Any
 
 
@@ -97,22 +113,26 @@ class EventLists(NamedTuple):
 
     decisions: list[Decision]
     rewards: list[RewardEvent]
+    statuses: list[StatusEvent]
     dead_letters: list[DeadLetter]
 
 
 def parse(batch: PayloadBatch, shape: DecisionShape = ANY_SHAPE) -> EventLists:
     """Decodes, validates and sorts the events of one batch."""
-    events = EventLists([], [], [])
+    events = EventLists([], [], [], [])
     for payload, source, received_at in zip(batch.payloads, batch.sources, batch.received_at, strict=True):
         try:
             event = _decode(payload, shape)
         except (*UNREADABLE, OverflowError) as error:
             events.dead_letters.append(_dead_letter(error, payload, source, received_at))
             continue
-        if isinstance(event, Decision):
-            events.decisions.append(event)
-        else:
-            events.rewards.append(event)
+        match event:
+            case Decision():
+                events.decisions.append(event)
+            case RewardEvent():
+                events.rewards.append(event)
+            case StatusEvent():
+                events.statuses.append(event)
     return events
 
 
@@ -121,7 +141,7 @@ class ParseEventsFn(beam.DoFn):
 
     def __init__(self, shape: DecisionShape = ANY_SHAPE) -> None:
         self._shape = shape
-        self._counters = {table.name: Metrics.counter(JOB, table.name) for table in (DECISIONS, REWARDS, DEAD_LETTERS)}
+        self._counters = {table.name: Metrics.counter(JOB, table.name) for table in TABLES}
         self._events = Metrics.counter(JOB, "events")
 
     def process(self, batch: PayloadBatch) -> Iterator[Any]:
@@ -131,6 +151,7 @@ class ParseEventsFn(beam.DoFn):
         by_table: tuple[tuple[Table, Sequence[msgspec.Struct]], ...] = (
             (DECISIONS, events.decisions),
             (REWARDS, events.rewards),
+            (STATUSES, events.statuses),
             (DEAD_LETTERS, events.dead_letters),
         )
         for table, records in by_table:
@@ -149,7 +170,7 @@ def readable(payload: bytes, shape: DecisionShape = ANY_SHAPE) -> bool:
     return True
 
 
-def _decode(payload: bytes, shape: DecisionShape) -> Decision | RewardEvent:
+def _decode(payload: bytes, shape: DecisionShape) -> Event:
     if len(payload) > MAX_EVENT_BYTES:
         raise OverflowError(
             f"event is longer than {MAX_EVENT_BYTES} bytes; the payload kept is its first {KEPT_OF_TOO_LARGE_BYTES}"
@@ -178,7 +199,7 @@ def _dead_letter(error: Exception, payload: bytes, source: str, failed_at: datet
 
 
 class ParseEvents(beam.PTransform):
-    """PCollection[PayloadBatch] -> ParsedEvents. Every payload becomes one row in one of the three, and is counted."""
+    """PCollection[PayloadBatch] -> ParsedEvents. Every payload becomes one row in one of them, and is counted."""
 
     def __init__(self, shape: DecisionShape = ANY_SHAPE) -> None:
         super().__init__()

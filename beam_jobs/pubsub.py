@@ -1,7 +1,7 @@
 """Batches of events from a Pub/Sub subscription.
 
-Decisions and rewards travel on one topic. A message's data is the event's JSON form. Its attributes are `kind`
-("decision" or "reward", by which other subscriptions can filter) and `event_time` (RFC 3339).
+Decisions, rewards and statuses travel on one topic. A message's data is the event's JSON form. Its attributes are `kind`
+("decision", "reward" or "status", by which other subscriptions can filter) and `event_time` (RFC 3339).
 """
 
 import re

@@ -170,8 +170,8 @@ class RemoveDeadLettersFn(beam.DoFn):
         self, moments: tuple[datetime, datetime], total: int, stored: IngestCounts, keys: Sequence[str]
     ) -> Iterator[ReplayCounts]:
         """Raises RuntimeError, and removes nothing, when a dead letter is not accounted for."""
-        replayed = stored.decisions + stored.rewards
-        if replayed + stored.dead_letters != len(keys):
+        replayed = stored.stored - stored.dead_letters
+        if stored.stored != len(keys):
             raise RuntimeError(f"not every one of {len(keys)} dead letters is accounted for: {stored}")
         removed = self._source.remove_dead_letters(set(keys), *moments)
         counts = ReplayCounts(

@@ -17,7 +17,7 @@ from beam_jobs.files import read
 from beam_jobs.tables import arrow_schema
 from beam_jobs.warehouses import Warehouse
 from contracts.records import utc_microseconds
-from contracts.schemas import DECISIONS, REWARDS, Table
+from contracts.schemas import DECISIONS, REWARDS, STATUSES, Table
 from contracts.windows import MANIFEST_NAME, Manifest, TrainingWindow, decode_manifest, window_start
 
 
@@ -43,7 +43,8 @@ def exported_between(windows: str, begin: datetime, end: datetime) -> list[Manif
 def late_rows(source: Warehouse, manifests: Sequence[Manifest]) -> dict[TrainingWindow, int]:
     """How many rows of each window came after the export that its manifest is of.
 
-    A row belongs to the window of its decision: the decision itself, or a reward in time for it. A row that is stored
+    A row belongs to the window of its decision: the decision itself, or a reward, an activation or a
+    cancellation in time for it. A row that is stored
     again is not another row. Windows without such rows are left out, and those that were exported before their
     `rewards_in_time` were counted.
     """
@@ -54,15 +55,21 @@ def late_rows(source: Warehouse, manifests: Sequence[Manifest]) -> dict[Training
     reward_window = max(timedelta(seconds=manifest.reward_window_seconds) for manifest in counted)
     begin, end = counted[0].window.start - horizon, counted[-1].window.end
     decisions = _keys(source, DECISIONS, begin, end).group_by("decision_id").aggregate([("decided_at", "min")])
-    rewards = _keys(source, REWARDS, counted[0].window.start, end + reward_window + timedelta(microseconds=1))
-    answered = rewards.group_by(list(REWARDS.key)).aggregate([]).join(decisions, "decision_id", join_type="inner")
-    decided, of_answers = (_microseconds(rows["decided_at_min"]) for rows in (decisions, answered))
-    waited = _microseconds(answered["occurred_at"]) - of_answers
+    answers_end = end + reward_window + timedelta(microseconds=1)
+    decided = _microseconds(decisions["decided_at_min"])
+    of_answers, waited = [], []
+    for table in (REWARDS, STATUSES):
+        rows = _keys(source, table, counted[0].window.start, answers_end).group_by(list(table.key)).aggregate([])
+        answered = rows.join(decisions, "decision_id", join_type="inner")
+        of_answers.append(_microseconds(answered["decided_at_min"]))
+        waited.append(_microseconds(answered["occurred_at"]) - of_answers[-1])
+    decided_by_answer, waits = np.concatenate(of_answers), np.concatenate(waited)
     late = {}
     for manifest in counted:
-        in_time = (waited >= 0) & (waited <= round(manifest.reward_window_seconds * 1e6))
+        in_time = (waits >= 0) & (waits <= round(manifest.reward_window_seconds * 1e6))
         more = _inside(decided, manifest.window) - manifest.counts.decisions
-        more += _inside(of_answers[in_time], manifest.window) - (manifest.counts.rewards_in_time or 0)
+        more += _inside(decided_by_answer[in_time], manifest.window)
+        more -= (manifest.counts.rewards_in_time or 0) + manifest.counts.statuses_in_time
         if more > 0:
             late[manifest.window] = more
     return late

@@ -3,7 +3,10 @@
 A reward is *in time* when `decided_at <= occurred_at <= decided_at + reward_window`. A decision's reward is made of its
 rewards in time by the rule of the settings (`contracts.reward_rules`): with `first` it is the first one; of several at
 the same moment, the smallest. The join counts everything else. Another reward in time is *repeated*, whatever the rule, one outside of the reward window is *late*, one without a decision is an *orphan*, and the same row read
-again is a *duplicate*. A decision with the id of an earlier one is a duplicate too. Decisions are counted in the window
+again is a *duplicate*. A decision with the id of an earlier one is a duplicate too.
+
+A decision that is cancelled within its reward window, or that is deferred and not activated within it, never happened: it
+is no interaction, whatever rewards came for it. A cancellation prevails over an activation. Decisions are counted in the window
 in which they were made, and those rewards in the window in which they occurred (`contracts.windows`), so adjacent
 windows count every row once.
 
@@ -23,7 +26,7 @@ from beam_jobs.tables import arrow_schema, id_text, record_schema
 from contracts.id_hashes import ID_BYTES, held_back, lasting, mixed
 from contracts.records import FLOAT32_MAX, Interaction, utc_microseconds
 from contracts.reward_rules import RewardRule
-from contracts.schemas import DECISIONS, REWARDS
+from contracts.schemas import DECISIONS, REWARDS, STATUSES
 from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 
 KEY_COLUMNS = ("decision_id", "decided_at")
@@ -48,8 +51,8 @@ class JoinRewards(beam.PTransform):
     """PCollection of (bucket, NamedRows) -> PCollection[JoinedBucket].
 
     The inputs are `decisions` (made in the window, all columns), `earlier` (KEY_COLUMNS of decisions made before the
-    window, which tell late rewards from orphans) and `rewards` (occurred from the start of the window less the reward
-    window, to its end plus the reward window, inclusive).
+    window, which tell late rewards from orphans), `rewards` and `statuses` (occurred from the start of the window less the
+    reward window, to its end plus the reward window, inclusive).
     """
 
     def __init__(self, window: TrainingWindow, settings: WindowSettings) -> None:
@@ -81,11 +84,12 @@ class JoinBucketFn(beam.DoFn):
 
 
 def tables_by_name(rows: Iterable[NamedRows]) -> dict[str, pa.Table]:
-    """The three inputs of the join, by name; one without rows is empty."""
+    """The inputs of the join, by name; one without rows is empty."""
     schemas = {
         "decisions": arrow_schema(DECISIONS),
         "earlier": arrow_schema(DECISIONS, KEY_COLUMNS),
         "rewards": arrow_schema(REWARDS),
+        "statuses": arrow_schema(STATUSES),
     }
     batches: dict[str, list[pa.RecordBatch]] = {name: [] for name in schemas}
     for name, batch in rows:
@@ -94,7 +98,12 @@ def tables_by_name(rows: Iterable[NamedRows]) -> dict[str, pa.Table]:
 
 
 def join_rewards(
-    decisions: pa.Table, earlier: pa.Table, rewards: pa.Table, window: TrainingWindow, settings: WindowSettings
+    decisions: pa.Table,
+    earlier: pa.Table,
+    rewards: pa.Table,
+    statuses: pa.Table,
+    window: TrainingWindow,
+    settings: WindowSettings,
 ) -> tuple[pa.RecordBatch, WindowCounts]:
     """The join of one bucket, which does not depend on the order of its rows.
 
@@ -104,35 +113,32 @@ def join_rewards(
     start, end = (utc_microseconds(moment) for moment in (window.start, window.end))
     decided = _microseconds(decisions["decided_at"])
     occurred, value = _microseconds(rewards["occurred_at"]), rewards["reward"].to_numpy()
-    (decision_code, earlier_code, reward_code), num_ids = _encode_ids(decisions, earlier, rewards)
+    codes, num_ids = _encode_ids(decisions, earlier, rewards, statuses)
+    decision_code, earlier_code, reward_code, status_code = codes
     kept = _earliest(decisions, decision_code, decided)
-    known = np.zeros(num_ids, bool)
-    known[earlier_code] = True
-    kept = kept[~known[decision_code[kept]]]  # its id was not used before the window
-    decided_by_code = np.full(len(known), np.iinfo(np.int64).max)
-    np.minimum.at(decided_by_code, earlier_code, _microseconds(earlier["decided_at"]))
-    decided_by_code[decision_code[kept]] = decided[kept]
-    known[decision_code] = True
+    used = np.zeros(num_ids, bool)
+    used[earlier_code] = True
+    kept = kept[~used[decision_code[kept]]]  # its id was not used before the window
+    made = _Made.of(num_ids, (earlier_code, _microseconds(earlier["decided_at"])), (decision_code, decided), kept)
+    reward_window = round(settings.reward_window_seconds * 1e6)
     order = np.lexsort((value, occurred, reward_code))
     reward_code, occurred, value = reward_code[order], occurred[order], value[order]
     again = np.zeros(len(order), bool)
     again[1:] = (np.diff(reward_code) == 0) & (np.diff(occurred) == 0) & (value[1:] == value[:-1])
-    has_decision = known[reward_code]
-    # Rewards of unknown decisions get a meaningless wait here, which `has_decision` masks.
-    waited = occurred - np.where(has_decision, decided_by_code[reward_code], occurred)
-    in_time = has_decision & (waited >= 0) & (waited <= round(settings.reward_window_seconds * 1e6)) & ~again
+    has_decision = made.known[reward_code]
+    in_time = made.in_time(reward_code, occurred, reward_window) & ~again
     candidates = np.flatnonzero(in_time)
     first = np.zeros(len(order), bool)
     first[candidates[np.diff(reward_code[candidates], prepend=-1) != 0]] = True
-
     answers = _combined(settings.reward_rule, reward_code[candidates], occurred[candidates], value[candidates])
-    place = answers.rows(len(known))[decision_code[kept]]
+    place = answers.rows(num_ids)[decision_code[kept]]
     rewarded = place >= 0
+    fates = _fates(decisions, kept, decision_code, (statuses, status_code), made, reward_window)
     here = (occurred >= start) & (occurred < end)
-    missing, dropping = int((~rewarded).sum()), settings.missing_reward == "drop"
+    missing, dropping = int((~rewarded & ~fates.void).sum()), settings.missing_reward == "drop"
     counts = WindowCounts(
         decisions=len(kept),
-        rewards=int(rewarded.sum()),
+        rewards=int((rewarded & ~fates.void).sum()),
         defaulted=0 if dropping else missing,
         dropped=missing if dropping else 0,
         repeated_rewards=int((here & in_time & ~first).sum()),
@@ -141,17 +147,96 @@ def join_rewards(
         duplicate_decisions=decisions.num_rows - len(kept),
         duplicate_rewards=int((here & again).sum()),
         rewards_in_time=int(np.isin(reward_code[in_time], decision_code[kept]).sum()),
+        not_activated=int(fates.not_activated.sum()),
+        cancelled=int(fates.cancelled.sum()),
+        void_rewards=int((rewarded & fates.void).sum()),
+        statuses_in_time=fates.statuses_in_time,
+        ignored_statuses=int(((fates.ignored_at >= start) & (fates.ignored_at < end)).sum()),
     )
-    if dropping:
-        kept, place, rewarded = kept[rewarded], place[rewarded], rewarded[rewarded]
-    order = _in_order(decisions["decision_id"], decided, kept)
-    kept, place, rewarded = kept[order], place[order], rewarded[order]
-    joined = {
-        "reward": pa.array(np.where(rewarded, _take(answers.value, place), settings.default_reward)),
+    wanted = ~fates.void & (rewarded | (not dropping))
+    order = np.flatnonzero(wanted)[_in_order(decisions["decision_id"], decided, kept[wanted])]
+    joined = _rewards_of(answers, place[order], settings.default_reward)
+    return _interactions(decisions, kept[order], joined), counts
+
+
+class _Made(NamedTuple):
+    """Which codes have a decision, and when the first one was made: [num_ids] bool, and int64 in microseconds."""
+
+    known: np.ndarray
+    decided: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        num_ids: int,
+        earlier: tuple[np.ndarray, np.ndarray],
+        decisions: tuple[np.ndarray, np.ndarray],
+        kept: np.ndarray,
+    ) -> "_Made":
+        """Of the codes and times of the earlier decisions, and of those of the window, of which the rows `kept` count."""
+        known, decided = np.zeros(num_ids, bool), np.full(num_ids, np.iinfo(np.int64).max)
+        np.minimum.at(decided, *earlier)
+        decided[decisions[0][kept]] = decisions[1][kept]
+        for code, _ in (earlier, decisions):
+            known[code] = True
+        return cls(known, decided)
+
+    def in_time(self, code: np.ndarray, occurred: np.ndarray, reward_window: int) -> np.ndarray:
+        """[M] bool: which of the events have a decision, and occurred within its reward window."""
+        known = self.known[code]
+        # Events of unknown decisions get a meaningless wait here, which `known` masks.
+        waited = occurred - np.where(known, self.decided[code], occurred)
+        return known & (waited >= 0) & (waited <= reward_window)
+
+
+class _Fates(NamedTuple):
+    """What activations and cancellations made of decisions: [N] bool each, for the decisions that are kept."""
+
+    not_activated: np.ndarray
+    cancelled: np.ndarray
+    statuses_in_time: int
+    ignored_at: np.ndarray  # when statuses without effect occurred, in microseconds
+
+    @property
+    def void(self) -> np.ndarray:
+        """The decisions that never happened."""
+        return self.not_activated | self.cancelled
+
+
+def _fates(
+    decisions: pa.Table,
+    kept: np.ndarray,
+    decision_code: np.ndarray,
+    statuses: tuple[pa.Table, np.ndarray],
+    made: _Made,
+    reward_window: int,
+) -> _Fates:
+    """The fates of the rows `kept`. `statuses`: the table, and the code of each row; repeated rows count once."""
+    table, code = statuses
+    cancels = pc.equal(table["status"], "cancelled").to_numpy()
+    code, occurred, cancels = np.unique(np.stack((code, _microseconds(table["occurred_at"]), cancels)), axis=1)
+    in_time = made.in_time(code, occurred, reward_window)
+    activated, cancelled = np.zeros(len(made.known), bool), np.zeros(len(made.known), bool)
+    activated[code[in_time & (cancels == 0)]] = True
+    cancelled[code[in_time & (cancels == 1)]] = True
+    of_kept = decision_code[kept]
+    deferred = pc.fill_null(decisions["deferred"], False).to_numpy()[kept]
+    return _Fates(
+        not_activated=deferred & ~activated[of_kept] & ~cancelled[of_kept],
+        cancelled=cancelled[of_kept],
+        statuses_in_time=int(np.isin(code[in_time], of_kept).sum()),
+        ignored_at=occurred[~in_time],
+    )
+
+
+def _rewards_of(answers: "_Answers", place: np.ndarray, default: float) -> dict[str, pa.Array]:
+    """The columns of `Interaction` that a decision does not have; `place`: [N] row of the answers, -1 for none."""
+    rewarded = place >= 0
+    return {
+        "reward": pa.array(np.where(rewarded, _take(answers.value, place), default)),
         "rewarded_at": pa.array(_take(answers.occurred, place), mask=~rewarded).cast(pa.timestamp("us", tz="UTC")),
         "defaulted": pa.array(~rewarded),
     }
-    return _interactions(decisions, kept, joined), counts
 
 
 class _Answers(NamedTuple):

@@ -10,7 +10,7 @@ import pyarrow as pa
 from beam_jobs.reward_join import KEY_COLUMNS, NamedRows, split_into_buckets
 from beam_jobs.tables import RowsPart, arrow_schema
 from beam_jobs.warehouses import Warehouse
-from contracts.schemas import DECISIONS, REWARDS, Table
+from contracts.schemas import DECISIONS, REWARDS, STATUSES, Table
 from contracts.windows import TrainingWindow, WindowSettings
 
 
@@ -29,15 +29,17 @@ def row_ranges(window: TrainingWindow, settings: WindowSettings) -> list[RowRang
     reward_window = timedelta(seconds=settings.reward_window_seconds)
     earliest = window.start - timedelta(seconds=settings.late_horizon_seconds)
     just_after = timedelta(microseconds=1)  # a reward at the very end of its reward window is in time
+    answered = window.start - reward_window, window.end + reward_window + just_after
     return [
         RowRange("decisions", DECISIONS, window.start, window.end, None),
         RowRange("earlier", DECISIONS, earliest, window.start, KEY_COLUMNS),
-        RowRange("rewards", REWARDS, window.start - reward_window, window.end + reward_window + just_after, None),
+        RowRange("rewards", REWARDS, *answered, None),
+        RowRange("statuses", STATUSES, *answered, None),
     ]
 
 
 def read_tables(source: Warehouse, window: TrainingWindow, settings: WindowSettings) -> dict[str, pa.Table]:
-    """The three inputs of the join of `window`, by name, read here: for windows that fit into memory."""
+    """The inputs of the join of `window`, by name, read here: for windows that fit into memory."""
     tables = {}
     for rows in row_ranges(window, settings):
         parts = source.parts(rows.table, rows.start, rows.end, rows.columns)

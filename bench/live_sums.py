@@ -26,9 +26,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 
 from beam_jobs import learn_live, live_stages, live_windows
-from beam_jobs.live_join import JoinPlan, WindowChange
+from beam_jobs.live_join import Arrived, JoinPlan, WindowChange
 from beam_jobs.live_record import Record
-from beam_jobs.live_stages import BucketArrivals, JoinLiveFn, LiveJob
+from beam_jobs.live_stages import JoinLiveFn, LiveJob
 from beam_jobs.live_windows import LiveSettings
 from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import DecisionShape
@@ -57,7 +57,7 @@ class ObjectsFn(JoinLiveFn):
         self, element: tuple[int, Any], state: Any = beam.DoFn.StateParam(OPEN)
     ) -> Iterator[tuple[int, live_windows.Joined]]:
         """Joins the rewards of a batch with the open decisions."""
-        if not isinstance(arrived := element[1], BucketArrivals):
+        if not isinstance(arrived := element[1], Arrived):
             return
         found: dict[str, dict[str, Any]] = pickle.loads(data) if (data := state.read()) else {}
         for row in arrived.decisions.to_pylist():

@@ -247,9 +247,7 @@ class SimulatedLoop:
     def _export(self, window: TrainingWindow) -> None:
         """The export's own functions, one after the other: starting a Beam pipeline takes longer than all they do."""
         inputs = read_tables(self._source, window, SETTINGS)
-        joined = JoinedBucket(
-            0, *join_rewards(inputs["decisions"], inputs["earlier"], inputs["rewards"], window, SETTINGS)
-        )
+        joined = JoinedBucket(0, *join_rewards(**inputs, window=window, settings=SETTINGS))
         folder = str(self.places.windows / window.folder)
         written = window_files.add_up(
             window_files.WriteBucketFn(folder, SETTINGS.holdback_share, 100_000).process(joined)

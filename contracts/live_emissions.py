@@ -38,15 +38,17 @@ State = Literal["open", "closed", "recorded"]
 
 
 class LiveCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the job has joined of a window so far: `decisions = rewards + defaulted + waiting`.
+    """What the job has joined of a window so far: `decisions = rewards + defaulted + waiting + cancelled`.
 
-    Decisions are counted once, as the manifest does. `waiting`: without a reward yet, where silence is dropped.
+    Decisions are counted once, as the manifest does. `waiting`: without a reward yet, where silence is dropped, or not
+    activated yet.
     """
 
     decisions: Count = 0
     rewards: Count = 0
     defaulted: Count = 0
     waiting: Count = 0
+    cancelled: Count = 0
 
 
 class WindowSums(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,10 +2,11 @@
 
     Decision      a policy chose `action` for `observation` with probability `propensity`
     RewardEvent   what came back for a decision
+    StatusEvent   a decision was activated (it was shown), or cancelled (it does not count)
     Interaction   a decision joined with its reward: of those in time by a rule, or the default reward
     DeadLetter    a payload that could not be read, kept as received so that it can be replayed
 
-Decisions and rewards travel on one events topic as JSON objects told apart by `kind`. Decode them with
+Decisions, rewards and statuses travel on one events topic as JSON objects told apart by `kind`. Decode them with
 `event_decoder.decode(payload)`: a wrong value raises `msgspec.ValidationError` (not JSON at all: its parent
 `msgspec.DecodeError`) that names the field and the fact.
 
@@ -14,7 +15,7 @@ Fields may be added as optional ones; never rename or reuse one.
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -50,6 +51,13 @@ Propensity = Annotated[
 ]
 SlateId = Annotated[DecisionId, Meta(description="The slate that the decision belongs to: the id of its first place.")]
 Place = Annotated[int, Meta(ge=0, lt=MAX_SLATE, description="The place in the slate, from 0.")]
+Deferred = Annotated[
+    bool, Meta(description="Whether the decision counts only once it is activated, within the reward window.")
+]
+Status = Annotated[
+    Literal["activated", "cancelled"],
+    Meta(description="activated: the decision was shown, so it counts; cancelled: it does not count."),
+]
 Reward = Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX, description="Scalar reward.")]
 
 
@@ -66,6 +74,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     propensity: Propensity
     slate_id: SlateId | None = None
     place: Place | None = None
+    deferred: Deferred | None = None
 
     def __post_init__(self) -> None:
         if self.candidates and self.action not in self.candidates:
@@ -83,6 +92,14 @@ class RewardEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     decision_id: DecisionId
     occurred_at: Timestamp
     reward: Reward
+
+
+class StatusEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="status"):
+    """What became of a decision apart from its reward, and when that occurred."""
+
+    decision_id: DecisionId
+    occurred_at: Timestamp
+    status: Status
 
 
 class Interaction(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +131,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     source: str | None = None
 
 
-Event = Decision | RewardEvent
+Event = Decision | RewardEvent | StatusEvent
 
 event_decoder = msgspec.json.Decoder(Event)
 encoder = msgspec.json.Encoder()

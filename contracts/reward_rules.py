@@ -1,4 +1,4 @@
-"""The rules that combine several rewards of one decision into the reward that counts.
+"""Whether a decision counts, and the rules that combine several rewards of it into the one that counts.
 
     first   the reward that occurred first; of several at one moment the smallest
     last    the one that occurred last; of several at one moment the largest
@@ -12,11 +12,17 @@ the rules record by record; `beam_jobs.reward_join` has them for whole buckets o
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
-from contracts.records import FLOAT32_MAX
+from contracts.records import FLOAT32_MAX, Status
 
 RewardRule = Literal["first", "sum", "last", "max"]
 
 T = TypeVar("T", bound=Any)
+
+
+def happened(deferred: bool | None, statuses: Iterable[Status]) -> bool:
+    """Whether a decision counts, given the statuses that occurred within its reward window."""
+    found = set(statuses)
+    return "cancelled" not in found and (not deferred or "activated" in found)
 
 
 def combine(rule: RewardRule, rewards: Iterable[tuple[T, float]]) -> tuple[T, float]:

@@ -1,18 +1,19 @@
 """Table schemas derived from the records, so that a field list is written once.
 
-The three tables of the warehouse, their partition column and what makes a row unique when it is read.
+The four tables of the warehouse, their partition column and what makes a row unique when it is read.
 """
 
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from contracts.records import DeadLetter, Decision, RewardEvent
+from contracts.records import DeadLetter, Decision, RewardEvent, StatusEvent
 
 ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "TIMESTAMP", "BYTES"]
 
 _COLUMN_TYPES: dict[type, ColumnType] = {
     msgspec.inspect.StrType: "STRING",
+    msgspec.inspect.LiteralType: "STRING",
     msgspec.inspect.IntType: "INT64",
     msgspec.inspect.FloatType: "FLOAT64",
     msgspec.inspect.BoolType: "BOOL",
@@ -42,8 +43,9 @@ class Table(NamedTuple):
 
 DECISIONS = Table("decisions", Decision, "decided_at", ("policy_version",), ("decision_id",))
 REWARDS = Table("rewards", RewardEvent, "occurred_at", ("decision_id",), ("decision_id", "occurred_at", "reward"))
+STATUSES = Table("statuses", StatusEvent, "occurred_at", ("decision_id",), ("decision_id", "occurred_at", "status"))
 DEAD_LETTERS = Table("dead_letters", DeadLetter, "failed_at", ("stage", "error_type"), ("payload", "source"))
-TABLES = (DECISIONS, REWARDS, DEAD_LETTERS)
+TABLES = (DECISIONS, REWARDS, STATUSES, DEAD_LETTERS)
 
 
 def columns(record: type[msgspec.Struct]) -> list[Column]:

@@ -121,7 +121,7 @@ class WindowFile(msgspec.Struct, frozen=True, kw_only=True):
 class WindowCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What became of every decision made, and of every reward that occurred, in a window.
 
-    Decisions made in the window: `decisions = rewards + defaulted + dropped + set_aside`. A reward that occurred in the
+    Decisions made in the window: `decisions = rewards + defaulted + dropped + set_aside + not_activated + cancelled`. A reward that occurred in the
     window is the first in time for its decision (counted in `rewards` of that decision's window), or a repeat, late or
     an orphan (counted here). The rule that combines rewards (`reward_rule`) does not change what is counted.
     """
@@ -138,9 +138,22 @@ class WindowCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     # Decisions left out because their observation has another length than the window's. JSON omits the field when it is
     # 0, as in windows exported before the field existed.
     set_aside: Count = 0
+    # Deferred decisions that were not activated in time, and decisions that were cancelled in time: they never happened.
+    not_activated: Count = 0
+    cancelled: Count = 0
+    void_rewards: Count = 0  # of these decisions, those with a reward in time
+    # Activations and cancellations in time for the window's decisions; and those that occurred in the window without
+    # effect, outside of their decision's reward window or for an unknown decision.
+    statuses_in_time: Count = 0
+    ignored_statuses: Count = 0
     # Rewards in time for the window's decisions, repeated ones included: what later rows are held against. None in
     # windows exported before it was counted.
     rewards_in_time: Count | None = None
+
+    @property
+    def accounted(self) -> int:
+        """The decisions whose fate is counted: all of them."""
+        return self.rewards + self.defaulted + self.dropped + self.set_aside + self.not_activated + self.cancelled
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

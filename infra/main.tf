@@ -32,7 +32,7 @@ resource "google_project_service" "needed" {
   disable_on_destroy = false
 }
 
-# Decisions and rewards travel on one topic; the attribute `kind` distinguishes them.
+# Decisions, rewards and statuses travel on one topic; the attribute `kind` distinguishes them.
 resource "google_pubsub_topic" "events" {
   name                       = "${var.name}-events"
   message_retention_duration = "604800s"

@@ -109,7 +109,7 @@ def find(folder: Path, decision_id: str, moment: datetime, rewards_within: timed
                 continue
             if isinstance(event, Decision):
                 decision = decision or event
-            else:
+            elif isinstance(event, RewardEvent):
                 rewards.setdefault((event.occurred_at, event.reward), event)
     if decision is None:
         return None

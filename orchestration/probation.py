@@ -96,7 +96,7 @@ class Source(NamedTuple):
         decisions = decisions.filter(pa.array(in_holdback(holdback_ids(decisions), settings.holdback_share)))
         ids = decisions["decision_id"].combine_chunks()
         # Each decision is joined on its own, so the others need not be.
-        others = {name: tables[name] for name in ("earlier", "rewards")}
+        others = {name: tables[name] for name in ("earlier", "rewards", "statuses")}
         mine = {name: rows.filter(pc.is_in(rows["decision_id"], value_set=ids)) for name, rows in others.items()}
         joined = _joined(mine | {"decisions": decisions}, window, settings)
         users: list[str | None] = decisions["user_id"].take(pc.index_in(joined.column("decision_id"), ids)).to_pylist()
@@ -106,7 +106,7 @@ class Source(NamedTuple):
 def _joined(tables: "dict[str, pa.Table]", window: TrainingWindow, settings: WindowSettings) -> "pa.RecordBatch":
     from beam_jobs.reward_join import join_rewards
 
-    return join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], window, settings)[0]
+    return join_rewards(**tables, window=window, settings=settings)[0]
 
 
 def logged(interactions: "pa.RecordBatch") -> Logged:

@@ -42,7 +42,7 @@ from predictor.guard import Guard, JsonFormatter, Rules
 from predictor.live import LiveVersions
 from predictor.logs import Logs
 from predictor.metrics import Metrics
-from predictor.routes import DOCS_ROUTES, METRICS_ROUTE, REWARDS_ROUTE, Routes, State
+from predictor.routes import DOCS_ROUTES, FEEDBACK_ROUTES, METRICS_ROUTE, Routes, State
 from predictor.settings import Settings, parse
 
 
@@ -110,9 +110,9 @@ def rules(settings: Settings) -> Rules:
     """Which requests are let through."""
     operations = frozenset({METRICS_ROUTE, *DOCS_ROUTES})
     keys = dict.fromkeys(operations, settings.operations_keys)
-    keys |= {settings.predict_route: settings.predict_keys, REWARDS_ROUTE: settings.rewards_keys}
+    keys |= {settings.predict_route: settings.predict_keys, **dict.fromkeys(FEEDBACK_ROUTES, settings.rewards_keys)}
     return Rules(
-        work=frozenset({settings.predict_route, REWARDS_ROUTE}),
+        work=frozenset({settings.predict_route, *FEEDBACK_ROUTES}),
         max_in_flight=settings.limits.max_in_flight,
         keys={route: known for route, known in keys.items() if known is not None},
         operations=operations,

@@ -29,6 +29,8 @@ from predictor.messages import (
     RewardsRequest,
     RewardsResponse,
     SentReward,
+    StatusesRequest,
+    StatusesResponse,
 )
 
 T = TypeVar("T")
@@ -108,6 +110,18 @@ class Client:
         timed = [msgspec.structs.replace(reward, occurred_at=reward.occurred_at or now) for reward in rewards]
         body = msgspec.json.encode(RewardsRequest(timed))
         return self._post("/rewards", body, RewardsResponse, safe_to_repeat=True).accepted
+
+    def activate(self, decision_ids: Sequence[str], occurred_at: datetime | None = None) -> int:
+        """Says that deferred decisions were shown, at `occurred_at` or now. Returns their number. Same errors as `predict`."""
+        return self._statuses("/activate", decision_ids, occurred_at)
+
+    def cancel(self, decision_ids: Sequence[str], occurred_at: datetime | None = None) -> int:
+        """Says that decisions must not count. Returns their number. Same errors as `predict`."""
+        return self._statuses("/cancel", decision_ids, occurred_at)
+
+    def _statuses(self, route: str, decision_ids: Sequence[str], occurred_at: datetime | None) -> int:
+        body = msgspec.json.encode(StatusesRequest(list(decision_ids), occurred_at or datetime.now(UTC)))
+        return self._post(route, body, StatusesResponse, safe_to_repeat=True).accepted
 
     def _post(self, route: str, body: bytes, answer: type[T], safe_to_repeat: bool) -> T:
         problem = ""

@@ -49,6 +49,7 @@ _DECISION_BYTES = _NUMBER_BYTES + len(
             propensity=1.0,
             slate_id="01a20375-ec4c-785b-98a2-17b9d72932ef",
             place=MAX_SLATE - 1,
+            deferred=True,
         )
     )
 )
@@ -86,6 +87,7 @@ class Asked:
     observation: list[float]
     user_id: str | None
     candidates: list[int]
+    deferred: bool = False
 
 
 def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1, any_length: bool = False) -> list[Asked]:
@@ -113,7 +115,7 @@ def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1, a
                 raise InputError(f"instances[{i}].candidates: must include an item that is on offer, got none")
         if candidates or slate_size > 1:
             _check_offer(i, candidates, policy, slate_size)
-        asked.append(Asked(observation, instance.user_id, candidates))
+        asked.append(Asked(observation, instance.user_id, candidates, instance.deferred))
     return asked
 
 
@@ -216,6 +218,7 @@ def decide(line_up: LineUp, instances: Sequence[Asked], slate_size: int = 1) -> 
                     propensity=propensity,
                     slate_id=slate_ids[i] if slate_size > 1 else None,
                     place=place if slate_size > 1 else None,
+                    deferred=instance.deferred or None,
                 )
                 decided.slates[i].append(decision)
         if line_up.shadow is not None:

@@ -44,6 +44,13 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         Meta(max_length=1_000_000, description="Actions or item ids that are not on offer this time."),
     ] = []
     context: Context | None = None
+    deferred: Annotated[
+        bool,
+        Meta(
+            description="Whether the decision counts only once it is activated. If it is not, within the reward window, it"
+            " never happened."
+        ),
+    ] = False
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -113,6 +120,22 @@ class RewardsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class RewardsResponse(msgspec.Struct, frozen=True):
     """Answer of /rewards: how many rewards were taken. The join finds out later whether each has a decision."""
+
+    accepted: int
+
+
+class StatusesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of /activate and /cancel: decisions that were shown, or that must not count.
+
+    Of a slate, each place is a decision. Without `occurred_at` the server takes the time at which the request arrives.
+    """
+
+    decision_ids: Annotated[list[DecisionId], Meta(min_length=1)]
+    occurred_at: Timestamp | None = None
+
+
+class StatusesResponse(msgspec.Struct, frozen=True):
+    """Answer of /activate and /cancel: how many were taken. The join finds out later whether each has a decision."""
 
     accepted: int
 

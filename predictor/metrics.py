@@ -56,6 +56,7 @@ class Metrics:
         self.arms: OrderedDict[str, Counter[int]] = OrderedDict()
         self.propensity = Histogram(PROPENSITIES)
         self.decisions = self.rewards = self.shadows = self.fallbacks = 0
+        self.statuses: Counter[str] = Counter({"activated": 0, "cancelled": 0})
         self.in_flight = 0
         self.replaced_connections = 0
 
@@ -159,6 +160,10 @@ def _families(
     propensity.add_metric([], metrics.propensity.buckets(), metrics.propensity.sum)
     yield propensity
     yield CounterMetricFamily("predictor_rewards", "Rewards taken.", metrics.rewards)
+    statuses = CounterMetricFamily("predictor_statuses", "Activations and cancellations taken.", labels=["status"])
+    for effect, taken in metrics.statuses.items():
+        statuses.add_metric([effect], taken)
+    yield statuses
     yield CounterMetricFamily("predictor_shadow_decisions", "Decisions scored, not served.", metrics.shadows)
     yield CounterMetricFamily(
         "predictor_fallbacks", "Times a policy failed and the baseline served.", metrics.fallbacks

@@ -7,7 +7,15 @@ from fastapi.responses import PlainTextResponse
 
 from contracts.features import Category, FeatureSpec, Hashed, Number
 from contracts.policies import PolicyCard
-from predictor.messages import PredictRequest, PredictResponse, Refusal, RewardsRequest, RewardsResponse
+from predictor.messages import (
+    PredictRequest,
+    PredictResponse,
+    Refusal,
+    RewardsRequest,
+    RewardsResponse,
+    StatusesRequest,
+    StatusesResponse,
+)
 
 _REF = "#/components/schemas/{name}"
 _ID = "01a20375-ec4c-785b-98a2-17b9d72932ef"
@@ -51,6 +59,27 @@ def rewards_route() -> dict[str, Any]:
     )
 
 
+def activate_route() -> dict[str, Any]:
+    """Arguments of the activate route."""
+    return _statuses_route("Say that deferred decisions were shown, so they count", "Activate")
+
+
+def cancel_route() -> dict[str, Any]:
+    """Arguments of the cancel route."""
+    return _statuses_route("Say that decisions must not count", "Cancel")
+
+
+def _statuses_route(summary: str, operation: str) -> dict[str, Any]:
+    return _route(
+        summary,
+        operation,
+        StatusesRequest,
+        {"one": {"value": {"decision_ids": [_ID]}}},
+        {202: (StatusesResponse, {"accepted": 1})},
+        (400, 401, 403, 408, 413, 415, 429),
+    )
+
+
 def health_route() -> dict[str, Any]:
     """Arguments of the health route."""
     content = {"content": {"application/json": {"schema": {"type": "object"}}}}
@@ -72,7 +101,15 @@ def metrics_route() -> dict[str, Any]:
 
 def complete(document: dict[str, Any], card: PolicyCard | None) -> dict[str, Any]:
     """`document` with the schemas of all bodies; a card narrows them to its observations and arms."""
-    types = (PredictRequest, PredictResponse, RewardsRequest, RewardsResponse, Refusal)
+    types = (
+        PredictRequest,
+        PredictResponse,
+        RewardsRequest,
+        RewardsResponse,
+        StatusesRequest,
+        StatusesResponse,
+        Refusal,
+    )
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     if card is not None:
         d, k = card.observation_dim, card.num_actions

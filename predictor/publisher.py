@@ -47,7 +47,7 @@ _BACK_OFF_SECONDS = (0.1, 5.0)
 _POLL_SECONDS = 0.05
 _STATUS_SECONDS = 0.25
 _HEAD_BYTES = 256
-_KIND = re.compile(rb'"kind":"(decision|reward)"')
+_KIND = re.compile(rb'"kind":"(decision|reward|status)"')
 _EVENT_TIME = re.compile(rb'"(?:decided_at|occurred_at)":"([0-9T:.+Z-]{20,40})"')
 _TOPIC = re.compile(r"projects/[a-z0-9:.-]+/topics/[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from contracts.errors import InputError
 from contracts.items import Item
-from contracts.records import Decision, RewardEvent, encoder
+from contracts.records import Decision, RewardEvent, Status, StatusEvent, encoder
 from predictor import bodies, deciding, openapi
 from predictor import metrics as metrics_text
 from predictor.batcher import Batcher
@@ -25,11 +26,14 @@ from predictor.messages import (
     RewardsRequest,
     RewardsResponse,
     Slot,
+    StatusesRequest,
+    StatusesResponse,
 )
 from predictor.metrics import Metrics
 from predictor.settings import Settings
 
-REWARDS_ROUTE, METRICS_ROUTE = "/rewards", "/metrics"
+REWARDS_ROUTE, ACTIVATE_ROUTE, CANCEL_ROUTE, METRICS_ROUTE = "/rewards", "/activate", "/cancel", "/metrics"
+FEEDBACK_ROUTES = (REWARDS_ROUTE, ACTIVATE_ROUTE, CANCEL_ROUTE)  # what came of decisions
 DOCS_ROUTES = ("/docs", "/docs/oauth2-redirect", "/openapi.json")
 
 # BigQuery's daily partitions accept rows of about ten years back and one ahead; a time further off is a mistake anyway.
@@ -38,6 +42,7 @@ _ROOM_POLL_SECONDS = 0.005
 
 _predict_decoder = msgspec.json.Decoder(PredictRequest)
 _rewards_decoder = msgspec.json.Decoder(RewardsRequest)
+_statuses_decoder = msgspec.json.Decoder(StatusesRequest)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Routes:
         settings = self._state.settings
         app.post(settings.predict_route, **openapi.predict_route())(self.predict)
         app.post(REWARDS_ROUTE, **openapi.rewards_route())(self.rewards)
+        app.post(ACTIVATE_ROUTE, **openapi.activate_route())(self.activate)
+        app.post(CANCEL_ROUTE, **openapi.cancel_route())(self.cancel)
         app.get(settings.health_route, **openapi.health_route())(self.health)
         app.get(METRICS_ROUTE, **openapi.metrics_route())(self.prometheus)
         for route, answer in ((settings.health_route, self.health), (METRICS_ROUTE, self.prometheus)):
@@ -95,21 +102,42 @@ class Routes:
         body = await bodies.read(request, self._limits.max_body_bytes, self._limits.body_seconds)
         sent = bodies.decode(_rewards_decoder, body).rewards
         now = datetime.now(UTC)
-        for number, reward in enumerate(sent):
-            if reward.occurred_at and not now + _OLDEST <= reward.occurred_at <= now + _NEWEST:
-                allowed = "must be of the last five years, and at most a day ahead"
-                raise HTTPException(
-                    400, f"rewards[{number}].occurred_at: {allowed}, got {reward.occurred_at.isoformat()}"
+        await self._log(
+            [
+                RewardEvent(
+                    decision_id=reward.decision_id,
+                    occurred_at=_occurred(reward.occurred_at, now, f"rewards[{number}].occurred_at"),
+                    reward=reward.reward,
                 )
-        lines = encoder.encode_lines(
-            RewardEvent(decision_id=reward.decision_id, occurred_at=reward.occurred_at or now, reward=reward.reward)
-            for reward in sent
+                for number, reward in enumerate(sent)
+            ]
         )
-        # The client can send a reward again, so it is refused rather than dropped.
-        await self._wait_for_room(len(lines))
-        self._state.logs.events.append(lines, len(sent))
         self._state.metrics.rewards += len(sent)
         return bodies.answer(RewardsResponse(len(sent)), 202)
+
+    async def activate(self, request: Request) -> Response:
+        """Logs that decisions were shown."""
+        return await self._statuses(request, "activated")
+
+    async def cancel(self, request: Request) -> Response:
+        """Logs that decisions must not count."""
+        return await self._statuses(request, "cancelled")
+
+    async def _statuses(self, request: Request, status: Status) -> Response:
+        body = await bodies.read(request, self._limits.max_body_bytes, self._limits.body_seconds)
+        sent = bodies.decode(_statuses_decoder, body)
+        occurred_at = _occurred(sent.occurred_at, datetime.now(UTC), "occurred_at")
+        await self._log(
+            [StatusEvent(decision_id=one, occurred_at=occurred_at, status=status) for one in sent.decision_ids]
+        )
+        self._state.metrics.statuses[status] += len(sent.decision_ids)
+        return bodies.answer(StatusesResponse(len(sent.decision_ids)), 202)
+
+    async def _log(self, events: Sequence[RewardEvent | StatusEvent]) -> None:
+        lines = encoder.encode_lines(events)
+        # The client can send these events again, so they are refused rather than dropped.
+        await self._wait_for_room(len(lines))
+        self._state.logs.events.append(lines, len(events))
 
     async def health(self, request: Request) -> Response:
         """What serves, and what became of the events; 503 until a policy serves.
@@ -173,6 +201,14 @@ class Routes:
             if self._limits.on_overload == "drop" or now() > deadline:
                 raise HTTPException(429, "the event log is full, try again later", {"retry-after": "1"})
             await asyncio.sleep(_ROOM_POLL_SECONDS)
+
+
+def _occurred(moment: datetime | None, now: datetime, field: str) -> datetime:
+    """When an event occurred. Raises HTTPException 400 that names `field` for a time that must be a mistake."""
+    if moment is not None and not now + _OLDEST <= moment <= now + _NEWEST:
+        allowed = "must be of the last five years, and at most a day ahead"
+        raise HTTPException(400, f"{field}: {allowed}, got {moment.isoformat()}")
+    return moment or now
 
 
 async def refuse(_: Request, error: HTTPException) -> Response:

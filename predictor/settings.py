@@ -16,7 +16,7 @@ from predictor.live import LiveServing
 from predictor.publisher import DrainSeconds
 
 _ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]*")
-_TAKEN = ("/rewards", "/metrics", "/docs", "/openapi.json")
+_TAKEN = ("/rewards", "/activate", "/cancel", "/metrics", "/docs", "/openapi.json")
 
 
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +161,11 @@ def _parser(environment: Mapping[str, str], documentation: str | None) -> argpar
         type=Path,
         help="predictions and rewards require a key in x-api-key: a line of this file, which may change at any time",
     )
-    add("--rewards-key-file", type=Path, help="rewards require a key of this file instead")
+    add(
+        "--rewards-key-file",
+        type=Path,
+        help="rewards, activations and cancellations require a key of this file instead",
+    )
     add(
         "--operations-key-file",
         type=Path,

@@ -18,20 +18,20 @@ from beam_jobs.options import LOCAL_STREAMING_RUNNER
 from beam_jobs.payloads import DecisionShape
 from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.live_emissions import SUMS_FOLDER, Reader
-from contracts.records import Decision, RewardEvent, encoder
+from contracts.records import Decision, Event, RewardEvent, Status, StatusEvent, encoder
 from contracts.windows import WindowSettings
 
 NUM_ACTIONS = 4
 OBSERVATION_DIM = 3
 WINDOW_SECONDS = 5.0
-Event = Decision | RewardEvent
 
 
 def faulty_log(start: datetime, seed: int, size: int = 300) -> list[Event]:
     """Events of about 15 s in the order of their arrival.
 
     Among them are duplicates, one id for different decisions, and rewards that are late, early, orphaned, repeated, or
-    come before their decision or after a later one.
+    come before their decision or after a later one; and decisions that are deferred, activated, too late or not at all, or
+    cancelled.
     """
     rng = random.Random(seed)
     events: list[tuple[float, Event]] = []
@@ -59,10 +59,15 @@ def faulty_log(start: datetime, seed: int, size: int = 300) -> list[Event]:
             observation=[rng.gauss(0, 2) for _ in range(OBSERVATION_DIM)],
             action=rng.randrange(NUM_ACTIONS),
             propensity=0.25,
+            deferred=rng.random() < 0.15 or None,
         )
         add(seconds + rng.uniform(0, 1.5), decision)
         for _ in range(rng.choice([0, 1, 1, 1, 2])):
             reward(identity, seconds + rng.choice([-0.2, 0.0, rng.uniform(0, 2), 2.5]), rng.uniform(0, 1))
+        if decision.deferred or rng.random() < 0.05:
+            moment = decision.decided_at + timedelta(seconds=round(rng.uniform(0, 2.5), 3))
+            what: Status = "cancelled" if rng.random() < 0.2 else "activated"
+            add(seconds + rng.uniform(0, 2), StatusEvent(decision_id=identity, occurred_at=moment, status=what))
     for number in range(10):
         reward(f"019b76da-a8ff-7000-8000-{seed:04x}{number:08x}", rng.uniform(0, 15), 0)
     return [event for _, event in sorted(events, key=lambda pair: pair[0])]

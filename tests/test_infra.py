@@ -28,7 +28,10 @@ def test_table_schemas_are_up_to_date() -> None:
 
 def test_stale_schemas_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table_schemas.main([str(tmp_path), "--check"]) == 1
-    assert "decisions.json, rewards.json, dead_letters.json differ from the contract" in capsys.readouterr().err
+    assert (
+        "decisions.json, rewards.json, statuses.json, dead_letters.json differ from the contract"
+        in capsys.readouterr().err
+    )
 
 
 def test_bigquery_takes_the_schema_that_the_jobs_check_for() -> None:

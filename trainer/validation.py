@@ -84,10 +84,11 @@ def check_counts(window: ReadyWindow) -> None:
     """Checks the manifest's counts against each other and against its list of files. Raises InputError."""
     counts = window.manifest.counts
     where = window.folder / MANIFEST_NAME
-    if counts.decisions != counts.rewards + counts.defaulted + counts.dropped + counts.set_aside:
+    if counts.decisions != counts.accounted:
         raise InputError(
             f"{where}: {counts.decisions} decisions are not {counts.rewards} with a reward, {counts.defaulted}"
-            f" defaulted, {counts.dropped} dropped and {counts.set_aside} set aside"
+            f" defaulted, {counts.dropped} dropped, {counts.set_aside} set aside, {counts.not_activated} not activated and"
+            f" {counts.cancelled} cancelled"
         )
     if (said := counts.rewards + counts.defaulted) != (listed := window.manifest.records(*dataset.SPLITS)):
         raise InputError(f"{where}: counts say {said} records, the files hold {listed}")

@@ -36,14 +36,14 @@ def gather_window(tables: Mapping[str, pa.Table], question: Question, load: Load
     """The evidence of rows that belong together: all of a window, or those of some ids.
 
     Args:
-      tables: `decisions`, `earlier` and `rewards`, as `beam_jobs.reward_join` takes them.
+      tables: `decisions`, `earlier`, `rewards` and `statuses`, as `beam_jobs.reward_join` takes them.
       question: the window, and how its decisions are looked at.
       load: what decided under a version.
 
     Raises InputError for a propensity that is not in (0, 1].
     """
     settings = msgspec.structs.replace(question.settings, missing_reward="default")
-    joined, counts = join_rewards(tables["decisions"], tables["earlier"], tables["rewards"], question.window, settings)
+    joined, counts = join_rewards(**tables, window=question.window, settings=settings)
     lengths = pc.list_value_length(joined.column("observation"))
     joined = joined.filter(pc.equal(lengths, question.observation_dim or 0))
     _check_propensities(joined)

@@ -205,4 +205,4 @@ class AcknowledgeFn(beam.DoFn):
     def process(self, element: tuple[str, IngestCounts]) -> None:
         """Subtracts what was stored from what is missing of a batch; `element` is its name and what was stored."""
         name, counts = element
-        _reader()._count(name, -(counts.decisions + counts.rewards + counts.dead_letters))
+        _reader()._count(name, -counts.stored)

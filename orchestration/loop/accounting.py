@@ -20,7 +20,7 @@ from contracts import schemas
 from contracts.errors import InputError
 from contracts.event_segments import sealed_segments
 from contracts.policies import PolicyCard, base_of
-from contracts.records import Decision, event_decoder, utc_microseconds
+from contracts.records import Decision, RewardEvent, event_decoder, utc_microseconds
 from contracts.reward_rules import combine
 from contracts.windows import Split, TrainingWindow, revision_folder
 from orchestration.audit import guard
@@ -113,7 +113,7 @@ class Happened(NamedTuple):
                 if isinstance(event, Decision):
                     observation = np.asarray(event.observation, np.float32).tobytes()
                     decisions[event.decision_id] = (observation, event.action)
-                else:
+                elif isinstance(event, RewardEvent):
                     moment = utc_microseconds(event.occurred_at)
                     happened.rewards.append(SentReward(event.decision_id, event.reward, moment, moment / 1e6, ""))
         observations = [row.tobytes() for row in movielens.observations]

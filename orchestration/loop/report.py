@@ -130,13 +130,15 @@ def read(folder: RunFolder) -> Report:
 
 
 def came_late(folder: RunFolder, manifest: Manifest) -> int:
-    """How many rows came after the first export of a window: decisions, and rewards in time for its decisions."""
+    """How many rows came after the first export of a window: decisions, and what came in time for them."""
     first = dataset.read_window(folder.windows / manifest.window.folder).manifest.counts
     return (
         manifest.counts.decisions
         - first.decisions
         + (manifest.counts.rewards_in_time or 0)
         - (first.rewards_in_time or 0)
+        + manifest.counts.statuses_in_time
+        - first.statuses_in_time
     )
 
 

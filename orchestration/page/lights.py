@@ -98,7 +98,8 @@ def of_counts(counts: Counts, broken_on_purpose: float) -> Light:
     """Whether every event of the log could be read. Simulated viewers break a share of them on purpose."""
     sum_up = (
         f"{counts.events:,} events = {counts.decisions:,} decisions + {counts.rewards:,} rewards"
-        f" + {counts.unreadable:,} unreadable"
+        + (f" + {counts.statuses:,} activations and cancellations" if counts.statuses else "")
+        + f" + {counts.unreadable:,} unreadable"
     )
     if counts.unreadable and broken_on_purpose:
         sum_up += f" (this run breaks some on purpose: --fault-rate {broken_on_purpose:g})"
@@ -120,17 +121,19 @@ def of_windows(
     if newest is None:
         return [Light(name="training windows", colour="unknown", fact="none is exported yet")]
     counts = newest.counts
-    fates = counts.rewards + counts.defaulted + counts.dropped + counts.set_aside
     sums = (
         f"{counts.decisions:,} decisions = {counts.rewards:,} with a reward + {counts.defaulted:,} defaulted"
         f" + {counts.dropped:,} dropped + {counts.set_aside:,} set aside"
     )
+    if counts.not_activated or counts.cancelled:
+        sums += f" + {counts.not_activated:,} not activated + {counts.cancelled:,} cancelled"
+    whole = counts.decisions == counts.accounted
     lights = [
         Light(
             name="training windows",
-            colour="ok" if fates == counts.decisions else "bad",
+            colour="ok" if whole else "bad",
             fact=f"{_name(newest.window)}: {sums}",
-            meaning="" if fates == counts.decisions else "decisions of the window are missing or counted twice",
+            meaning="" if whole else "decisions of the window are missing or counted twice",
         )
     ]
     lag = (now - newest.window.end).total_seconds()

@@ -117,6 +117,7 @@ class Monitor:
             events=self._slots.events,
             decisions=self._slots.decisions,
             rewards=self._slots.rewards,
+            statuses=self._slots.statuses,
             unreadable=self._slots.unreadable,
             orphans=self._slots.orphans,
         )

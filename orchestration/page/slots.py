@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from contracts.records import UNREADABLE, Decision, RewardEvent, event_decoder
+from contracts.records import UNREADABLE, Decision, RewardEvent, StatusEvent, event_decoder
 from contracts.reward_rules import RewardRule, combine
 from orchestration.loop.truth import Entry, ServedDecision, SessionStart, decided_milliseconds
 
@@ -92,7 +92,7 @@ class Slots:
     """Adds up events and, where viewers write it down, the truth."""
 
     def __init__(self, clock: Clock, reward_window_seconds: float, reward_rule: RewardRule = "first") -> None:
-        self.events = self.unreadable = self.decisions = self.rewards = self.orphans = 0
+        self.events = self.unreadable = self.decisions = self.rewards = self.statuses = self.orphans = 0
         self.latest: deque[Streamed] = deque(maxlen=STREAMED)
         self.last_event_at: datetime | None = None
         self._clock = clock
@@ -115,10 +115,13 @@ class Slots:
             except UNREADABLE:
                 self.unreadable += 1
                 continue
-            if isinstance(event, Decision):
-                self._decided(event)
-            else:
-                self._rewarded(event)
+            match event:
+                case Decision():
+                    self._decided(event)
+                case RewardEvent():
+                    self._rewarded(event)
+                case StatusEvent():
+                    self.statuses += 1
 
     def add_truth(self, entries: Iterable[Entry]) -> None:
         """Adds what viewers wrote down."""

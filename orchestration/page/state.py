@@ -64,13 +64,14 @@ class Light(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the event log held: `events = decisions + rewards + unreadable`."""
+    """What the event log held: `events = decisions + rewards + statuses + unreadable`."""
 
     events: int
     decisions: int
     rewards: int
     unreadable: int
     orphans: int  # rewards for decisions that are unknown or long past
+    statuses: int = 0  # activations and cancellations
 
 
 class Wrong(msgspec.Struct, frozen=True, kw_only=True):

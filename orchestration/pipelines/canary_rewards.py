@@ -7,12 +7,13 @@ look, once each. Rewards that belong to decisions still to come are kept until t
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from contracts.reward_rules import combine
-from contracts.schemas import DECISIONS, REWARDS, Table
+from contracts.records import Status
+from contracts.reward_rules import combine, happened
+from contracts.schemas import DECISIONS, REWARDS, STATUSES, Table
 from contracts.windows import WindowSettings
 from orchestration import ingestion
 from orchestration.places import Places
@@ -24,7 +25,18 @@ if TYPE_CHECKING:  # Beam: only reading decisions needs it
     import pyarrow as pa
 
 # What is known of a decision when it is compared; `decision_id` finds its rewards.
-_COLUMNS = ("decision_id", "decided_at", "policy_version", "observation", "candidates", "action", "propensity", "place")
+_COLUMNS = (
+    "decision_id",
+    "decided_at",
+    "policy_version",
+    "observation",
+    "candidates",
+    "action",
+    "propensity",
+    "place",
+    "deferred",
+)
+T = TypeVar("T")
 _TICK = timedelta(microseconds=1)  # the resolution of times in the tables
 
 
@@ -69,8 +81,9 @@ class CanaryWatch:
 class CanaryRewards:
     """The decisions since a canary began that have a reward, up to any moment.
 
-    Rewards count as the export counts them for training: those in time, combined by the settings' rule, and a missing one by the settings. A row that
-    reaches the tables after its moment was looked at is not counted.
+    Rewards count as the export counts them for training: those in time, combined by the settings' rule,
+    and a missing one by the settings. A decision that was cancelled, or that was deferred and not activated in time, does not
+    count. A row that reaches the tables after its moment was looked at is not counted.
     """
 
     def __init__(self, places: Places, warehouse: str, begin: datetime, settings: WindowSettings) -> None:
@@ -90,6 +103,7 @@ class CanaryRewards:
         self._decided_until = self._rewarded_until = begin
         self._seen: set[str] = set()  # decisions that were counted: one may be stored again, at a later time
         self._waiting: dict[str, list[tuple[datetime, float]]] = {}  # rewards by decision
+        self._noted: dict[str, list[tuple[datetime, Status]]] = {}  # activations and cancellations by decision
 
     def read_until(self, end: datetime) -> Logged:
         """The decisions made before `end`, and not before the last call's, in their order.
@@ -105,17 +119,23 @@ class CanaryRewards:
         decisions = self._rows(DECISIONS, self._decided_until, end, _COLUMNS)
         for row in self._rows(REWARDS, self._rewarded_until, rewarded_until, None):
             self._waiting.setdefault(row["decision_id"], []).append((row["occurred_at"], row["reward"]))
+        for row in self._rows(STATUSES, self._rewarded_until, rewarded_until, None):
+            self._noted.setdefault(row["decision_id"], []).append((row["occurred_at"], row["status"]))
         found: list[dict[str, Any]] = []
         for row in sorted(decisions, key=lambda row: (row["decided_at"], row["decision_id"])):
             if row["decision_id"] not in self._seen:
                 self._seen.add(row["decision_id"])
                 given = self._waiting.pop(row["decision_id"], [])
-                found += [row | {"reward": reward} for reward in self._counted(row["decided_at"], given)]
+                noted = self._in_time(row["decided_at"], self._noted.pop(row["decision_id"], []))
+                if happened(row["deferred"], (status for _, status in noted)):
+                    found += [row | {"reward": reward} for reward in self._counted(row["decided_at"], given)]
         self._decided_until, self._rewarded_until = end, rewarded_until
         # What is left belongs to decisions to come, which cannot be rewarded before `end`, or to none.
-        kept = {key: [one for one in rewards if one[0] >= end] for key, rewards in self._waiting.items()}
-        self._waiting = {key: rewards for key, rewards in kept.items() if rewards}
+        self._waiting, self._noted = _from(end, self._waiting), _from(end, self._noted)
         return found
+
+    def _in_time(self, decided_at: datetime, events: Iterable[tuple[datetime, T]]) -> list[tuple[datetime, T]]:
+        return [one for one in events if decided_at <= one[0] <= decided_at + self._window]
 
     def _joined(self, rows: list[dict[str, Any]]) -> "pa.RecordBatch":
         import pyarrow as pa
@@ -127,8 +147,7 @@ class CanaryRewards:
 
     def _counted(self, decided_at: datetime, rewards: Iterable[tuple[datetime, float]]) -> list[float]:
         """The reward that training would count, as a list of one; empty if it would drop the decision."""
-        in_time = [one for one in rewards if decided_at <= one[0] <= decided_at + self._window]
-        if in_time:
+        if in_time := self._in_time(decided_at, rewards):
             return [combine(self._settings.reward_rule, in_time)[1]]
         return [self._settings.default_reward] if self._settings.missing_reward == "default" else []
 
@@ -144,3 +163,9 @@ class CanaryRewards:
             found = embedded.read(self._places.warehouse, table, begin, end, names).rows
         rows: list[dict[str, Any]] = found.to_pylist()
         return rows
+
+
+def _from(moment: datetime, events: dict[str, list[tuple[datetime, T]]]) -> dict[str, list[tuple[datetime, T]]]:
+    """The events at `moment` or later, by decision."""
+    kept = {key: [one for one in some if one[0] >= moment] for key, some in events.items()}
+    return {key: some for key, some in kept.items() if some}

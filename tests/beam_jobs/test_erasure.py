@@ -13,8 +13,8 @@ from beam_jobs.erasure import Traces
 from beam_jobs.export_trajectories import export
 from beam_jobs.tables import record_batch
 from beam_jobs.warehouses import EmbeddedWarehouse
-from contracts.records import DeadLetter, Decision, RewardEvent, encoder
-from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS
+from contracts.records import DeadLetter, Decision, RewardEvent, StatusEvent, encoder
+from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, STATUSES
 from contracts.windows import TrainingWindow, WindowSettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,6 +39,11 @@ def reward(number: int, value: float, seconds: float = 0.5) -> RewardEvent:
     return RewardEvent(decision_id=ID.format(number), occurred_at=moment, reward=value)
 
 
+def status(number: int) -> StatusEvent:
+    moment = START + timedelta(seconds=number + 0.5)
+    return StatusEvent(decision_id=ID.format(number), occurred_at=moment, status="cancelled")
+
+
 @pytest.mark.parametrize(
     ("line", "mine"),
     [
@@ -47,6 +52,8 @@ def reward(number: int, value: float, seconds: float = 0.5) -> RewardEvent:
         (encoder.encode(decision(2, None)), False),
         (encoder.encode(reward(3, 17.0)), True),  # of a decision of the user
         (encoder.encode(reward(4, 17.0)), False),
+        (encoder.encode(status(3)), True),
+        (encoder.encode(status(4)), False),
         (b'{"type": "decision", "user_id" : "17", "torn', True),
         (b'{"type": "decision", "movie_id": "17"}', False),
     ],
@@ -69,6 +76,7 @@ def test_rows_of_every_table_are_told():
     for table, records, wanted in (
         (DECISIONS, [decision(1, "17"), decision(2, "18")], [True, False]),
         (REWARDS, [reward(1, 1.0), reward(2, 1.0)], [True, False]),
+        (STATUSES, [status(1), status(2)], [True, False]),
         (DEAD_LETTERS, letters, [True, False]),
     ):
         assert traces.in_rows(pa.Table.from_batches([record_batch(table, records)])) == wanted
@@ -119,6 +127,25 @@ def test_a_window_of_one_user_alone_becomes_empty(tmp_path):
     (ready,) = dataset.ready_windows(tmp_path / "windows")
     assert (ready.manifest.files, ready.manifest.counts.decisions, ready.manifest.policy_versions) == ([], 0, {})
     assert [path.name for path in ready.folder.iterdir()] == ["manifest.json"]
+
+
+def test_cancelled_decisions_are_the_users_too_and_leave_the_tables(tmp_path):
+    from trainer import dataset
+
+    folder = tmp_path / "warehouse"
+    warehouse.create(folder)
+    warehouse.write(folder, DECISIONS, "a", record_batch(DECISIONS, [decision(n, "17") for n in (1, 2)]))
+    warehouse.write(folder, STATUSES, "a", record_batch(STATUSES, [status(1), status(4)]))
+    export(EmbeddedWarehouse(folder), tmp_path / "windows", WINDOW, WindowSettings(holdback_share=0.0))
+    (ready,) = dataset.ready_windows(tmp_path / "windows")
+    assert (ready.manifest.counts.cancelled, ready.manifest.records("train")) == (1, 1)
+    rows = erasure.rows_of(folder, "17")
+    after = erasure.remove_from_window(
+        ready.folder, ready.manifest, erasure.share_of(ready.folder, ready.manifest, rows)
+    )
+    assert (after.counts.cancelled, after.counts.statuses_in_time, after.counts.decisions) == (0, 0, 0)
+    removed = erasure.remove_from_tables(folder, Traces("17", rows.decision_ids))
+    assert removed == {"decisions": 2, "rewards": 0, "statuses": 1, "dead_letters": 0}
 
 
 def test_files_that_name_a_user_are_found_in_archives_too(tmp_path):

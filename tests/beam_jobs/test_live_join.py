@@ -7,19 +7,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beam_jobs.live_join import BucketRows, JoinPlan, WindowChange, all_changes, train_sums
+from beam_jobs.live_join import Arrived, BucketRows, JoinPlan, WindowChange, all_changes, train_sums
 from beam_jobs.reward_join import join_rewards
 from beam_jobs.tables import record_batch
 from beam_jobs.window_rows import row_ranges
 from contracts import live_sums
-from contracts.records import Decision, RewardEvent, utc_microseconds
+from contracts.records import Decision, Event, RewardEvent, Status, StatusEvent, utc_microseconds
 from contracts.reward_rules import RewardRule
-from contracts.schemas import DECISIONS, REWARDS
+from contracts.schemas import DECISIONS, REWARDS, STATUSES
 from contracts.windows import WindowCounts, WindowSettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW_SECONDS = 5.0
-Event = Decision | RewardEvent
 
 
 def at(seconds: float) -> datetime:
@@ -34,7 +33,7 @@ def decision_id(number: int) -> str:
     return f"019b76da-a8{number % 7:02x}-7000-8000-{number:012x}"
 
 
-def decision(number: int, seconds: float, action: int = 0, x: float = 1.0) -> Decision:
+def decision(number: int, seconds: float, action: int = 0, x: float = 1.0, deferred: bool | None = None) -> Decision:
     return Decision(
         decision_id=decision_id(number),
         decided_at=at(seconds),
@@ -42,11 +41,16 @@ def decision(number: int, seconds: float, action: int = 0, x: float = 1.0) -> De
         observation=[x, float(number)],
         action=action,
         propensity=0.5,
+        deferred=deferred,
     )
 
 
 def reward(number: int, seconds: float, value: float = 1.0) -> RewardEvent:
     return RewardEvent(decision_id=decision_id(number), occurred_at=at(seconds), reward=value)
+
+
+def status(number: int, seconds: float, what: Status = "activated") -> StatusEvent:
+    return StatusEvent(decision_id=decision_id(number), occurred_at=at(seconds), status=what)
 
 
 def plan(
@@ -71,10 +75,11 @@ def plan(
     )
 
 
-def rows(events: list[Event]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    return (
+def rows(events: list[Event]) -> Arrived:
+    return Arrived(
         record_batch(DECISIONS, [event for event in events if isinstance(event, Decision)]),
         record_batch(REWARDS, [event for event in events if isinstance(event, RewardEvent)]),
+        record_batch(STATUSES, [event for event in events if isinstance(event, StatusEvent)]),
     )
 
 
@@ -84,7 +89,7 @@ def record(events: list[Event], start: int, how: JoinPlan) -> tuple[live_sums.Ar
     tables: dict[str, pa.Table] = {}
     for name, table, begin, end, columns in row_ranges(window, how.settings):
         moment = "decided_at" if table is DECISIONS else "occurred_at"
-        found = [one for one in events if hasattr(one, moment) and begin <= getattr(one, moment) < end]
+        found = [one for one in events if isinstance(one, table.record) and begin <= getattr(one, moment) < end]
         batch = record_batch(table, found)
         tables[name] = pa.Table.from_batches([batch.select(columns) if columns else batch])
     interactions, counts = join_rewards(**tables, window=window, settings=how.settings)
@@ -97,8 +102,8 @@ def learned(batches: list[list[Event]], how: JoinPlan, first: int = start_of(0))
     changes = []
     for batch in batches:
         bucket = BucketRows(state)
-        changes += bucket.add(*rows(batch), how, first)
-        state = {name: bucket.chunks(name) for name in ("decisions", "rewards", "earlier")}
+        changes += bucket.add(rows(batch), how, first)
+        state = {name: bucket.chunks(name) for name in ("decisions", "rewards", "statuses", "earlier")}
     return all_changes(changes, how.observation_dim)
 
 
@@ -125,6 +130,11 @@ def assert_equal_to_the_record(events: list[Event], found: dict[int, WindowChang
         ("late", [[decision(1, 0)], [reward(1, 2.1)]], None, 0),
         ("twice", [[decision(1, 0), reward(1, 1)], [decision(1, 0), reward(1, 1)]], 1.0, 1),
         ("its id was used before", [[decision(1, 3), reward(1, 3.5)], [decision(1, -1)]], None, 0),
+        ("deferred", [[decision(1, 0, deferred=True)], [reward(1, 1)]], None, 0),
+        ("activated", [[decision(1, 0, deferred=True), reward(1, 1, 2.0)], [status(1, 1.5)]], 2.0, 1),
+        ("activated too late", [[decision(1, 0, deferred=True), reward(1, 1)], [status(1, 2.1)]], None, 0),
+        ("the activation first", [[status(1, 1.5)], [decision(1, 0, deferred=True)], [reward(1, 1)]], 1.0, 1),
+        ("cancelled after it was learned", [[decision(1, 0), reward(1, 1)], [status(1, 1.5, "cancelled")]], None, 0),
         ("decided earlier than it seemed", [[decision(1, 3), reward(1, 4)], [decision(1, 1)]], None, 0),
     ],
 )
@@ -167,7 +177,15 @@ def test_held_back_decisions_are_not_learned() -> None:
 MOMENTS = st.integers(-30, 80).map(lambda tenths: tenths / 4)
 NUMBERS = st.integers(0, 11)
 EVENTS = st.one_of(
-    st.builds(decision, NUMBERS, MOMENTS, st.integers(0, 2), st.sampled_from([0.25, 1.0, -3.1, 1e-7, 4000.0])),
+    st.builds(
+        decision,
+        NUMBERS,
+        MOMENTS,
+        st.integers(0, 2),
+        st.sampled_from([0.25, 1.0, -3.1, 1e-7, 4000.0]),
+        st.sampled_from([None, None, True]),
+    ),
+    st.builds(status, NUMBERS, MOMENTS, st.sampled_from(["activated", "cancelled"])),
     st.builds(reward, NUMBERS, MOMENTS, st.sampled_from([0.0, 1.0, 0.1, -2.5, 5.0])),
 )
 
@@ -181,6 +199,11 @@ def logs(draw: Any) -> list[list[Event]]:
         if draw(st.booleans()):
             after = timedelta(seconds=draw(st.sampled_from([0.0, 0.5, 1.0, 2.0, 2.000001])))
             value = draw(st.sampled_from([1.0, 0.3, 2.0]))
+            if draw(st.booleans()):
+                what: Status = draw(st.sampled_from(["activated", "activated", "cancelled"]))
+                events.append(
+                    StatusEvent(decision_id=event.decision_id, occurred_at=event.decided_at + after, status=what)
+                )
             events.append(
                 RewardEvent(decision_id=event.decision_id, occurred_at=event.decided_at + after, reward=value)
             )
@@ -216,10 +239,10 @@ def test_windows_that_are_finished_are_forgotten_and_the_others_stay_exact(
     bound = at(WINDOW_SECONDS * finished + 3)
     early = [one for one in events if (one.decided_at if isinstance(one, Decision) else one.occurred_at) < bound]
     bucket = BucketRows()
-    changes = bucket.add(*rows(early), how, start_of(0))
+    changes = bucket.add(rows(early), how, start_of(0))
     bucket.compact(how, start_of(finished))
-    state = {name: bucket.chunks(name) for name in ("decisions", "rewards", "earlier")}
-    changes += BucketRows(state).add(*rows(events[len(early) :]), how, start_of(finished))
+    state = {name: bucket.chunks(name) for name in ("decisions", "rewards", "statuses", "earlier")}
+    changes += BucketRows(state).add(rows(events[len(early) :]), how, start_of(finished))
     found = all_changes(changes, how.observation_dim)
     for number in range(finished, 4):
         sums, _ = record(events, start_of(number), how)
@@ -233,20 +256,23 @@ def test_rows_that_no_window_needs_are_dropped() -> None:
     for second in range(14):
         for part in range(3):
             number = 3 * second + part
-            bucket.add(*rows([decision(number, second), reward(number, second + 0.5)]), how, start_of(0))
+            bucket.add(rows([decision(number, second), reward(number, second + 0.5)]), how, start_of(0))
     bucket.compact(how, start_of(2))
-    kept = {name: sum(len(chunk.ids) for chunk in bucket._chunks[name]) for name in ("decisions", "rewards", "earlier")}
+    kept = {
+        name: sum(len(chunk.ids) for chunk in bucket._chunks[name])
+        for name in ("decisions", "rewards", "statuses", "earlier")
+    }
     assert kept == {"decisions": 12, "rewards": 18, "earlier": 12}  # from 10 s on; from 8 s on; from 6 s to 10 s
 
 
 def test_the_number_of_chunks_grows_slowly() -> None:
     bucket = BucketRows()
     for number in range(300):
-        bucket.add(*rows([decision(number, number / 100), reward(number, number / 100)]), plan(), start_of(0))
+        bucket.add(rows([decision(number, number / 100), reward(number, number / 100)]), plan(), start_of(0))
     assert len(bucket.chunks("decisions")) <= 13
     sizes = [len(chunk.ids) for chunk in bucket._chunks["decisions"]]
     assert sum(sizes) == 300
-    [found] = bucket.add(*rows([reward(7, 0.08, 9.0)]), plan(), start_of(0))
+    [found] = bucket.add(rows([reward(7, 0.08, 9.0)]), plan(), start_of(0))
     assert {name: value for name, value in found.counts.items() if value} == {
         "repeated_rewards": 1,
         "rewards_in_time": 1,

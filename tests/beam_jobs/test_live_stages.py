@@ -9,7 +9,8 @@ from apache_beam.testing.util import assert_that
 
 from beam_jobs import live_stages
 from beam_jobs.live_events import Arrivals
-from beam_jobs.live_stages import BucketArrivals, ParseArrivals, Parsed
+from beam_jobs.live_join import Arrived
+from beam_jobs.live_stages import ParseArrivals, Parsed
 from beam_jobs.options import LOCAL_RUNNER
 from beam_jobs.payloads import PayloadBatch
 from contracts import live_emissions
@@ -29,9 +30,9 @@ def test_every_payload_is_a_row_of_its_bucket_or_counted(tmp_path: Path, buckets
     events = faulty_log(START, seed=1, size=60)
     payloads = [*map(payload, events), b"not an event", payload(events[0]).replace(b'"action":', b'"action":9')]
 
-    def check_rows(rows: list[tuple[int, BucketArrivals]]) -> None:
+    def check_rows(rows: list[tuple[int, Arrived]]) -> None:
         assert len(rows) == buckets
-        tables = [pa.Table.from_batches([getattr(one, name) for _, one in rows]) for name in BucketArrivals._fields]
+        tables = [pa.Table.from_batches([getattr(one, name) for _, one in rows]) for name in Arrived._fields]
         assert sum(table.num_rows for table in tables) == len(events)
         places: dict[str, set[int]] = {}
         for bucket, one in rows:

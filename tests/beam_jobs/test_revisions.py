@@ -13,8 +13,8 @@ from beam_jobs.export_trajectories import export, revise, revise_late
 from beam_jobs.tables import record_batch
 from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.errors import InputError
-from contracts.records import Decision, RewardEvent
-from contracts.schemas import DECISIONS, REWARDS
+from contracts.records import Decision, Event, RewardEvent, StatusEvent
+from contracts.schemas import DECISIONS, REWARDS, STATUSES
 from contracts.windows import MANIFEST_NAME, Manifest, TrainingWindow, WindowSettings, decode_manifest, window_start
 from trainer import dataset
 
@@ -45,6 +45,11 @@ def reward(number: int, seconds: float, value: float = 1.0) -> RewardEvent:
     return RewardEvent(decision_id=decision(number, 0).decision_id, occurred_at=at(seconds), reward=value)
 
 
+def cancellation(number: int, seconds: float) -> StatusEvent:
+    identity = decision(number, 0).decision_id
+    return StatusEvent(decision_id=identity, occurred_at=at(seconds), status="cancelled")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """Stores events; those of the first three windows are there: ten decisions each, all but the last two rewarded."""
@@ -52,9 +57,9 @@ def store(tmp_path: Path) -> Store:
     warehouse.create(folder)
     calls = iter(range(1000))
 
-    def put(*events: Decision | RewardEvent) -> None:
+    def put(*events: Event) -> None:
         name = f"segment-{next(calls)}"
-        for table, kind in ((DECISIONS, Decision), (REWARDS, RewardEvent)):
+        for table, kind in ((DECISIONS, Decision), (REWARDS, RewardEvent), (STATUSES, StatusEvent)):
             warehouse.write(folder, table, name, record_batch(table, [one for one in events if isinstance(one, kind)]))
 
     put(*(decision(number, number) for number in range(30)))
@@ -128,6 +133,19 @@ def test_a_revision_has_the_records_of_an_export_that_had_all_rows_at_once(tmp_p
             tmp_path / place / file.name for place in (f"windows/{revised.folder}", f"elsewhere/{whole.folder}")
         )
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_cancellation_that_came_late_takes_its_decision_out_of_the_revision(tmp_path: Path, store: Store) -> None:
+    store(cancellation(2, 3.0))
+    first = run(tmp_path, FIRST)
+    assert (first.counts.cancelled, first.counts.statuses_in_time, first.counts.rewards) == (1, 1, 7)
+    assert late(tmp_path) == {}
+    store(cancellation(3, 4.0), cancellation(2, 3.0), cancellation(5, 9.0))  # in time, stored before, too late
+    assert late(tmp_path) == {FIRST.folder: 1}
+    [revision] = again(tmp_path)
+    assert (revision.counts.cancelled, revision.counts.void_rewards, revision.counts.rewards) == (2, 2, 6)
+    assert revision.records("train", "holdback") == 6
+    assert late(tmp_path) == {}
 
 
 def test_without_a_change_it_makes_nothing(tmp_path: Path, store: Store) -> None:

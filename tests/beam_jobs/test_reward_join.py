@@ -26,9 +26,9 @@ from beam_jobs.reward_join import (
     tables_by_name,
 )
 from beam_jobs.tables import record_batch
-from contracts.records import FLOAT32_MAX, Decision, RewardEvent
+from contracts.records import FLOAT32_MAX, Decision, Event, RewardEvent, Status, StatusEvent
 from contracts.reward_rules import RewardRule, combine
-from contracts.schemas import DECISIONS, REWARDS
+from contracts.schemas import DECISIONS, REWARDS, STATUSES
 from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,25 +59,35 @@ def reward(number: int, seconds: float, value: float = 1.0) -> RewardEvent:
     return RewardEvent(decision_id=decision_id(number), occurred_at=at(seconds), reward=value)
 
 
+def deferred(number: int, seconds: float) -> Decision:
+    return msgspec.structs.replace(decision(number, seconds), deferred=True)
+
+
+def status(number: int, seconds: float, what: Status = "activated") -> StatusEvent:
+    return StatusEvent(decision_id=decision_id(number), occurred_at=at(seconds), status=what)
+
+
 def settings(missing: Literal["default", "drop"] = "default", rule: RewardRule = "first") -> WindowSettings:
     return WindowSettings(
         reward_window_seconds=REWARD_WINDOW, missing_reward=missing, default_reward=-1.0, reward_rule=rule
     )
 
 
-def tables(events: Sequence[Decision | RewardEvent]) -> dict[str, pa.Table]:
-    """The three inputs of the join."""
+def tables(events: Sequence[Event]) -> dict[str, pa.Table]:
+    """The four inputs of the join."""
     decisions = [event for event in events if isinstance(event, Decision) and event.decided_at >= START]
     earlier = [event for event in events if isinstance(event, Decision) and event.decided_at < START]
     rewards = [event for event in events if isinstance(event, RewardEvent)]
+    statuses = [event for event in events if isinstance(event, StatusEvent)]
     return {
         "decisions": pa.Table.from_batches([record_batch(DECISIONS, decisions)]),
         "earlier": pa.Table.from_batches([record_batch(DECISIONS, earlier)]).select(KEY_COLUMNS),
         "rewards": pa.Table.from_batches([record_batch(REWARDS, rewards)]),
+        "statuses": pa.Table.from_batches([record_batch(STATUSES, statuses)]),
     }
 
 
-def in_time(events: Sequence[Decision | RewardEvent]) -> int:
+def in_time(events: Sequence[Event]) -> int:
     """How many different rewards came in time for decisions of the window."""
     decided: dict[str, datetime] = {}
     for event in events:
@@ -90,7 +100,7 @@ def in_time(events: Sequence[Decision | RewardEvent]) -> int:
 
 
 def joined(
-    events: Sequence[Decision | RewardEvent], missing: Literal["default", "drop"] = "default"
+    events: Sequence[Event], missing: Literal["default", "drop"] = "default"
 ) -> tuple[list[tuple[int, float, float | None]], dict[str, int]]:
     """(number, reward, when it came) of each interaction, and the counts that are not 0."""
     rows, counts = join_rewards(**tables(events), window=WINDOW, settings=settings(missing))
@@ -98,7 +108,7 @@ def joined(
         (int(row["observation"][0]), row["reward"], row["rewarded_at"] and (row["rewarded_at"] - START).total_seconds())
         for row in rows.to_pylist()
     ]
-    assert counts.decisions == counts.rewards + counts.defaulted + counts.dropped
+    assert counts.decisions == counts.accounted
     assert [row["defaulted"] for row in rows.to_pylist()] == [came is None for _, _, came in interactions]
     assert counts.rewards_in_time == in_time(events)
     names = [name for name in WindowCounts.__struct_fields__ if name != "rewards_in_time"]
@@ -188,6 +198,68 @@ def joined(
             {"decisions": 1, "defaulted": 1, "late_rewards": 1, "duplicate_decisions": 1},
         ),
         ("late of an earlier decision", [decision(1, -5), reward(1, 0.5)], [], {"late_rewards": 1}),
+        ("deferred", [deferred(1, 0)], [], {"decisions": 1, "not_activated": 1}),
+        (
+            "deferred, with a reward that does not activate it",
+            [deferred(1, 0), reward(1, 1)],
+            [],
+            {"decisions": 1, "not_activated": 1, "void_rewards": 1},
+        ),
+        (
+            "activated, and rewarded before that",
+            [deferred(1, 0), reward(1, 0.5, 3), status(1, 1)],
+            [(1, 3, 0.5)],
+            {"decisions": 1, "rewards": 1, "statuses_in_time": 1},
+        ),
+        (
+            "activated twice, once read again, and silent",
+            [deferred(1, 0), status(1, 1), status(1, 2), status(1, 2)],
+            [(1, -1, None)],
+            {"decisions": 1, "defaulted": 1, "statuses_in_time": 2},
+        ),
+        (
+            "activated too late",
+            [deferred(1, 0), reward(1, 1), status(1, 2.000001)],
+            [],
+            {"decisions": 1, "not_activated": 1, "void_rewards": 1, "ignored_statuses": 1},
+        ),
+        (
+            "cancelled",
+            [decision(1, 0), reward(1, 1), status(1, 2, "cancelled")],
+            [],
+            {"decisions": 1, "cancelled": 1, "void_rewards": 1, "statuses_in_time": 1},
+        ),
+        (
+            "cancelled and activated: a cancellation prevails",
+            [deferred(1, 0), status(1, 1, "cancelled"), status(1, 1.5)],
+            [],
+            {"decisions": 1, "cancelled": 1, "statuses_in_time": 2},
+        ),
+        (
+            "cancelled too late",
+            [decision(1, 0), reward(1, 1), status(1, 2.5, "cancelled")],
+            [(1, 1, 1)],
+            {"decisions": 1, "rewards": 1, "ignored_statuses": 1},
+        ),
+        (
+            "activated although it was not deferred",
+            [decision(1, 0), reward(1, 1), status(1, 0.5)],
+            [(1, 1, 1)],
+            {"decisions": 1, "rewards": 1, "statuses_in_time": 1},
+        ),
+        (
+            "statuses of unknown decisions, one of them outside of the window",
+            [status(9, 4), status(8, 4, "cancelled"), status(9, 11)],
+            [],
+            {"ignored_statuses": 2},
+        ),
+        (
+            "of this window, activated after its end",
+            [deferred(1, 9.5), reward(1, 11), status(1, 11.2)],
+            [(1, 1, 11)],
+            {"decisions": 1, "rewards": 1, "statuses_in_time": 1},
+        ),
+        ("of an earlier decision: counted there", [deferred(1, -1), status(1, 0.5)], [], {}),
         (
             "ordered by time, then id",
             [decision(2, 1), decision(3, 0), decision(1, 1)],
@@ -196,9 +268,7 @@ def joined(
         ),
     ],
 )
-def test_table_of_truths(
-    case: str, events: list[Decision | RewardEvent], interactions: list[Any], counts: dict[str, int]
-) -> None:
+def test_table_of_truths(case: str, events: list[Event], interactions: list[Any], counts: dict[str, int]) -> None:
     assert joined(events) == (interactions, counts), case
     assert joined(events[::-1]) == (interactions, counts), f"{case}, in another order"
 
@@ -239,6 +309,9 @@ def test_a_sum_beyond_the_trainers_numbers_stops_at_the_largest() -> None:
 def test_missing_rewards_can_be_dropped() -> None:
     events = [decision(1, 0), decision(2, 1), reward(2, 2, 5), decision(3, 2)]
     assert joined(events, "drop") == ([(2, 5, 2)], {"decisions": 3, "rewards": 1, "dropped": 2})
+    events += [deferred(4, 3), deferred(5, 3), status(5, 4)]
+    counts = {"decisions": 5, "rewards": 1, "dropped": 3, "not_activated": 1, "statuses_in_time": 1}
+    assert joined(events, "drop") == ([(2, 5, 2)], counts)
 
 
 def test_decisions_that_contradict_each_other() -> None:
@@ -250,7 +323,7 @@ def test_decisions_that_contradict_each_other() -> None:
         assert counts.duplicate_decisions == 2
 
 
-def by_hand(events: Sequence[Decision | RewardEvent], rule: RewardRule = "first") -> dict[str, float | None]:
+def by_hand(events: Sequence[Event], rule: RewardRule = "first") -> dict[str, float | None]:
     """decision_id -> its reward, the slow and obvious way."""
     decided = {event.decision_id: event.decided_at for event in events if isinstance(event, Decision)}
     rewards: dict[str, float | None] = {}
@@ -268,9 +341,9 @@ def by_hand(events: Sequence[Decision | RewardEvent], rule: RewardRule = "first"
     return rewards
 
 
-def random_events(seed: int, count: int) -> list[Decision | RewardEvent]:
+def random_events(seed: int, count: int) -> list[Event]:
     rng = random.Random(seed)
-    events: list[Decision | RewardEvent] = [decision(number, rng.uniform(-3, 10)) for number in range(count)]
+    events: list[Event] = [decision(number, rng.uniform(-3, 10)) for number in range(count)]
     events = [event for event in events if isinstance(event, Decision) and event.decided_at < WINDOW.end]
     for event in list(events):
         offset = (event.decided_at - START).total_seconds()  # type: ignore[union-attr]
@@ -306,13 +379,12 @@ def test_agrees_with_the_slow_and_obvious_way(rule: RewardRule) -> None:
     assert len(occurred_here) == len(firsts_here) + others
 
 
-def rows_of(events: Sequence[Decision | RewardEvent], window: TrainingWindow) -> list[dict[str, Any]]:
+def rows_of(events: Sequence[Event], window: TrainingWindow) -> list[dict[str, Any]]:
     inside = [e for e in events if not isinstance(e, Decision) or window.start <= e.decided_at < window.end]
     table = pa.Table.from_batches([record_batch(DECISIONS, [e for e in inside if isinstance(e, Decision)])])
     rewards = tables([e for e in inside if isinstance(e, RewardEvent)])
-    rows, _ = join_rewards(
-        table, rewards["earlier"], rewards["rewards"], window, WindowSettings(reward_window_seconds=REWARD_WINDOW)
-    )
+    others = {name: rewards[name] for name in ("earlier", "rewards", "statuses")}
+    rows, _ = join_rewards(table, **others, window=window, settings=WindowSettings(reward_window_seconds=REWARD_WINDOW))
     return rows.to_pylist()
 
 

@@ -25,11 +25,12 @@ def at(seconds: float) -> datetime:
 
 
 def test_the_join_needs_the_window_what_was_before_it_and_rewards_around_it() -> None:
-    decisions, earlier, rewards = row_ranges(WINDOW, SETTINGS)
+    decisions, earlier, rewards, statuses = row_ranges(WINDOW, SETTINGS)
     assert (decisions.start, decisions.end) == (WINDOW.start, WINDOW.end)
     assert (earlier.start, earlier.end) == (at(-60), WINDOW.start)
     assert earlier.columns == ("decision_id", "decided_at")
-    assert (rewards.start, rewards.end) == (at(-2), at(12) + timedelta(microseconds=1))
+    for answers in (rewards, statuses):
+        assert (answers.start, answers.end) == (at(-2), at(12) + timedelta(microseconds=1))
 
 
 def test_a_window_at_the_end_of_the_calendar_overflows() -> None:

@@ -7,6 +7,7 @@ import pytest
 from contracts.records import (
     Decision,
     RewardEvent,
+    StatusEvent,
     describe_error,
     encoder,
     event_decoder,
@@ -23,18 +24,19 @@ DECISION = {
     "action": 3,
     "propensity": 0.01,
 }
+STATUS = {"kind": "status", "decision_id": ID, "occurred_at": "2026-01-01T00:00:01Z", "status": "activated"}
 REWARD = {"kind": "reward", "decision_id": ID, "occurred_at": "2026-01-01T00:00:01Z", "reward": 4.5}
 
 
 def test_events_survive_the_way_through_json():
-    for fields, record in ((DECISION, Decision), (REWARD, RewardEvent)):
+    for fields, record in ((DECISION, Decision), (REWARD, RewardEvent), (STATUS, StatusEvent)):
         event = event_decoder.decode(msgspec.json.encode(fields))
         assert type(event) is record
         assert event_decoder.decode(encoder.encode(event)) == event
 
 
 def test_what_a_decision_does_not_have_takes_no_bytes():
-    for more in ({}, {"candidates": [3, 5], "user_id": "u1", "slate_id": ID, "place": 2}):
+    for more in ({}, {"candidates": [3, 5], "user_id": "u1", "slate_id": ID, "place": 2}, {"deferred": True}):
         event = event_decoder.decode(msgspec.json.encode(DECISION | more))
         assert msgspec.json.decode(encoder.encode(event)) == DECISION | more
 
@@ -118,6 +120,13 @@ def test_an_id_with_a_newline_after_it_is_no_id():
     payload = msgspec.json.encode(DECISION | {"decision_id": DECISION["decision_id"] + "\n"})
     with pytest.raises(msgspec.ValidationError, match="length <= 36"):
         event_decoder.decode(payload)
+
+
+def test_an_unknown_status_is_refused():
+    payload = msgspec.json.encode(STATUS | {"status": "shown"})
+    with pytest.raises(msgspec.ValidationError) as caught:
+        event_decoder.decode(payload)
+    assert describe_error(caught.value, payload).startswith("status: Invalid enum value 'shown', got 'shown'")
 
 
 def test_a_missing_field_is_named():

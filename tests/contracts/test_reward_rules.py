@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.records import FLOAT32_MAX
-from contracts.reward_rules import RewardRule, combine
+from contracts.records import FLOAT32_MAX, Status
+from contracts.reward_rules import RewardRule, combine, happened
 
 REWARDS = [(2, 1.0), (1, 4.0), (1, 3.0), (3, -2.0), (3, 4.0), (2, 1.0)]
 
@@ -35,6 +35,24 @@ def test_a_sum_stays_within_the_bounds_of_a_reward() -> None:
 def test_the_order_of_arrival_does_not_matter(both: tuple[list[tuple[int, float]], list[tuple[int, float]]]) -> None:
     for rule in ("first", "last", "max", "sum"):
         assert combine(rule, both[0]) == combine(rule, both[1])
+
+
+@pytest.mark.parametrize(
+    ("deferred", "statuses", "expected"),
+    [
+        (None, [], True),
+        (None, ["activated"], True),
+        (None, ["cancelled"], False),
+        (True, [], False),
+        (True, ["activated", "activated"], True),
+        (True, ["activated", "cancelled"], False),
+        (True, ["cancelled", "activated"], False),
+    ],
+)
+def test_a_cancellation_prevails_and_a_deferred_decision_needs_its_activation(
+    deferred: bool | None, statuses: list[Status], expected: bool
+) -> None:
+    assert happened(deferred, statuses) is expected
 
 
 def test_an_unknown_rule_is_refused() -> None:

@@ -20,7 +20,7 @@ from beam_jobs.window_files import WrittenBucket, trajectories, write_file, writ
 from contracts import policies
 from contracts.policies import STRATEGIES, Exploration, Strategy, TrainedWindow
 from contracts.records import Decision, RewardEvent, encoder, event_decoder
-from contracts.schemas import DECISIONS, REWARDS
+from contracts.schemas import DECISIONS, REWARDS, STATUSES
 from contracts.windows import TrainingWindow, WindowCounts, WindowSettings
 from orchestration import gate, held_back
 from orchestration.audit import evidence
@@ -117,6 +117,7 @@ def joined(slates: list[list[Decision]]) -> Joined:
         decisions=pa.Table.from_batches([rows]),
         earlier=pa.Table.from_batches([rows.slice(0, 0).select(["decision_id", "decided_at"])]),
         rewards=pa.Table.from_batches([record_batch(REWARDS, rewards)]),
+        statuses=pa.Table.from_batches([record_batch(STATUSES, [])]),
         window=window,
         settings=SETTINGS,
     )

@@ -2,12 +2,13 @@ import re
 import socket
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 
 from contracts import event_segments
 from contracts.errors import InputError
-from contracts.records import event_decoder
+from contracts.records import Decision, StatusEvent, event_decoder
 from predictor.client import Client, RefusedError, UnavailableError
 from predictor.messages import Instance, SentReward
 from tests.linear_policies import write_policy
@@ -37,6 +38,38 @@ def test_predict_and_reward(server):
         product = slate.slate[0].propensity * slate.slate[1].propensity * slate.slate[2].propensity
         assert slate.slate_propensity == pytest.approx(product)
         assert (slate.slate[0].decision_id, slate.slate[0].action) == (slate.decision_id, slate.action)
+
+
+def test_activate_and_cancel(server):
+    with Client(server.url, api_key="sesame") as client:
+        shown, cancelled = client.predict([Instance([1.0, 2.0, 3.0], deferred=True), Instance([1.0, 2.0, 3.0])])
+        moment = datetime.now(UTC)
+        assert client.activate([shown.decision_id], moment) == 1
+        assert client.cancel([cancelled.decision_id]) == 1
+        with pytest.raises(RefusedError, match=r"^400: decision_ids\[0\]: Expected `str` of length"):
+            client.cancel(["not-an-id"])
+        with pytest.raises(RefusedError, match=r"^400: decision_ids: Expected `array` of length >= 1"):
+            client.activate([])
+        with pytest.raises(RefusedError, match=r"^400: occurred_at: must be of the last five years"):
+            client.activate([shown.decision_id], datetime(1999, 1, 1, tzinfo=UTC))
+    with Client(server.url) as client, pytest.raises(RefusedError, match=r"^401: x-api-key"):
+        client.activate([shown.decision_id])
+    found = []
+    deadline = time.monotonic() + 10
+    while len(found) < 2 and time.monotonic() < deadline:
+        paths = [*event_segments.sealed_segments(server.events), *event_segments.open_segments(server.events)]
+        lines = [line for path in paths for line in path.read_bytes().splitlines()]
+        found = [event for event in map(event_decoder.decode, lines) if isinstance(event, StatusEvent)]
+    assert [(event.decision_id, event.status) for event in found] == [
+        (shown.decision_id, "activated"),
+        (cancelled.decision_id, "cancelled"),
+    ]
+    assert found[0].occurred_at == moment
+    decided = [event for event in map(event_decoder.decode, lines) if isinstance(event, Decision)]
+    assert {event.decision_id: event.deferred for event in decided}[shown.decision_id] is True
+    assert {event.decision_id: event.deferred for event in decided}[cancelled.decision_id] is None
+    text = server.read("/metrics").decode()
+    assert 'predictor_statuses_total{status="activated"} 1.0' in text
 
 
 def test_refusals_are_not_repeated(server):

@@ -27,7 +27,7 @@ def test_document_is_of_the_policy_that_serves(server):
     assert (instance["observation"]["minItems"], instance["observation"]["maxItems"]) == (3, 3)
     action, item_id = instance["candidates"]["items"]["anyOf"]
     assert (action["maximum"], item_id["type"]) == (4, "string")
-    assert {"/predict", "/rewards", "/health", "/metrics"} == set(document["paths"])
+    assert {"/predict", "/rewards", "/activate", "/cancel", "/health", "/metrics"} == set(document["paths"])
     assert b"/openapi.json" in server.read("/docs")
 
 
@@ -65,7 +65,7 @@ def test_fuzzed_on_its_own_document(server, tmp_path):
     # What a schema cannot say (a slate longer than its candidates) is refused although the schema allows it.
     command += ["--exclude-checks", "positive_data_acceptance"]
     command += ["--max-examples", "150", "--seed", "1", "--no-color", "--suppress-health-check", "all"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stdout[-3000:]
     requests = [json.loads(line) for line in server.stderr().splitlines() if '"refused"' in line]
     assert len(requests) > 100

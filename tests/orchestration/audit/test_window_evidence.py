@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from beam_jobs.tables import arrow_schema, record_batch
 from contracts.records import Decision, RewardEvent
-from contracts.schemas import DECISIONS, REWARDS
+from contracts.schemas import DECISIONS, REWARDS, STATUSES
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration.audit.window_evidence import Question, gather_window
 from predictor.deciding import new_decision_ids
@@ -36,6 +36,7 @@ def gathered(decisions: list[Decision], rewards: list[RewardEvent]):  # type: ig
         "decisions": pa.Table.from_batches([record_batch(DECISIONS, decisions)]),
         "earlier": arrow_schema(DECISIONS, ("decision_id", "decided_at")).empty_table(),
         "rewards": pa.Table.from_batches([record_batch(REWARDS, rewards)]),
+        "statuses": arrow_schema(STATUSES).empty_table(),
     }
     return gather_window(tables, Question(WINDOW, WindowSettings(missing_reward="drop"), 2, []), lambda _: None)
 

@@ -13,7 +13,7 @@ from beam_jobs import warehouse as embedded
 from contracts.errors import InputError
 from contracts.event_segments import SEALED_SUFFIX, segment_name
 from contracts.items import Item
-from contracts.records import Decision, RewardEvent
+from contracts.records import Decision, RewardEvent, StatusEvent
 from contracts.windows import WindowSettings
 from orchestration import watch
 from orchestration.pipelines.canary_rewards import CanaryRewards, CanaryWatch
@@ -90,6 +90,27 @@ def check_counts(places: Places, warehouse: str) -> None:
 
 def test_rewards_are_counted_as_in_training(places):
     check_counts(places, "")
+
+
+def test_decisions_that_never_happened_do_not_count(tmp_path):
+    def status(number: int, second: float, what: str) -> StatusEvent:
+        moment = START + timedelta(seconds=second)
+        return StatusEvent(decision_id=ID.format(number), occurred_at=moment, status=what)
+
+    events: list = [reward(number, START + timedelta(seconds=2), number) for number in range(1, 6)]
+    for number in range(1, 6):
+        made = decision(number, "new", START + timedelta(seconds=1))
+        events.append(msgspec.structs.replace(made, deferred=True) if number < 4 else made)
+    events += [
+        status(1, 2.5, "activated"),
+        status(2, 3.5, "activated"),
+        status(4, 2, "cancelled"),
+    ]  # the second too late
+    places = Places(tmp_path)
+    write(places, events)
+    rewards = rewards_of(places, missing="default")
+    looks = [found(rewards.read_until(START + timedelta(seconds=second))) for second in (0.5, 1.5, 5)]
+    assert looks == [[], [("new", 1.0), ("new", 5.0)], []]
 
 
 @pytest.mark.parametrize(("rule", "value"), [("sum", 9.0), ("last", 5.0), ("max", 5.0)])
