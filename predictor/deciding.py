@@ -27,7 +27,7 @@ from contracts.records import (
     encoder,
 )
 from predictor.line_up import LineUp
-from predictor.messages import Instance
+from predictor.messages import Instance, NamedInstance
 from predictor.policy import Policy, in_common
 
 _log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class Asked:
     user_id: str | None
     candidates: list[int]
     deferred: bool = False
+    decision_ids: list[str] | None = None  # one per place; None: new ones
 
 
 def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1, any_length: bool = False) -> list[Asked]:
@@ -115,7 +116,8 @@ def check(instances: Sequence[Instance], line_up: LineUp, slate_size: int = 1, a
                 raise InputError(f"instances[{i}].candidates: must include an item that is on offer, got none")
         if candidates or slate_size > 1:
             _check_offer(i, candidates, policy, slate_size)
-        asked.append(Asked(observation, instance.user_id, candidates, instance.deferred))
+        ids = instance.decision_ids if isinstance(instance, NamedInstance) else None
+        asked.append(Asked(observation, instance.user_id, candidates, instance.deferred, ids))
     return asked
 
 
@@ -189,7 +191,7 @@ def decide(line_up: LineUp, instances: Sequence[Asked], slate_size: int = 1) -> 
     shares: list[tuple[Policy, list[int]]] = []
     slate_ids: list[str] = []
     for place in range(slate_size):
-        decision_ids = new_decision_ids(now_microseconds // 1000, len(instances))
+        decision_ids = _ids(instances, place, now_microseconds // 1000)
         if place:
             for i, slate in enumerate(decided.slates):
                 candidates[i] = [action for action in candidates[i] or all_on_offer if action != slate[-1].action]
@@ -324,6 +326,12 @@ def replay(policy: Policy, decisions: Sequence[Decision]) -> tuple[list[int], li
         [decision.candidates for decision in decisions],
         [decision.decision_id for decision in decisions],
     )
+
+
+def _ids(instances: Sequence[Asked], place: int, now_milliseconds: int) -> list[str]:
+    """The ids of the decisions of one place: those that were given, else new ones."""
+    new = new_decision_ids(now_milliseconds, len(instances))
+    return [one.decision_ids[place] if one.decision_ids else id for one, id in zip(instances, new, strict=True)]
 
 
 def new_decision_ids(now_milliseconds: int, count: int) -> list[str]:

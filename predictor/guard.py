@@ -35,7 +35,9 @@ class Rules:
 
     `work` are the routes that the limit of requests in hand applies to. Health and metrics are not among them, so they
     answer even when the server is flooded. `keys` are asked for by route. With an `operations_port`, the routes of
-    `operations` answer there alone, and those of `work` do not answer there.
+    `operations` answer there alone, and those of `work` do not answer there. Browsers may call the routes `from_pages` from
+    pages of `origins`. `route_of` maps a path to its route, for routes with an id in their path; `key_headers` has the
+    header of the key where it is not x-api-key.
     """
 
     work: frozenset[str]
@@ -43,6 +45,10 @@ class Rules:
     keys: Mapping[str, Keys] = field(default_factory=dict)
     operations: frozenset[str] = frozenset()
     operations_port: int | None = None
+    origins: frozenset[bytes] = frozenset()
+    from_pages: frozenset[str] = frozenset()
+    route_of: Callable[[str], str] = str
+    key_headers: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Guard:
@@ -72,45 +78,71 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                if origin is not None:
+                    message["headers"] += [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
             await send(message)
 
-        guarded = scope["path"] in self._rules.work
+        route = self._rules.route_of(scope["path"])
+        guarded = route in self._rules.work
+        origin = self._allowed_origin(route, headers)
         self._metrics.in_flight += guarded
         try:
-            if refusal := self._refusal(scope, guarded, headers):
+            if origin is not None and scope["method"] == "OPTIONS":
+                await _preflight(send_with_id)
+            elif refusal := self._refusal(scope, route, headers, origin):
                 await _refuse(send_with_id, *refusal)
             else:
                 await self._app(scope, receive, send_with_id)
         finally:
             self._metrics.in_flight -= guarded
             seconds = time.perf_counter() - begin
-            route = scope["path"] if guarded else "other"
-            self._metrics.request(route, status, seconds)
+            counted = route if guarded else "other"
+            self._metrics.request(counted, status, seconds)
             if status >= 400 and _log.isEnabledFor(logging.INFO):
                 _log.info(
                     "refused",
                     extra={
                         "request_id": request_id.decode(),
                         "method": scope["method"],
-                        "route": route,
+                        "route": counted,
                         "status": status,
                         "seconds": round(seconds, 6),
                     },
                 )
 
-    def _refusal(self, scope: Scope, guarded: bool, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        rules, path = self._rules, scope["path"]
+    def _allowed_origin(self, route: str, headers: dict[bytes, bytes]) -> bytes | None:
+        """The origin of the page that sent the request, if it may call the route."""
+        origin = headers.get(b"origin")
+        return origin if route in self._rules.from_pages and origin in self._rules.origins else None
+
+    def _refusal(
+        self, scope: Scope, route: str, headers: dict[bytes, bytes], origin: bytes | None
+    ) -> tuple[int, str] | None:
+        rules, guarded = self._rules, route in self._rules.work
         if rules.operations_port is not None:
             at_operations = scope["server"][1] == rules.operations_port
-            if path in (rules.work if at_operations else rules.operations):
+            if route in (rules.work if at_operations else rules.operations):
                 return 404, "Not Found"
         if guarded and self._metrics.in_flight > rules.max_in_flight:
             return 429, f"{rules.max_in_flight} requests are in hand already, try again later"
-        if (keys := rules.keys.get(path)) is not None and not keys.admit(headers.get(HEADER, b"")):
-            return 401, "x-api-key: is missing or wrong"
-        if guarded and headers.get(b"sec-fetch-site", b"none") not in _OWN_SITES:
+        header = rules.key_headers.get(route, HEADER)
+        if (keys := rules.keys.get(route)) is not None and not keys.admit(headers.get(header, b"")):
+            return 401, f"{header.decode()}: is missing or wrong"
+        if guarded and origin is None and headers.get(b"sec-fetch-site", b"none") not in _OWN_SITES:
             return 403, "sec-fetch-site: requests from pages of other sites are refused"
         return None
+
+
+async def _preflight(send: Send) -> None:
+    """Answers a browser that asks whether a page may send a request."""
+    headers = [
+        (b"access-control-allow-methods", b"POST"),
+        (b"access-control-allow-headers", b"content-type, x-api-key"),
+        (b"access-control-max-age", b"600"),
+        (b"content-length", b"0"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:

@@ -53,6 +53,12 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     ] = False
 
 
+class NamedInstance(Instance, frozen=True, kw_only=True):
+    """An instance with the ids of its decisions, one per place. A part of the server makes it; no request holds it."""
+
+    decision_ids: list[DecisionId]
+
+
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Settings for all instances of a request."""
 

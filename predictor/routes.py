@@ -12,13 +12,16 @@ from starlette.exceptions import HTTPException
 
 from contracts.errors import InputError
 from contracts.items import Item
+from contracts.policies import PolicyCard
 from contracts.records import Decision, RewardEvent, Status, StatusEvent, encoder
 from predictor import bodies, deciding, openapi
 from predictor import metrics as metrics_text
 from predictor.batcher import Batcher
 from predictor.follower import PolicyFollower
+from predictor.line_up import LineUp
 from predictor.logs import Logs
 from predictor.messages import (
+    Instance,
     Prediction,
     PredictRequest,
     PredictResponse,
@@ -79,30 +82,42 @@ class Routes:
 
     async def predict(self, request: Request) -> Response:
         """Decides for each instance and logs the decisions."""
-        limits, batcher = self._limits, self._state.batcher
-        body = await bodies.read(request, limits.max_body_bytes, limits.body_seconds)
-        asked = bodies.decode(_predict_decoder, body)
-        slate_size = asked.parameters.slate_size if asked.parameters else 1
-        if len(asked.instances) * slate_size > limits.max_instances:
-            at_most = f"instances: must be at most {limits.max_instances} (times slate_size)"
-            raise HTTPException(400, f"{at_most}, got {len(asked.instances) * slate_size}")
+        asked = bodies.decode(_predict_decoder, await self.body(request))
+        card, slates = await self.decide(asked.instances, asked.parameters.slate_size if asked.parameters else 1)
+        return bodies.answer(PredictResponse([_prediction(slate, card.catalogue) for slate in slates]))
+
+    async def body(self, request: Request) -> bytes:
+        """The body of a request. Raises HTTPException as `bodies.read` does."""
+        return await bodies.read(request, self._limits.max_body_bytes, self._limits.body_seconds)
+
+    def line_up(self) -> LineUp:
+        """The policies that decide now. Raises HTTPException 503 while there are none."""
         if (line_up := self._state.follower.line_up) is None:
             raise HTTPException(503, "no policy is loaded yet")
-        size = deciding.logged_bytes(asked.instances, slate_size, line_up)
+        return line_up
+
+    async def decide(self, instances: Sequence[Instance], slate_size: int) -> tuple[PolicyCard, list[list[Decision]]]:
+        """The card of the policy that serves, and a slate of logged decisions for each instance.
+
+        Raises HTTPException: 400 for what cannot be decided, 413, 429 or 503 for what cannot be decided now.
+        """
+        limits = self._limits
+        if len(instances) * slate_size > limits.max_instances:
+            at_most = f"instances: must be at most {limits.max_instances} (times slate_size)"
+            raise HTTPException(400, f"{at_most}, got {len(instances) * slate_size}")
+        size = deciding.logged_bytes(instances, slate_size, self.line_up())
         if limits.on_overload == "block":
             await self._wait_for_room(size)
         try:
-            card, slates = await batcher.decide(asked.instances, slate_size, size)
+            return await self._state.batcher.decide(instances, slate_size, size)
         except InputError as error:
             raise HTTPException(400, str(error)) from None
-        return bodies.answer(PredictResponse([_prediction(slate, card.catalogue) for slate in slates]))
 
     async def rewards(self, request: Request) -> Response:
         """Logs rewards."""
-        body = await bodies.read(request, self._limits.max_body_bytes, self._limits.body_seconds)
-        sent = bodies.decode(_rewards_decoder, body).rewards
+        sent = bodies.decode(_rewards_decoder, await self.body(request)).rewards
         now = datetime.now(UTC)
-        await self._log(
+        await self.log(
             [
                 RewardEvent(
                     decision_id=reward.decision_id,
@@ -112,7 +127,6 @@ class Routes:
                 for number, reward in enumerate(sent)
             ]
         )
-        self._state.metrics.rewards += len(sent)
         return bodies.answer(RewardsResponse(len(sent)), 202)
 
     async def activate(self, request: Request) -> Response:
@@ -124,20 +138,24 @@ class Routes:
         return await self._statuses(request, "cancelled")
 
     async def _statuses(self, request: Request, status: Status) -> Response:
-        body = await bodies.read(request, self._limits.max_body_bytes, self._limits.body_seconds)
-        sent = bodies.decode(_statuses_decoder, body)
+        sent = bodies.decode(_statuses_decoder, await self.body(request))
         occurred_at = _occurred(sent.occurred_at, datetime.now(UTC), "occurred_at")
-        await self._log(
+        await self.log(
             [StatusEvent(decision_id=one, occurred_at=occurred_at, status=status) for one in sent.decision_ids]
         )
-        self._state.metrics.statuses[status] += len(sent.decision_ids)
         return bodies.answer(StatusesResponse(len(sent.decision_ids)), 202)
 
-    async def _log(self, events: Sequence[RewardEvent | StatusEvent]) -> None:
+    async def log(self, events: Sequence[RewardEvent | StatusEvent]) -> None:
+        """Logs and counts events. Raises HTTPException 413 or 429 if there is no room for them."""
         lines = encoder.encode_lines(events)
         # The client can send these events again, so they are refused rather than dropped.
         await self._wait_for_room(len(lines))
         self._state.logs.events.append(lines, len(events))
+        for event in events:
+            if isinstance(event, StatusEvent):
+                self._state.metrics.statuses[event.status] += 1
+            else:
+                self._state.metrics.rewards += 1
 
     async def health(self, request: Request) -> Response:
         """What serves, and what became of the events; 503 until a policy serves.

@@ -15,6 +15,7 @@ from predictor.keys import Keys
 from predictor.live import LiveServing
 from predictor.publisher import DrainSeconds
 
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 _ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]*")
 _TAKEN = ("/rewards", "/activate", "/cancel", "/metrics", "/docs", "/openapi.json")
 
@@ -83,6 +84,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     operations_keys: Keys | None
     limits: ServerLimits
     live_serving: LiveServing
+    personalizer: Literal["off", "online", "apprentice"] = "off"
+    cors_origins: tuple[str, ...] = ()
 
 
 def parse(
@@ -123,6 +126,8 @@ def parse(
         operations_keys=operations_keys,
         limits=from_flags(given, ServerLimits),
         live_serving=from_flags(given, LiveServing),
+        personalizer=given.personalizer,
+        cors_origins=tuple(map(_origin, given.cors_origin or [])),
     )
     in_container = LoggingSettings(log_format="json" if environment.get("AIP_HTTP_PORT") else "text")
     return settings, from_flags(given, LoggingSettings, in_container)
@@ -156,6 +161,16 @@ def _parser(environment: Mapping[str, str], documentation: str | None) -> argpar
         help="answer /metrics and /docs on this port alone, and health on both; connections there are not counted among"
         " the others; 0 takes a free one (default: all on --port)",
     )
+    _add_client_flags(parser)
+    add_flags(parser, ServerLimits)
+    add_flags(parser, LiveServing)
+    add_flags(parser, LoggingSettings)
+    return parser
+
+
+def _add_client_flags(parser: argparse.ArgumentParser) -> None:
+    """Who may call which routes, and in whose form."""
+    add = parser.add_argument
     add(
         "--api-key-file",
         type=Path,
@@ -171,10 +186,28 @@ def _parser(environment: Mapping[str, str], documentation: str | None) -> argpar
         type=Path,
         help="/metrics and /docs require a key of this file; without one, health answers its status alone",
     )
-    add_flags(parser, ServerLimits)
-    add_flags(parser, LiveServing)
-    add_flags(parser, LoggingSettings)
-    return parser
+    add(
+        "--personalizer",
+        choices=["off", "online", "apprentice"],
+        default="off",
+        help="also answer Azure Personalizer's routes below /personalizer; online: the policy chooses; apprentice: the first"
+        " action of each request is answered, and learned from (default: %(default)s)",
+    )
+    add(
+        "--cors-origin",
+        action="append",
+        metavar="ORIGIN",
+        help="let browsers send rewards, activations and cancellations from pages of this origin, as https://shop.example;"
+        " may be given several times (default: none)",
+    )
+
+
+def _origin(text: str) -> str:
+    if not _ORIGIN.fullmatch(text):
+        raise InputError(
+            f"--cors-origin: must be http(s)://host or http(s)://host:port, in lower case, got {text!r:.100}"
+        )
+    return text
 
 
 def _port(flag: str, text: str) -> int:

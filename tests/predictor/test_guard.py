@@ -139,3 +139,61 @@ def test_json_lines_keep_the_traceback_in_one():
     parsed = json.loads(line)
     assert (parsed["severity"], parsed["message"]) == ("ERROR", "failed x")
     assert parsed["stack_trace"].endswith("ValueError: no")
+
+
+SHOP = "https://shop.example"
+
+
+def sent_from_a_page(server, origin, path, body=None, method="POST"):
+    """The status and the headers of the answer to a request that a browser sends from a page of `origin`."""
+    connection = http.client.HTTPConnection(*address(server), timeout=30)
+    headers = {"content-type": "application/json", "origin": origin, "sec-fetch-site": "cross-site"}
+    if method == "OPTIONS":
+        headers |= {"access-control-request-method": "POST", "access-control-request-headers": "content-type,x-api-key"}
+    else:
+        headers["x-api-key"] = "sesame"
+    connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status, {name.lower(): value for name, value in response.getheaders()}
+
+
+def test_pages_of_a_named_origin_may_send_what_came_of_decisions(policy, tmp_path):
+    (tmp_path / "key").write_text("sesame\n")
+    flags = ("--cors-origin", SHOP, "--cors-origin", "http://localhost:3000", "--api-key-file", str(tmp_path / "key"))
+    with predictor(policy, tmp_path / "events", *flags) as server:
+        own = http.client.HTTPConnection(*address(server), timeout=30)
+        own.request("POST", "/predict", json.dumps({"instances": [RIGHT]}), {"x-api-key": "sesame"})
+        decision = json.loads(own.getresponse().read())["predictions"][0]["decision_id"]
+        bodies = {
+            "/rewards": {"rewards": [{"decision_id": decision, "reward": 1}]},
+            "/activate": {"decision_ids": [decision]},
+            "/cancel": {"decision_ids": [decision]},
+        }
+        for path, body in bodies.items():
+            for origin in (SHOP, "http://localhost:3000"):
+                status, headers = sent_from_a_page(server, origin, path, method="OPTIONS")
+                assert (status, headers["access-control-allow-origin"], headers["vary"]) == (204, origin, "origin")
+                assert headers["access-control-allow-methods"] == "POST"
+                assert {"content-type", "x-api-key"} == set(headers["access-control-allow-headers"].split(", "))
+                status, headers = sent_from_a_page(server, origin, path, body)
+                assert (status, headers["access-control-allow-origin"]) == (202, origin)
+            for origin in ("https://evil.example", "null", SHOP + ".evil.example"):
+                for method in ("OPTIONS", "POST"):
+                    status, headers = sent_from_a_page(server, origin, path, body, method)
+                    assert status in (403, 405)
+                    assert "access-control-allow-origin" not in headers
+        # A page reads why its request was refused; predictions stay closed to it.
+        status, headers = sent_from_a_page(server, SHOP, "/rewards", {"rewards": [{"decision_id": "x", "reward": 1}]})
+        assert (status, headers["access-control-allow-origin"]) == (400, SHOP)
+        for method in ("OPTIONS", "POST"):
+            status, headers = sent_from_a_page(server, SHOP, "/predict", {"instances": [RIGHT]}, method)
+            assert status in (403, 405) and "access-control-allow-origin" not in headers
+
+
+def test_without_the_flag_no_page_may(policy, tmp_path):
+    with predictor(policy, tmp_path / "events") as server:
+        assert sent_from_a_page(server, SHOP, "/rewards", method="OPTIONS")[0] in (403, 405)
+        status, headers = sent_from_a_page(server, SHOP, "/rewards", {"rewards": []})
+        assert status == 403 and "access-control-allow-origin" not in headers

@@ -39,6 +39,10 @@ def test_a_flag_overrides_its_variable_of_vertex():
         (["--drain-seconds", "-1"], "--drain-seconds: Expected `float` > 0.0, got '-1'"),
         (["--max-instances", "1.5"], "--max-instances: Expected `int`, got '1.5'"),
         (["--on-overload", "wait"], "argument --on-overload: invalid choice: 'wait'.*"),
+        (["--personalizer", "on"], "argument --personalizer: invalid choice: 'on'.*"),
+        (["--cors-origin", "*"], r"--cors-origin: must be http\(s\)://host or .*, got '\*'"),
+        (["--cors-origin", "https://a.example/"], "--cors-origin: must be .*, got 'https://a.example/'"),
+        (["--cors-origin", "https://A.example"], "--cors-origin: must be .*in lower case, got"),
         (["--api-key-file", "/nowhere"], "--api-key-file: cannot read /nowhere"),
     ],
 )
