@@ -15,13 +15,15 @@ from beam_jobs.places import Dataset
 from beam_jobs.tables import arrow_schema, dead_letter_key
 from beam_jobs.warehouses import WRITE_METHODS, BigQueryWarehouse, EmbeddedWarehouse, Warehouse, open_warehouse
 from contracts.errors import InputError
-from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES, Table
+from contracts.records import StatusEvent, encoder
+from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, STATUSES, TABLES, Table
 from tests.simulated import events
 
 HERE = PipelineOptions([])
 DATAFLOW = PipelineOptions(["--runner=DataflowRunner"])
 START = datetime(2026, 1, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
+STRANGER = "019b76da-a800-7000-8000-00000000cafe"
 
 
 def test_a_warehouse_is_a_folder_or_a_dataset() -> None:
@@ -63,16 +65,20 @@ def read(warehouse: Warehouse, table: Table, names: list[str] | None = None, end
 def test_what_is_stored_is_read_counted_and_removed(made: tuple[Warehouse, str | None]) -> None:
     warehouse, write_method = made
     warehouse.check()
-    payloads = [*events(6), b"?", b"!"]
+    status = StatusEvent(decision_id=STRANGER, occurred_at=START, status="cancelled")
+    payloads = [*events(6), encoder.encode(status), b"?", b"!"]
     batch = PayloadBatch("b", payloads, [f"s:{place}" for place in range(len(payloads))], [START] * len(payloads))
     with beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}"])) as pipeline:
         parsed = pipeline | beam.Create([batch]) | ParseEvents()
         parsed | StoreEvents(warehouse.sink(write_method))
     assert {table.name: read(warehouse, table).num_rows for table in TABLES} == {
         DECISIONS.name: 6,
-        REWARDS.name: len(payloads) - 8,
+        REWARDS.name: len(payloads) - 9,
+        STATUSES.name: 1,
         DEAD_LETTERS.name: 2,
     }
+    [found] = read(warehouse, STATUSES).to_pylist()
+    assert (found["decision_id"], found["occurred_at"], found["status"]) == (STRANGER, START, "cancelled")
     assert read(warehouse, DECISIONS, ["decided_at", "action"]).column_names == ["decided_at", "action"]
     assert read(warehouse, DECISIONS, end=START).num_rows == 0
     assert [(dim.length, dim.decisions) for dim in warehouse.observation_dims(START, END)] == [(10, 6)]

@@ -54,7 +54,7 @@ def test_nothing_is_acknowledged_before_it_is_stored(queue: Queue, tmp_path: Pat
     run_until(queue, EmbeddedWarehouse(tmp_path), lambda reader: reader.stored >= left)
     end = START + timedelta(days=1)
     found = {table.name: warehouse.read(tmp_path, table, START, end).rows.num_rows for table in TABLES}
-    assert found == {"decisions": 300, "rewards": len(payloads) - 300, "dead_letters": 0}
+    assert found == {"decisions": 300, "rewards": len(payloads) - 300, "statuses": 0, "dead_letters": 0}
 
 
 def test_the_watermark_passes_a_message_when_it_is_stored_and_an_idle_subscription(
