@@ -30,7 +30,7 @@ from orchestration.catalogue import Reuse
 from predictor import policy as serving
 from trainer import training
 
-TOPICS, USERS, NUMBERS = 20, 2_000, 5
+TOPICS, USERS = 20, 2_000
 OWN = 0.3  # what an item is worth of its own, beside what its attributes tell
 RESULTS = Path(__file__).parent / "churn.json"
 
@@ -42,6 +42,8 @@ class World(NamedTuple):
     churn: float = 0.05  # share of the items that are replaced every window
     reuse_after_windows: int = 10
     arm_features: str = "hybrid"
+    # (window, length): from that window on, applications send observations of that length.
+    context: tuple[tuple[int, int], ...] = ((0, 6),)
 
 
 class Shop:
@@ -50,12 +52,13 @@ class Shop:
     def __init__(self, world: World, seed: int) -> None:
         self._rng = np.random.default_rng([seed, 3])
         tastes = np.random.default_rng([seed, 4])
-        self.num_users, self.observation_dim = USERS, 1 + NUMBERS
-        self.observations = np.concatenate(
-            [np.ones((USERS, 1)), tastes.normal(size=(USERS, NUMBERS)) / np.sqrt(NUMBERS)], axis=1
+        length = max(length for _, length in world.context)
+        self.num_users, self.observation_dim = USERS, world.context[0][1]
+        self._whole = np.concatenate(
+            [np.ones((USERS, 1)), tastes.normal(size=(USERS, length - 1)) / np.sqrt(length - 1)], axis=1
         ).astype(np.float32)
-        self._of_topic = tastes.normal(size=(TOPICS, self.observation_dim))
-        self._of_number = tastes.normal(size=(2, self.observation_dim)) / 2
+        self._of_topic = tastes.normal(size=(TOPICS, length))
+        self._of_number = tastes.normal(size=(2, length)) / 2
         self._worth: dict[str, np.ndarray] = {}
         self._next = 0
         self.catalogue: list[Item] = []
@@ -66,7 +69,7 @@ class Shop:
         for _ in range(count):
             item_id, self._next = f"item{self._next:06d}", self._next + 1
             topic, numbers = int(self._rng.integers(TOPICS)), self._rng.normal(size=2)
-            own = OWN * self._rng.normal(size=self.observation_dim)
+            own = OWN * self._rng.normal(size=self._of_topic.shape[1])
             self._worth[item_id] = self._of_topic[topic] + numbers @ self._of_number + own
             attributes: dict[str, Attribute] = {
                 "topic": f"topic {topic}",
@@ -75,6 +78,11 @@ class Shop:
             }
             found.append(Item(action=0, item_id=item_id, attributes=attributes))
         return found
+
+    @property
+    def observations(self) -> np.ndarray:
+        """[U, D] float32: what applications send at the moment of what describes a visitor."""
+        return self._whole[:, : self.observation_dim]
 
     @property
     def num_actions(self) -> int:
@@ -100,7 +108,7 @@ class Shop:
         """[N] users -> [N, K] float64; what is not on offer counts as the worst of what is."""
         assert not angle
         worth = np.array([self._worth[item.item_id] for item in self.catalogue])
-        expected = self.observations[users].astype(np.float64) @ worth.T
+        expected = self._whole[users].astype(np.float64) @ worth.T
         gone = np.array([item.status != "active" for item in self.catalogue])
         expected[:, gone] = expected[:, ~gone].min(axis=1, keepdims=True)
         return expected
@@ -110,13 +118,15 @@ class Shop:
     ) -> np.ndarray:
         """[N], with noise; those of retired items too, if any are shown."""
         worth = np.array([self._worth[self.catalogue[action].item_id] for action in actions])
-        return np.einsum("nd,nd->n", self.observations[users], worth) + rng.normal(0.0, 0.5, len(users))
+        return np.einsum("nd,nd->n", self._whole[users], worth) + rng.normal(0.0, 0.5, len(users))
 
 
 class Churned(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one window."""
 
     window: int
+    observation_dim: int  # of what was sent
+    policy_dim: int  # of the version that is promoted at its end
     share_of_oracle: float
     uniform: float  # share of the oracle that a uniform choice has
     num_actions: int
@@ -146,6 +156,7 @@ class ChurningLoop(SimulatedLoop):
 
     def churned(self) -> Churned:
         """Serves one window, then changes the catalogue, trains and promotes."""
+        self._shop.observation_dim = [length for start, length in self._world.context if start <= self._number][-1]
         card = self._card()
         at_start = self._shop.catalogue
         oracle_users = np.arange(USERS)
@@ -162,6 +173,8 @@ class ChurningLoop(SimulatedLoop):
         folder = self.places.policies / champion.version
         return Churned(
             window=number,
+            observation_dim=self._shop.observation_dim,
+            policy_dim=champion.observation_dim,
             share_of_oracle=served.share_of_oracle,
             uniform=float(expected.mean() / expected.max(axis=1).mean()),
             num_actions=len(at_start),

@@ -33,6 +33,7 @@ from orchestration.audit.window_audits import WindowAudit
 from orchestration.loop.audience import LATE_SECONDS, SHARE_LATE
 from orchestration.places import Places
 from orchestration.watch import Caution, Look
+from predictor import deciding
 from predictor import exploration as explorers
 from predictor import policy as serving
 from predictor.line_up import LineUp
@@ -168,7 +169,7 @@ class SimulatedLoop:
         else:
             action, propensity = np.zeros(count, np.int64), np.zeros(count)
             for policy, of_policy in line_up.shares(ids.tolist()):
-                probabilities = policy.probabilities(observation[of_policy])
+                probabilities = policy.probabilities(deciding.fitted(observation[of_policy].tolist(), policy))
                 version[of_policy] = policy.card.version
                 action[of_policy] = explorers.draw(probabilities, ids[of_policy].tolist(), policy.card.version)
                 propensity[of_policy] = probabilities[np.arange(len(of_policy)), action[of_policy]]

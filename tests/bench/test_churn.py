@@ -22,3 +22,14 @@ def test_a_small_shop_lives_with_churn(tmp_path: Path, capsys: pytest.CaptureFix
         # 0.02 for each of at most five new items is below the budget of all; 4 standard deviations of 300 decisions.
         assert window["new_share"] <= window["budget"] + 4 * (window["budget"] / 300) ** 0.5
     assert "seed 0, with churn" in capsys.readouterr().out
+
+
+def test_the_context_changes_while_the_shop_serves() -> None:
+    """From 16 numbers to 18 and then 17: each window is exported and trained on, and the policies follow a window later."""
+    world = churn.World(num_items=20, churn=0.0, context=((0, 16), (4, 18), (8, 17)))
+    rows = churn.run(world, seed=0, windows=12, decisions=800)
+    assert [row.observation_dim for row in rows] == [16] * 4 + [18] * 4 + [17] * 4
+    assert [row.policy_dim for row in rows] == [16] * 4 + [18] * 4 + [17] * 4
+    assert all(row.promoted and not row.held for row in rows)
+    for before, change in ((3, 4), (7, 8)):
+        assert rows[change + 2].share_of_oracle > rows[before].share_of_oracle - 0.02
