@@ -133,6 +133,7 @@ class Churned(msgspec.Struct, frozen=True, kw_only=True):
     new_items: int  # for the version that serves
     new_share: float  # of its decisions
     budget: float
+    added_share: float  # of the decisions, for the items that came at the last change
     retired_shown: int  # decisions for items that the catalogue had retired when the window began
     held: bool
     promoted: bool
@@ -166,6 +167,7 @@ class ChurningLoop(SimulatedLoop):
         rows = self._last_rows
         assert rows is not None
         retired = [item.action for item in at_start if item.status == "retired"]
+        added = [item.action for item in at_start if item.since == self._origin + self._number * WINDOW]
         new = card.new_actions if card else []
         budget = min(card.exploration.new_item_share, 0.02 * len(new)) if card else 0.0
         champion = self._card()
@@ -181,6 +183,7 @@ class ChurningLoop(SimulatedLoop):
             new_items=len(new),
             new_share=float(np.isin(rows.action, new).mean()),
             budget=budget,
+            added_share=float(np.isin(rows.action, added).mean()),
             retired_shown=int(np.isin(rows.action, retired).sum()),
             held=served.held,
             promoted=self._promoted,
@@ -260,6 +263,7 @@ def summary(rows: Sequence[Churned], settled: int) -> dict[str, float]:
         "share_of_oracle": float(np.mean([row.share_of_oracle for row in late])),
         "uniform": float(np.mean([row.uniform for row in late])),
         "largest_share_of_new_items_beyond_their_budget": max(row.new_share - row.budget for row in rows),
+        "largest_share_of_items_just_added": max(row.added_share for row in rows),
         "share_of_new_items": float(np.mean([row.new_share for row in late])),
         "decisions_for_retired_items": sum(row.retired_shown for row in rows),
         "windows_held": sum(row.held for row in rows),
