@@ -74,7 +74,7 @@ class LiveStatus(msgspec.Struct, frozen=True, kw_only=True):
     applied: int  # versions, since the server started
     refused: int  # of those, since the server started
     expected_loss: float | None  # of the version that was judged last, as a share of the range of expected rewards
-    error: str | None  # why the base decides
+    error: str | None  # why no live version decides
 
 
 class LiveVersions:

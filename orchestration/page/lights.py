@@ -75,7 +75,7 @@ def of_predictor(health: dict[str, Any] | None, expected: bool) -> list[Light]:
         lights.append(Light(name="predictor", colour="ok", fact=f"{status}, serves {health.get('policy_version')}"))
     live = health.get("live") or {}
     if live.get("error"):
-        fact = f"the base decides: {live['error']}"
+        fact = f"no live version decides: {live['error']}"
         meaning = "live learning adds nothing until the cause is gone"
         lights.append(Light(name="live learning", colour="warning", fact=fact, meaning=meaning))
     events = health.get("events") or {}
