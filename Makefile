@@ -21,7 +21,7 @@ CHURN_ARGS ?=
 # The environment is read afresh, as the reference is made from code that Sphinx does not watch.
 BUILD_DOCS := $(BIN)/python -m sphinx --fail-on-warning --fresh-env --quiet -c docs . site
 
-.PHONY: help install loop test check docs format lock bench bench-learning bench-live coverage churn sabotage probation sabotage-processes clean live-watch live-kills
+.PHONY: help install loop test check docs format lock bench bench-learning bench-live coverage churn sabotage probation sabotage-processes clean live-watch live-watch-processes live-kills
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -94,6 +94,9 @@ bench-live: $(INSTALLED) ## Measure live learning beside windows (LIVE_ARGS="--o
 
 live-watch: $(INSTALLED) ## Plant faults in live learning, and see the watch notice (LIVE_WATCH_ARGS="--seeds 3 …")
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.live_watch $(LIVE_WATCH_ARGS)
+
+live-watch-processes: $(INSTALLED) ## The same through the real processes (15 minutes; LIVE_WATCH_ARGS="--seeds 1 …")
+	$(BIN)/python -m bench.live_watch_processes $(LIVE_WATCH_ARGS)
 
 live-kills: $(INSTALLED) ## Kill the processes of live learning at random (half an hour; LIVE_KILLS_ARGS="--kills 3 --only job")
 	$(BIN)/python -m bench.live_kills $(LIVE_KILLS_ARGS)

@@ -41,7 +41,7 @@ from contracts.command_line import FlagParser, flag_name, run_main
 from contracts.errors import OperationError
 from contracts.live_emissions import SUMS_FOLDER
 from contracts.live_versions import VERSIONS_NAME
-from contracts.policies import Exploration
+from contracts.policies import Exploration, split_version
 from contracts.windows import TrainingWindow, WindowSettings
 from orchestration import endpoint, ingestion, policy_store
 from orchestration.places import Places
@@ -59,6 +59,9 @@ TARGETS = ("job", "trainer", "predictor")
 LOOP_WINDOWS = 6
 
 
+Fault = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]  # rewards [N], actions [N] -> rewards
+
+
 class Running:
     """The processes over one root, and the viewers that come meanwhile."""
 
@@ -69,6 +72,8 @@ class Running:
         self._shape = DecisionShape(self._viewers.observation_dim, self._viewers.num_actions)
         self._rng = np.random.default_rng(seed)
         self._stopped = threading.Event()
+        self.fault: Fault | None = None  # what is done to the rewards of the viewers who come at one time
+        self.served: list[tuple[float, float, float, int]] = []  # by time: what was expected of it, oracle's, live ones
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._logs = root / "logs"
         for folder in (self.places.events, self.places.windows, self.places.policies, self._logs):
@@ -84,10 +89,12 @@ class Running:
         job += ["--live", places["live"], "--start", self.origin.isoformat(), *self._shape.flags(), *settings]
         predictor = ["predictor.app", "--policy", places["policies"], "--events", places["events"]]
         predictor += ["--live", places["live"], "--port", self.url.rpartition(":")[2]]
+        watch = ["orchestration.live_watch", "--events", places["events"], "--live", places["live"]]
         self._commands = {
             "predictor": predictor,
             "job": [*job, "--window-seconds", f"{LENGTH.total_seconds():g}"],
             "trainer": ["trainer.live", "--live", places["live"], "--policies", places["policies"]],
+            "watch": [*watch, "--policies", places["policies"], *settings],
         }
 
     def _bootstrap(self) -> None:
@@ -170,12 +177,21 @@ class Running:
                 made = client.predict([Instance(observation=row) for row in observations])
                 actions = np.array([one.action for one in made])
                 paid = self._viewers.observed_rewards(users, actions, self._rng).tolist()
+                self._count(users, actions, [one.policy_version for one in made])
+                if self.fault is not None:
+                    paid = self.fault(np.array(paid), actions, self._rng).tolist()
                 rewards = [SentReward(one.decision_id, value) for one, value in zip(made, paid, strict=True)]
                 waiting.append((time.monotonic() + 0.3, rewards))
                 while waiting and waiting[0][0] <= time.monotonic():
                     client.rewards(waiting[0][1])
                     waiting.pop(0)
         client.close()
+
+    def _count(self, users: np.ndarray, actions: np.ndarray, versions: list[str]) -> None:
+        expected = self._viewers.expected_of_all_actions(users)
+        taken, best = expected[np.arange(len(users)), actions].sum(), expected.max(axis=1).sum()
+        by_live = sum(split_version(version)[1] is not None for version in versions)
+        self.served.append((time.time(), float(taken), float(best), by_live))
 
     def _export(self) -> None:
         """Exports each window that has closed, until the end."""

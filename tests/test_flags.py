@@ -23,7 +23,16 @@ PROGRAMS = [
     *(f"trainer.{name}" for name in ("live", "task", "tune", "validation")),
     *(
         f"bench.{name}"
-        for name in ("__main__", "ingest", "learning", "live", "live_kills", "live_watch", "reference_predictor")
+        for name in (
+            "__main__",
+            "ingest",
+            "learning",
+            "live",
+            "live_kills",
+            "live_watch",
+            "live_watch_processes",
+            "reference_predictor",
+        )
     ),
 ]
 
