@@ -30,7 +30,7 @@ from contracts.errors import InputError
 from contracts.live_versions import VERSIONS_NAME
 from contracts.policies import CHAMPION_NAME, Champion, split_version
 from contracts.policy_arrays import Scorer
-from contracts.records import UNREADABLE, Decision, RewardEvent, event_decoder, utc_microseconds
+from contracts.records import UNREADABLE, Decision, Event, Status, StatusEvent, event_decoder, utc_microseconds
 from contracts.windows import WindowSettings
 from orchestration import live_control
 from orchestration.event_tail import EventTail
@@ -70,6 +70,7 @@ class _Open(NamedTuple):
     by_anchor: bool
     live: str | None  # the live version that decided, or would have
     rewards: list[tuple[datetime, float]]  # that came, where more of them may count
+    statuses: list[Status]  # that came in time
 
 
 class OpenDecisions:
@@ -83,11 +84,11 @@ class OpenDecisions:
     def __len__(self) -> int:
         return len(self._open)
 
-    def take(self, events: Sequence[Decision | RewardEvent], beside: Beside) -> list[tuple[_Open, float]]:
+    def take(self, events: Sequence[Event], beside: Beside) -> list[tuple[_Open, float]]:
         """The decisions whose reward is known with these events, in the order in which it came to be known.
 
-        Where several rewards make one, or silence counts, a decision is among them once the reward window has passed, by
-        the time of the newest decision. A decision that is no live version's, though its id falls to them, says that none was serving.
+        Where several rewards make one, silence counts, or the decision is deferred, it is among them once the reward window
+        has passed, by the time of the newest decision. One that was cancelled or not activated by then never happened. A decision that is no live version's, though its id falls to them, says that none was serving.
         """
         ids = [_deciding_id(event) for event in events if isinstance(event, Decision)]
         sides = iter(takes(beside.role, beside.share, ids).tolist())
@@ -100,7 +101,9 @@ class OpenDecisions:
                 delay = (event.occurred_at - waiting.decision.decided_at).total_seconds()
                 if not 0 <= delay <= self._settings.reward_window_seconds:
                     continue
-                if self._settings.reward_rule == "first":
+                if isinstance(event, StatusEvent):
+                    waiting.statuses.append(event.status)
+                elif self._settings.reward_rule == "first" and not (waiting.decision.deferred or waiting.statuses):
                     del self._open[event.decision_id]
                     found.append((waiting, event.reward))
                 else:
@@ -115,7 +118,7 @@ class OpenDecisions:
         by_anchor = side and decision.policy_version == beside.anchor.card.version
         live = self._live if by_anchor or not side else None
         if decision.decision_id not in self._open and not decision.place:  # of a slate, its first place
-            self._open[decision.decision_id] = _Open(decision, by_anchor, live, [])
+            self._open[decision.decision_id] = _Open(decision, by_anchor, live, [], [])
 
     def _expired(self, now: datetime) -> list[tuple[_Open, float]]:
         found = []
@@ -124,6 +127,8 @@ class OpenDecisions:
             if (now - waiting.decision.decided_at).total_seconds() <= self._settings.reward_window_seconds:
                 break
             del self._open[name]
+            if not reward_rules.happened(waiting.decision.deferred, waiting.statuses):
+                continue
             if waiting.rewards:
                 found.append((waiting, reward_rules.combine(self._settings.reward_rule, waiting.rewards)[1]))
             elif self._settings.missing_reward == "default":
@@ -177,7 +182,7 @@ class LiveWatch:
             live_control.hold(self._live, alarm.reason, datetime.now(UTC), anchor_alone=alarm.of_versions)
         return alarm
 
-    def _events(self) -> Iterable[Decision | RewardEvent]:
+    def _events(self) -> Iterable[Event]:
         for line in self._tail.read():
             try:
                 yield event_decoder.decode(line)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from contracts.command_line import HELD, OVERDUE
 from contracts.errors import OperationError
 from contracts.event_segments import open_segments, opened_at, sealed_segments
-from contracts.records import UNREADABLE, Decision, event_decoder
+from contracts.records import UNREADABLE, Decision, RewardEvent, event_decoder
 from orchestration import policy_store, probation
 from orchestration.audit import guard
 from orchestration.project.folder import ProjectFolder, UpState
@@ -50,7 +50,7 @@ def traffic(folder: ProjectFolder, now: datetime) -> Traffic:
                 continue
             if isinstance(read, Decision):
                 counts[0] += read.decided_at >= begin
-            else:
+            elif isinstance(read, RewardEvent):
                 counts[1] += read.occurred_at >= begin
     return Traffic(*counts)
 

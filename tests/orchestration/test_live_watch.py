@@ -11,7 +11,7 @@ from contracts.event_segments import OPEN_SUFFIX, segment_name
 from contracts.live_versions import VERSIONS_NAME, LiveVersion
 from contracts.policies import CARD_NAME, LINEAR_NAME, TrainedWindow
 from contracts.policy_arrays import ArmChanges
-from contracts.records import Decision, RewardEvent, encoder
+from contracts.records import Decision, RewardEvent, StatusEvent, encoder
 from contracts.windows import WindowSettings
 from orchestration import live_control, live_watch
 from orchestration.live_evidence import LiveCaution
@@ -111,6 +111,22 @@ def test_several_rewards_make_one_once_no_more_can_come(beside):
     assert waiting.take(events, beside) == []
     [(found, value)] = waiting.take([decision(newer, "v2+7", seconds=3.0)], beside)
     assert (found.decision.decision_id, value) == (paid, 5.0)
+
+
+def status(decision_id, what, seconds=1.5):
+    return StatusEvent(decision_id=decision_id, occurred_at=NOW + timedelta(seconds=seconds), status=what)
+
+
+def test_decisions_that_never_happened_are_not_looked_at(beside):
+    [shown, late, unseen, cancelled, newer] = ids(False, 5)
+    waiting = OpenDecisions(DEFAULT)
+    waiting.take([decision(name, "v2+7", deferred=True) for name in (shown, late, unseen)], beside)
+    waiting.take([decision(cancelled, "v2+7")], beside)
+    events = [reward(shown), status(shown, "activated"), status(late, "activated", seconds=2.1), reward(unseen)]
+    events += [status(cancelled, "cancelled"), reward(cancelled), status("unknown", "activated")]
+    assert waiting.take(events, beside) == []
+    found = waiting.take([decision(newer, "v2+7", seconds=3.0)], beside)
+    assert [(one.decision.decision_id, value) for one, value in found] == [(shown, 2.0)]
 
 
 def test_silence_counts_where_it_is_an_answer(beside):
