@@ -27,7 +27,15 @@ OVERDUE = 6
 ROLLED_BACK = 7
 INTERRUPTED = 130
 _CLEAR = "\r\x1b[2K"  # to the beginning of the line, and erase it
-_METAVARS = {"seconds": "SECONDS", "ratings": "SOURCE", "out": "FOLDER", "str": "NAME", "int": "N", "float": "X"}
+_METAVARS = {
+    "seconds": "SECONDS",
+    "life": "WINDOWS|auto",
+    "ratings": "SOURCE",
+    "out": "FOLDER",
+    "str": "NAME",
+    "int": "N",
+    "float": "X",
+}
 
 T = TypeVar("T", bound=msgspec.Struct)
 

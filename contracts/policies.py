@@ -64,6 +64,9 @@ class TrainedWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     split: Split
     records: Annotated[int, Meta(ge=0)]
     revision: Annotated[int, Meta(ge=0)] = 0  # of the window; JSON omits 0
+    # The share of the evidence of earlier windows that was kept when this one was trained on, where the half-life is "auto";
+    # stands at the training split. JSON omits 1.
+    kept: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
 
 Strategy = Literal["greedy", "uniform", "epsilon_greedy", "ucb", "softmax", "inverse_gap", "thompson"]

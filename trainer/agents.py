@@ -1,12 +1,15 @@
 """The algorithms by name, with their hyperparameters, and the specs of TF-Agents' agents."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from contracts.errors import InputError
 from contracts.policies import Strategy
 
 Hyperparameters = dict[str, float | int | str | bool]
+
+AUTO = "auto"  # a half-life that each training chooses (trainer.forgetting)
 
 # How much a policy explores is a setting of the explorer that serves it (contracts.policies.Exploration).
 _LINEAR: Hyperparameters = {"tikhonov": 0.1, "arm_features": "none", "arm_tikhonov": 2.0, "half_life": 0.0}
@@ -28,8 +31,15 @@ DEFAULTS: dict[str, Hyperparameters] = {
     "neural_linucb": {name: value for name, value in _NEURAL.items() if name not in ("arm_features", "replay")}
     | {"layers": "64,20", "tikhonov": 0.1},
 }
+
+
+def number_or_auto(text: str) -> float | str:
+    """A half-life on the command line. Raises ValueError for text that is neither a number nor "auto"."""
+    return text if text == AUTO else float(text)
+
+
 # The type of each on the command line, and its help.
-HYPERPARAMETERS: dict[str, tuple[type, str]] = {
+HYPERPARAMETERS: dict[str, tuple[Callable[[str], float | int | str], str]] = {
     "tikhonov": (float, "linear, neural_linucb: ridge (default: 0.1)"),
     "arm_features": (
         str,
@@ -38,8 +48,9 @@ HYPERPARAMETERS: dict[str, tuple[type, str]] = {
     ),
     "arm_tikhonov": (float, "linear with arm features, hybrid: ridge on each arm's own term (default: 2)"),
     "half_life": (
-        float,
-        "linear: number of windows after which the weight of evidence halves (default: 0, it never does)",
+        number_or_auto,
+        "linear: number of windows after which the weight of evidence halves (default: 0, it never does); auto: chosen at"
+        " each window by how well what was learned before predicts it",
     ),
     "layers": (str, "neural: sizes of the hidden layers (default: 64,64; neural_linucb 64,20)"),
     "learning_rate": (float, "neural: learning rate of Adam (default: 0.003)"),
@@ -83,7 +94,10 @@ def complete(algorithm: str, given: Hyperparameters) -> Hyperparameters:
         if name not in defaults:
             raise InputError(f"{algorithm} has no hyperparameter {name!r}: it has {', '.join(sorted(defaults))}")
         _check(algorithm, name, value, defaults[name])
-    return {name: type(default)(given.get(name, default)) for name, default in defaults.items()}
+    return {
+        name: AUTO if given.get(name) == AUTO else type(default)(given.get(name, default))
+        for name, default in defaults.items()
+    }
 
 
 def layer_sizes(hyperparameters: Hyperparameters) -> tuple[int, ...]:
@@ -92,6 +106,8 @@ def layer_sizes(hyperparameters: Hyperparameters) -> tuple[int, ...]:
 
 
 def _check(algorithm: str, name: str, value: float | int | str | bool, default: float | int | str | bool) -> None:
+    if name == "half_life" and value == AUTO:
+        return
     if name == "arm_features":
         choices = ("none", "shared", "hybrid") if algorithm in LINEAR_ALGORITHMS else ("none", "shared")
         if value not in choices:
@@ -107,9 +123,8 @@ def _check(algorithm: str, name: str, value: float | int | str | bool, default: 
     elif not (
         isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (value == 0 and name in _MAY_BE_ZERO))
     ):
-        raise InputError(
-            f"{name} must be a number {'of at least' if name in _MAY_BE_ZERO else 'above'} 0, got {value!r}"
-        )
+        bound = "of at least" if name in _MAY_BE_ZERO else "above"
+        raise InputError(f"{name} must be a number {bound} 0{' or auto' * (name == 'half_life')}, got {value!r}")
 
 
 def specs(observation_dim: int, num_actions: int) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 
 from contracts.errors import InputError
@@ -61,7 +62,10 @@ def applied(trained_on: Sequence[TrainedWindow], corrections: Sequence[Correctio
         )
         for correction in corrections
     }
-    return [corrected.get((trained.window.start, trained.split), trained) for trained in trained_on]
+    return [
+        msgspec.structs.replace(corrected.get((trained.window.start, trained.split), trained), kept=trained.kept)
+        for trained in trained_on
+    ]
 
 
 def signed(corrections: Sequence[Correction]) -> Iterator[tuple[ReadyWindow, Split, datetime, float]]:

@@ -17,6 +17,7 @@ from contracts.policies import SAVED_MODEL_NAME, PolicyCard
 from contracts.trajectories import TrajectoryBatch
 from contracts.windows import Split, TrainingWindow
 from trainer import agents, arms, artifact, checkpoint, contexts, saved_model, training
+from trainer.forgetting import evidence_weight
 from trainer.linear import SufficientStatistics
 
 ASIDE = ".erasing."
@@ -56,7 +57,7 @@ def subtract(policies: Path, card: PolicyCard, parts: Sequence[Part]) -> str:
     gone = SufficientStatistics.zeros(statistics.num_actions, statistics.observation_dim)
     removed: dict[tuple[TrainingWindow, Split], int] = {}
     for part in mine:
-        weight = training.evidence_weight(card, part.window.start)
+        weight = evidence_weight(card, part.window.start)
         own = arms.own(part.batch, card.catalogue, part.window)
         deciding = (artifact.read_card(policies, version) for version in part.versions)
         generation = contexts.of_window(own.observation.shape[1], (one for one in deciding if one is not None))

@@ -15,7 +15,7 @@ from contracts.live_sums import ArmSums
 from contracts.policies import PolicyCard
 from contracts.policy_arrays import ArmChanges, PolicyArrays
 from contracts.windows import TrainingWindow
-from trainer import arms, linear
+from trainer import arms, forgetting, linear
 from trainer.linear import OwnTerms, SufficientStatistics
 
 
@@ -38,7 +38,8 @@ class LiveSolver:
         self._published = (self._theta.copy(), self._num_samples.copy(), self._covariance.copy())
         self._total = SufficientStatistics(base.a.copy(), base.b.copy(), base.n.copy())
         hyperparameters = card.hyperparameters
-        self._half_life = float(hyperparameters.get("half_life", 0.0))
+        self._card = card
+        self._forgets = bool(hyperparameters.get("half_life", 0.0))
         self._tikhonov = float(hyperparameters["tikhonov"])
         self._weights: dict[TrainingWindow | None, float] = {None: 1.0}  # None: the base
         self._model: _SharedModel | None = None
@@ -62,7 +63,7 @@ class LiveSolver:
             out and there is a half-life, all arms are.
         """
         weights = self._weights_of(windows)
-        if weights != self._weights and self._half_life:
+        if weights != self._weights and self._forgets:
             changed = np.arange(self.num_actions)
         self._weights = weights
         changed = changed[changed < self.num_actions]
@@ -116,10 +117,7 @@ class LiveSolver:
         """The weight of each window's evidence, and of the base's: as after a training on all of them."""
         order: list[TrainingWindow | None] = [None, *sorted(windows)]
         later = range(len(order) - 1, -1, -1)
-        return {
-            window: 0.5 ** (count / self._half_life) if self._half_life else 1.0
-            for window, count in zip(order, later, strict=True)
-        }
+        return {window: forgetting.weight(self._card, count) for window, count in zip(order, later, strict=True)}
 
     def _sum_up(self, windows: Mapping[TrainingWindow, ArmSums], changed: np.ndarray) -> None:
         weight = self._weights[None]

@@ -37,6 +37,7 @@ from trainer import (
     contexts,
     corrections,
     dataset,
+    forgetting,
     linear,
     neural,
     saved_model,
@@ -45,6 +46,7 @@ from trainer import (
 from trainer.contexts import Reader
 from trainer.corrections import Correction, signed
 from trainer.dataset import ReadyWindow
+from trainer.forgetting import evidence_weight
 from trainer.linear import SufficientStatistics
 
 
@@ -136,6 +138,8 @@ def _check(settings: Settings) -> agents.Hyperparameters:
         raise InputError(f"catalogue has {len(settings.catalogue)} items for {settings.num_actions} actions")
     if settings.beam_options is not None and settings.algorithm not in agents.LINEAR_ALGORITHMS:
         raise InputError(f"beam options: {settings.algorithm} has no statistics to sum up with Beam")
+    if settings.beam_options is not None and hyperparameters["half_life"] == agents.AUTO:
+        raise InputError("half_life: a number where Beam sums the statistics up, got 'auto'")
     return hyperparameters
 
 
@@ -157,6 +161,14 @@ def _learn(
         else:  # Beam's workers check the files that they read
             validation.check_counts(window)
     if settings.algorithm in agents.LINEAR_ALGORITHMS:
+        if card.hyperparameters["half_life"] == agents.AUTO:
+            card = forgetting.with_shares_kept(
+                card,
+                parent,
+                _evidence(settings, card, parent),
+                ((window, Reader(settings.policies, card).read(window, split)) for window, split in new),
+                lambda evidence: solved(evidence, card).theta,
+            )
         arrays, write_checkpoint = _learn_linear(settings, card, parent, new, fixes)
     else:
         past = neural.Past(parent, _past(settings, parent)) if parent is not None else None
@@ -181,11 +193,7 @@ def _learn_linear(
     fixes: list[Correction],
 ) -> tuple[PolicyArrays, Callable[[Path], None]]:
     """One pass over the new splits. Returns the policy's arrays, and the function that writes its checkpoint."""
-    statistics = (
-        _carried_over(settings, card, parent)
-        if parent is not None
-        else SufficientStatistics.zeros(card.num_actions, card.observation_dim)
-    )
+    statistics = _evidence(settings, card, parent)
     parts = [(window, split, evidence_weight(card, window.start)) for window, split in new]
     if parent is not None:
         scale = evidence_weight(card, max(trained.window.start for trained in parent.trained_on))
@@ -207,8 +215,10 @@ def _learn_linear(
     return arrays, lambda folder: checkpoint.write(folder, statistics)
 
 
-def _carried_over(settings: Settings, card: PolicyCard, parent: PolicyCard) -> SufficientStatistics:
-    """The parent's evidence for the items and the context of `card`."""
+def _evidence(settings: Settings, card: PolicyCard, parent: PolicyCard | None) -> SufficientStatistics:
+    """The parent's evidence for the items and the context of `card`; none without a parent."""
+    if parent is None:
+        return SufficientStatistics.zeros(card.num_actions, card.observation_dim)
     statistics = checkpoint.read(settings.policies / parent.version).grown(card.num_actions)
     own = statistics.without(items.renewed(card.catalogue, parent.catalogue))
     return contexts.carried_over(own, contexts.of_card(parent), contexts.of_card(card))
@@ -257,13 +267,6 @@ def _sum_with_beam(
         return checkpoint.read_file(output)
     finally:
         output.unlink(missing_ok=True)
-
-
-def evidence_weight(card: PolicyCard, start: datetime) -> float:
-    """The weight of evidence from the window that starts at `start`: it halves per half-life of later windows."""
-    half_life = float(card.hyperparameters["half_life"])
-    later = {trained.window.start for trained in card.trained_on if trained.window.start > start}
-    return 0.5 ** (len(later) / half_life) if half_life else 1.0
 
 
 def _parent(settings: Settings, hyperparameters: agents.Hyperparameters) -> PolicyCard | None:

@@ -106,7 +106,11 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = "none"
     half_life: Annotated[
-        float, _described("number of windows after which evidence counts half, for tastes that change; 0: never", ge=0)
+        Annotated[float, Meta(ge=0)] | Literal["auto"],
+        _described(
+            "number of windows after which evidence counts half, for tastes that change; 0: never; auto: chosen at each "
+            "window by how well what was learned before predicts it"
+        ),
     ] = 0.0
     exploration: Annotated[
         str,

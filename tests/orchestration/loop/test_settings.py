@@ -109,3 +109,11 @@ def test_settings_travel_as_structs():
 @pytest.mark.parametrize("algorithm", sorted(agents.DEFAULTS))
 def test_every_algorithm_gets_the_hyperparameters_that_it_has(algorithm):
     agents.complete(algorithm, LoopSettings(algorithm=algorithm).hyperparameters())
+
+
+def test_a_half_life_is_a_number_or_auto():
+    assert (parse("--half-life", "2.5").half_life, parse("--half-life", "auto").half_life) == (2.5, "auto")
+    assert parse("--half-life", "auto").hyperparameters()["half_life"] == "auto"
+    for wrong in ("-1", "often", "nan"):
+        with pytest.raises(InputError, match=f"--half-life: .*got '{wrong}'"):
+            parse("--half-life", wrong)
