@@ -104,6 +104,10 @@ live-kills: $(INSTALLED) ## Kill the processes of live learning at random (half 
 coverage: $(INSTALLED) ## Measure whether the intervals of off-policy estimates hold (15 minutes on 2 cores)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.coverage
 
+.PHONY: forgetting
+forgetting: $(INSTALLED) ## Compare the half-life that is chosen at each window with those typed in (a minute)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.forgetting
+
 lock: $(INSTALLED) ## Resolve the requirements anew
 	$(BIN)/uv pip compile --quiet setup.py --extra dev --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements/dev.txt
 	for part in beam trainer predictor; do \

@@ -162,13 +162,9 @@ def _learn(
             validation.check_counts(window)
     if settings.algorithm in agents.LINEAR_ALGORITHMS:
         if card.hyperparameters["half_life"] == agents.AUTO:
-            card = forgetting.with_shares_kept(
-                card,
-                parent,
-                _evidence(settings, card, parent),
-                ((window, Reader(settings.policies, card).read(window, split)) for window, split in new),
-                lambda evidence: solved(evidence, card).theta,
-            )
+            reader, before = Reader(settings.policies, card), _evidence(settings, card, parent)
+            records = ((window, reader.read(window, split)) for window, split in new)
+            card = forgetting.with_shares_kept(card, parent, before, records, lambda sums: solved(sums, card).theta)
         arrays, write_checkpoint = _learn_linear(settings, card, parent, new, fixes)
     else:
         past = neural.Past(parent, _past(settings, parent)) if parent is not None else None
