@@ -356,6 +356,7 @@ def _run(argv: Sequence[str] | None) -> None:
         "minutes": round((time.monotonic() - begin) / 60, 1),
         "runs": [run for run in before if "world" in run and _which(run) not in replaced] + runs,
     }
+    args.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     _write_section(report, args.out)
 
