@@ -59,11 +59,24 @@ class Logged(NamedTuple):
 
     version: np.ndarray  # [N] text
     propensity: np.ndarray  # [N], of the action
+    decided_at: np.ndarray  # [N], in microseconds since the epoch
     rows: Rows
 
     def by(self, anchor: str) -> Rows:
         """The rows, in which `anchor` is the anchor."""
         return self.rows._replace(by_anchor=self.version == anchor)
+
+    def shared(self, by: SharedBy) -> "Logged":
+        """The decisions that were given to one of two versions independently of each other.
+
+        An endpoint that splits its traffic gives all decisions of a request to one version. They are made at one moment,
+        and the first of them counts.
+        """
+        if by == "ids":
+            return self
+        _, first = np.unique(self.decided_at, return_index=True)
+        rows = watch.take(self.rows, first)
+        return Logged(self.version[first], self.propensity[first], self.decided_at[first], rows)
 
 
 class Source(NamedTuple):
@@ -125,6 +138,7 @@ def logged(interactions: "pa.RecordBatch") -> Logged:
     return Logged(
         interactions.column("policy_version").to_numpy(zero_copy_only=False).astype(str),
         interactions.column("propensity").to_numpy(),
+        interactions.column("decided_at").cast(pa.int64()).to_numpy(),
         Rows(
             np.array(interactions.column("observation").to_pylist(), np.float32),
             interactions.column("candidates").to_pylist(),
@@ -257,10 +271,10 @@ def add(places: Places, source: Source, window: TrainingWindow) -> Trial | None:
 
     Once there is a verdict, nothing is added.
     """
-    trial = current_trial(places)
-    if trial is None or window.end <= trial.counted_until or trial.look.outcome != "on probation":
+    pointer, trial = policy_store.champion(places.policies), current_trial(places)
+    if pointer is None or trial is None or window.end <= trial.counted_until or trial.look.outcome != "on probation":
         return trial
-    evidence = _added(places, trial, source.read(window, trial.counted_until))
+    evidence = _added(places, trial, source.read(window, trial.counted_until).shared(pointer.shared_by))
     look = evidence.look(trial.versions[-1], trial.anchor)
     trial = msgspec.structs.replace(trial, evidence=evidence, look=look, counted_until=window.end)
     _write(places.root, trial)

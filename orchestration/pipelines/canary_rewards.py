@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from contracts.policies import SharedBy
 from contracts.records import Status
 from contracts.reward_rules import combine, happened
 from contracts.schemas import DECISIONS, REWARDS, STATUSES, Table
@@ -43,7 +44,14 @@ _TICK = timedelta(microseconds=1)  # the resolution of times in the tables
 class CanaryWatch:
     """The evidence about a candidate beside the champion, up to any moment; each look continues from the last."""
 
-    def __init__(self, rewards: "CanaryRewards", places: Places, versions: tuple[str, str], evidence: Evidence) -> None:
+    def __init__(
+        self,
+        rewards: "CanaryRewards",
+        places: Places,
+        versions: tuple[str, str],
+        evidence: Evidence,
+        shared_by: SharedBy = "ids",
+    ) -> None:
         """Reads nothing yet.
 
         Args:
@@ -51,10 +59,12 @@ class CanaryWatch:
           places: where the policy store is.
           versions: of the candidate and of the champion.
           evidence: from before, with the champion as the anchor.
+          shared_by: who picks the candidate's decisions.
         """
         self._rewards = rewards
         self._versions = versions
         self._candidate, self._champion = (serving.load(places.policies / version) for version in versions)
+        self._shared_by = shared_by
         self._began = False
         self.evidence = evidence
         self.decisions = 0  # of the candidate, since the canary began
@@ -66,14 +76,15 @@ class CanaryWatch:
         InputError or OperationError if the tables cannot be read.
         """
         candidate, champion = self._versions
-        found = self._rewards.read_until(end)
+        read = self._rewards.read_until(end)
+        self.decisions += int((read.version == candidate).sum())
+        found = read.shared(self._shared_by)
         own = found.version == candidate
         rows = np.flatnonzero(own | (found.version == champion))
         if not self._began:
             first = np.flatnonzero(own)[:1]
             rows = rows[rows > first[0]] if len(first) else rows[:0]  # whose the first one is, is known beforehand
             self._began = bool(len(first))
-        self.decisions += int(own.sum())
         self.evidence = self.evidence.add(take(found.by(champion), rows), self._candidate, self._champion)
         return self.evidence.look(candidate, champion), self.decisions
 

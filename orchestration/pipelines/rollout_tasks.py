@@ -13,6 +13,7 @@ import msgspec
 from contracts import policies
 from contracts.command_line import build
 from contracts.errors import InputError
+from contracts.policies import SharedBy
 from orchestration import endpoint as endpoints
 from orchestration import policy_store, probation
 from orchestration.gate import GateResult
@@ -122,10 +123,11 @@ def _canary(made: Plan, candidate: str, began: Evidence, wanted: Canary, warehou
         from orchestration.cloud.vertex_endpoint import endpoint_of
 
         endpoint_of(vertex).canary(candidate, wanted.share)
-    canary.start(places.policies, candidate, wanted.share, "traffic" if vertex else "ids")
+    shared_by: SharedBy = "traffic" if vertex else "ids"
+    canary.start(places.policies, candidate, wanted.share, shared_by)
     begin = datetime.now(UTC)
     rewards = CanaryRewards(places, warehouse, begin, made.settings)
-    trial = CanaryWatch(rewards, places, (candidate, champion), began)
+    trial = CanaryWatch(rewards, places, (candidate, champion), began, shared_by)
     look = canary.watch(trial.look, begin, wanted, made.settings.closing_seconds)
     canary.write(
         places.root,

@@ -16,7 +16,7 @@ from contracts.policies import Exploration, TrainedWindow
 from contracts.records import Decision, RewardEvent
 from contracts.schemas import DECISIONS, REWARDS
 from contracts.windows import TrainingWindow, WindowSettings
-from orchestration import held_back, policy_store, probation
+from orchestration import held_back, policy_store, probation, watch
 from orchestration.audit import guard, window_audits
 from orchestration.audit.evidence import Evidence
 from orchestration.audit.window_audits import WindowAudit
@@ -274,3 +274,21 @@ def test_what_is_held_back_comes_with_its_users(shop):
     card = serving.read_card(shop.places.policies / shop.add("third", 1))
     viewers = held_back.read(shop.places.policies, shop.places.windows, card, log=shop.source).viewers
     assert viewers is not None and set(viewers.tolist()) == set(range(10))
+
+
+def test_of_a_request_that_an_endpoint_gave_to_one_version_the_first_decision_counts(shop):
+    """A log in which each moment has three decisions, as a request of three has them."""
+    found = shop.source.read(window(0))
+    count = len(found.version) // 3 * 3
+    rows = watch.take(found.rows, np.arange(count))
+    asked = found._replace(
+        version=found.version[:count],
+        propensity=found.propensity[:count],
+        decided_at=np.repeat(found.decided_at[:count:3], 3),
+        rows=rows,
+    )
+    assert asked.shared("ids") is asked
+    first = asked.shared("traffic")
+    assert len(first.version) == len(first.rows.action) == count // 3
+    assert first.rows.reward.tolist() == rows.reward[::3].tolist()
+    assert first.decided_at.tolist() == found.decided_at[:count:3].tolist()

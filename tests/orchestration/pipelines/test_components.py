@@ -4,8 +4,9 @@ import inspect
 
 import pytest
 
-from orchestration.pipelines import components, rollout_tasks, training_tasks, window_tasks
+from orchestration.pipelines import components, probation_tasks, rollout_tasks, training_tasks, window_tasks
 
+TASKS = (window_tasks, probation_tasks, training_tasks, rollout_tasks)
 STEPS = [
     function
     for name, function in inspect.getmembers(components, inspect.isfunction)
@@ -17,7 +18,7 @@ OTHERWISE = {"exported": {"jobs"}, "report_outcome": {"status"}}
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_a_component_calls_the_task_of_its_name_with_its_parameters(step, monkeypatch):
-    (owner,) = [module for module in (window_tasks, training_tasks, rollout_tasks) if hasattr(module, step.__name__)]
+    (owner,) = [module for module in TASKS if hasattr(module, step.__name__)]
     wanted = list(inspect.signature(getattr(owner, step.__name__)).parameters)
     called = []
     monkeypatch.setattr(owner, step.__name__, lambda *arguments: called.append(arguments) or "answer")

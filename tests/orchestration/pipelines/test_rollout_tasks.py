@@ -52,7 +52,7 @@ def test_a_candidate_whose_reward_drops_on_the_endpoint_is_taken_back_and_stays_
 def test_an_undecided_update_serves_on_probation_with_the_evidence_of_its_canary(environment):
     rollout_tasks.register(environment.plan, "new", PASSED, environment.target)
     with environment.viewers(reward_of_new=3.0):
-        assert environment.try_out(decisions=20) == "promote"
+        assert environment.try_out(decisions=20, margin=0.001) == "promote"
     before = canary.read(environment.root)
     assert before.look.outcome == "on probation" and before.look.decisions > 0
     environment.promote()
@@ -76,7 +76,7 @@ def test_another_setting_that_is_undecided_is_withdrawn_and_the_next_canary_goes
     found = []
     for _ in range(2):
         with environment.viewers(reward_of_new=3.0):
-            assert environment.try_out(UNDECIDED, decisions=20) == "withdraw"
+            assert environment.try_out(UNDECIDED, decisions=20, margin=0.001) == "withdraw"
         rollout_tasks.withdraw(environment.plan, "new", environment.target)
         assert environment.split() == {"old": 100}
         assert environment.serving() == ("old", None)
