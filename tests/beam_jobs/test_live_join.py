@@ -256,13 +256,15 @@ def test_rows_that_no_window_needs_are_dropped() -> None:
     for second in range(14):
         for part in range(3):
             number = 3 * second + part
-            bucket.add(rows([decision(number, second), reward(number, second + 0.5)]), how, start_of(0))
+            events: list[Event] = [decision(number, second), reward(number, second + 0.5), status(number, second + 0.5)]
+            bucket.add(rows(events), how, start_of(0))
     bucket.compact(how, start_of(2))
     kept = {
         name: sum(len(chunk.ids) for chunk in bucket._chunks[name])
         for name in ("decisions", "rewards", "statuses", "earlier")
     }
-    assert kept == {"decisions": 12, "rewards": 18, "earlier": 12}  # from 10 s on; from 8 s on; from 6 s to 10 s
+    # From 10 s on; from 8 s on, both; from 6 s to 10 s.
+    assert kept == {"decisions": 12, "rewards": 18, "statuses": 18, "earlier": 12}
 
 
 def test_the_number_of_chunks_grows_slowly() -> None:
