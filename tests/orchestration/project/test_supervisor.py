@@ -134,7 +134,7 @@ def test_pauses_double_until_a_process_runs_steadily(tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE_SECONDS", 0.04)
     told: list[str] = []
-    keeper = Keeper("broken", ["no.such.module"], tmp_path / "log", told.append)
+    keeper = Keeper("broken", ["no_such_module"], tmp_path / "log", told.append)
     try:
         deadline = time.monotonic() + WAIT
         while len(told) < 4 and time.monotonic() < deadline:
@@ -142,7 +142,7 @@ def test_pauses_double_until_a_process_runs_steadily(tmp_path, monkeypatch):
     finally:
         keeper.stop()
     assert [text.split("again in ")[1].split(" s")[0] for text in told[:4]] == ["0.01", "0.02", "0.04", "0.04"]
-    assert "No module named no" in told[0]
+    assert "No module named no_such_module" in told[0]
     assert keeper.part.restarts >= 3
 
 
