@@ -94,8 +94,7 @@ def of_others(catalogue: Sequence[Item], window: TrainingWindow) -> list[int]:
 def new_actions(catalogue: Sequence[Item], num_samples: np.ndarray, exploration: Exploration) -> list[int]:
     """The actions of active items that were added later, and that the policy knows too little of to choose them itself.
 
-    An item stops being new after `exploration.new_item_samples` of its decisions, or as many as the median active item has,
-    but one at least:
+    An item stops being new after `exploration.new_item_samples` of its decisions, or as many as the median active item has:
     from then on its uncertainty is no larger than that of other items, so it draws no more exploration than they do.
 
     Args:
@@ -104,7 +103,7 @@ def new_actions(catalogue: Sequence[Item], num_samples: np.ndarray, exploration:
       exploration: the policy's.
     """
     active = [item.action for item in catalogue if item.status == "active"]
-    enough = min(exploration.new_item_samples, max(float(np.median(num_samples[active])), 1.0))
+    enough = min(exploration.new_item_samples, float(np.median(num_samples[active])))
     return [
         item.action
         for item in catalogue

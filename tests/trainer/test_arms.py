@@ -51,7 +51,7 @@ def test_added_items_are_new_until_they_are_known_like_the_median_item():
     counts = np.array([40.0, 3.0, 50.0, 39.0, 12.0, 0.0, 60.0])
     assert arms.new_actions(catalogue, counts, Exploration()) == [3, 4]  # the median is 39.5
     assert arms.new_actions(catalogue, counts, Exploration(new_item_samples=20)) == [4]
-    assert arms.new_actions(catalogue, np.zeros(7), Exploration()) == [3, 4, 6]  # not shown even once
+    assert arms.new_actions(catalogue, np.zeros(7), Exploration()) == []  # to a policy that knows nothing
 
 
 def test_a_number_that_is_the_same_for_all_items_is_not_divided_by_zero():
