@@ -80,8 +80,7 @@ def served(policy: Policy, offer: Offer, requests: int) -> list[list[Decision]]:
         for _ in range(requests)
     ]
     line_up = LineUp(policy, serving.baseline(policy.card))
-    deciding.check(asked, line_up, offer.slate_size)
-    decided = deciding.decide(line_up, asked, offer.slate_size)
+    decided = deciding.decide(line_up, deciding.check(asked, line_up, offer.slate_size), offer.slate_size)
     assert not decided.failures
     slates = [[event_decoder.decode(encoder.encode(decision)) for decision in slate] for slate in decided.slates]
     assert slates == decided.slates

@@ -31,7 +31,8 @@ def decide(store, candidates=()):
     policy = serving.load(store / "v1")
     observation = np.linspace(-1, 1, policy.card.observation_dim).tolist()
     instance = Instance(observation, "u1", list(candidates))
-    return deciding.decide(LineUp(policy, serving.baseline(policy.card)), [instance]).slates[0][0]
+    line_up = LineUp(policy, serving.baseline(policy.card))
+    return deciding.decide(line_up, deciding.check([instance], line_up)).slates[0][0]
 
 
 def test_contributions_add_up_to_the_score_and_the_replay_agrees(store):
@@ -87,7 +88,7 @@ def test_a_live_version_is_made_again_from_its_files(tmp_path):
     policy = live_versions.load(policies, folder, "v1+1")[0]
     observation = np.linspace(-1, 1, policy.card.observation_dim).tolist()
     line_up = LineUp(policy, serving.baseline(policy.card))
-    decision = deciding.decide(line_up, [Instance(observation, "u1")]).slates[0][0]
+    decision = deciding.decide(line_up, deciding.check([Instance(observation, "u1")], line_up)).slates[0][0]
     found = Explainer(policies, folder).explain(decision, [])
     chosen = next(arm for arm in found.arms if arm.action == decision.action)
     assert sum(one.added for one in found.contributions) == pytest.approx(chosen.expected_reward, abs=1e-6)
