@@ -32,8 +32,8 @@ class Comparison(NamedTuple):
 # squared error grows, and the correlation (Fisher's z) falls, by a share of itself. Tastes that turn by 0.05 radians per
 # window move them by up to 0.11 (0.15 slowly), 1.2 and 0.25.
 RESIDUAL = (Comparison(1, 0, -0.15), Comparison(2, 0, -0.15), Comparison(2, 4, -0.17))
-SQUARED_ERROR = (Comparison(1, 0, 2.0),)
-CORRELATION = (Comparison(1, 0, -0.4),)
+SQUARED_ERROR = (Comparison(1, 0, 2.0), Comparison(2, 0, 2.0))
+CORRELATION = (Comparison(1, 0, -0.4), Comparison(2, 0, -0.4))
 # The step size from a few windows is uncertain, so that a normal quantile of the same level (4.4) would be too small.
 STANDARD_ERRORS = 5.0
 
@@ -50,8 +50,10 @@ def predictions(now: Evidence, before: Sequence[Evidence]) -> list[Finding]:
         return []
     return [
         _worst(history, "residual", _residual, RESIDUAL, "rewards fell below what was predicted for the same choices"),
-        _worst(history, "squared error", _squared_error, SQUARED_ERROR, "rewards no longer fit the predictions"),
-        _worst(history, "correlation", _correlation, CORRELATION, "rewards lost their relation to the predictions"),
+        _worst(history, "squared error", _squared_error, SQUARED_ERROR, "rewards no longer fit the predictions", True),
+        _worst(
+            history, "correlation", _correlation, CORRELATION, "rewards lost their relation to the predictions", True
+        ),
     ]
 
 
@@ -59,9 +61,17 @@ Figure = Callable[[VersionEvidence], tuple[float, float, float]]  # value, stand
 
 
 def _worst(
-    history: list[VersionEvidence], name: str, figure: Figure, comparisons: Sequence[Comparison], meaning: str
+    history: list[VersionEvidence],
+    name: str,
+    figure: Figure,
+    comparisons: Sequence[Comparison],
+    meaning: str,
+    improves: bool = False,
 ) -> Finding:
-    """The comparison in which the figure moved most for the worse, in standard errors."""
+    """The comparison in which the figure moved most for the worse, in standard errors.
+
+    `improves`: the figure gets better as the policy learns, and the steps for the better are not counted as noise.
+    """
     best = (-math.inf, comparisons[0], 0.0, 0.0)
     alarm = False
     for one in comparisons:
@@ -71,10 +81,13 @@ def _worst(
         new, new_error, _ = figure(reduce(VersionEvidence.merge, history[-one.span :]))
         old, old_error, unit = figure(reduce(VersionEvidence.merge, before[-RECENT_WINDOWS:]))
         # What windows differ by beyond chance, as versions change: half the mean squared step from one to the next
-        # (von Neumann 1941), which does not count a trend, such as that of a policy which learns, as noise.
+        # (von Neumann 1941), which does not count a trend as noise.
         values = [figure(window) for window in before[-STEP_WINDOWS:]]
         steps = np.diff([value for value, _, _ in values])
-        between = max(float(np.mean(steps**2)) / 2 - float(np.mean([error**2 for _, error, _ in values])), 0.0)
+        between = float(np.mean(steps**2)) / 2
+        if improves:  # without a trend, the steps for the worse are half of all
+            between = min(between, float(np.mean((steps * math.copysign(1, one.change)).clip(min=0) ** 2)))
+        between = max(between - float(np.mean([error**2 for _, error, _ in values])), 0.0)
         error = math.sqrt(new_error**2 + old_error**2 + between * (1 / one.span + 1 / min(len(before), RECENT_WINDOWS)))
         worse = (new - old) * math.copysign(1, one.change)
         z = worse / error if error else 0.0
