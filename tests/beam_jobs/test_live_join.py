@@ -284,7 +284,7 @@ def test_the_number_of_chunks_grows_slowly() -> None:
 def test_ids_are_compared_as_16_bytes() -> None:
     from beam_jobs.live_join import _ids, _with_ids
 
-    batch, _ = rows([decision(0x10FF, 1), decision(0, 1)])
+    batch, *_ = rows([decision(0x10FF, 1), decision(0, 1)])
     assert [bytes(one).ljust(16, b"\0").hex() for one in _ids(_with_ids(batch))] == [
         one.replace("-", "") for one in batch.column("decision_id").to_pylist()
     ]

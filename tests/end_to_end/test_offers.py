@@ -177,11 +177,12 @@ def test_a_policys_weight_on_its_own_log_is_one_at_every_place(tmp_path: Path, s
 def test_another_policys_mean_weight_is_one_at_every_place(tmp_path: Path, strategy: Strategy, offer: str) -> None:
     policy = make_policy(tmp_path, "v", Exploration(strategy=strategy, **EXPLORATION), 0, OFFERS[offer].masked)
     windows, window = log(tmp_path, policy, OFFERS[offer], 3000)
-    other = make_policy(tmp_path, "other", Exploration(strategy="softmax"), 1, masked=False)
+    other = make_policy(tmp_path, "other", Exploration(strategy="softmax", temperature=1.0), 1, masked=False)
     weight, place = weights(other, judged(tmp_path, windows, window, other))
     for each in np.unique(place):
         here = weight[place == each]
-        assert abs(here.mean() - 1) < 4 * here.std() / np.sqrt(len(here))
+        # Beyond 4, as a sample without the rarest, largest weights has too small a standard error.
+        assert abs(here.mean() - 1) < 6 * here.std() / np.sqrt(len(here))
 
 
 @pytest.mark.parametrize("offer", OFFERS)

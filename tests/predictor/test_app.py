@@ -254,7 +254,10 @@ def test_wrong_starts_end_in_one_line(store, tmp_path):
                 {"--predict-route": "/{any}"},
                 "--predict-route: must be a path of letters, digits and ._~:/-, from /, got",
             ),
-            ({"--predict-route": "/rewards"}, "--predict-route: must not be one of /rewards, /metrics, /docs,"),
+            (
+                {"--predict-route": "/rewards"},
+                "--predict-route: must not be one of /rewards, /activate, /cancel, /metrics, /docs,",
+            ),
             ({"--predict-route": "/health"}, "--predict-route: must differ from the health route, got '/health'"),
         ]:
             result = run(*(part for pair in (right | changed).items() for part in pair))

@@ -38,11 +38,13 @@ def instances(count, seed=0, observation_dim=3):
     ]
 
 
+def checked_and_decided(line_up, instances, slate_size=1):
+    return deciding.decide(line_up, deciding.check(instances, line_up, slate_size), slate_size)
+
+
 def decide(policy, instances):
     """One decision an instance, by `policy` alone."""
-    line_up = LineUp(policy, policy_files.baseline(policy.card))
-    deciding.check(instances, line_up)
-    decided = deciding.decide(line_up, instances)
+    decided = checked_and_decided(LineUp(policy, policy_files.baseline(policy.card)), instances)
     assert (decided.shadows, decided.failures) == ([], [])
     return [decision for (decision,) in decided.slates]
 
@@ -101,7 +103,7 @@ def test_shadow_is_scored_and_logged_and_never_served(store):
     point_at(store, "v1", candidate="v2", mode="shadow")
     champion = PolicyFollower(store)
     champion.refresh()
-    decided = deciding.decide(champion.line_up, instances(100))
+    decided = checked_and_decided(champion.line_up, instances(100))
     decisions = [decision for (decision,) in decided.slates]
     assert {decision.policy_version for decision in decisions} == {"v1"}
     assert [shadow.decision_id for shadow in decided.shadows] == [decision.decision_id for decision in decisions]
@@ -126,7 +128,7 @@ def test_a_policy_that_returns_nonsense_leaves_the_decision_to_the_baseline(stor
         return mean, std
 
     broken = dataclasses.replace(policy, scorer=nonsense)
-    decided = deciding.decide(LineUp(broken, policy_files.baseline(policy.card), shadow=broken), instances(20))
+    decided = checked_and_decided(LineUp(broken, policy_files.baseline(policy.card), shadow=broken), instances(20))
     assert decided.failures == ["v1: scores must be finite"] * 2
     assert decided.shadows == []
     assert "the baseline decides" in caplog.text
@@ -140,7 +142,7 @@ def test_slates(tmp_path, strategy):
     write_policy(tmp_path / "v", exploration=Exploration(strategy=strategy, epsilon=0.5))
     policy = policy_files.load(tmp_path / "v")
     asked = instances(60)
-    decided = deciding.decide(LineUp(policy, policy_files.baseline(policy.card)), asked, slate_size=3)
+    decided = checked_and_decided(LineUp(policy, policy_files.baseline(policy.card)), asked, slate_size=3)
     identities = {decision.decision_id for slate in decided.slates for decision in slate}
     assert len(identities) == 180
     for slate, instance in zip(decided.slates, asked, strict=True):
@@ -157,14 +159,14 @@ def test_places_of_a_slate_log_its_id_and_what_was_left(store):
     policy = policy_files.load(store / "v1")
     line_up = LineUp(policy, policy_files.baseline(policy.card))
     asked = [Instance([1.0, 2.0, 3.0]), Instance([1.0, 2.0, 3.0], None, [4, 0, 2])]
-    for slate, offered in zip(deciding.decide(line_up, asked, 3).slates, (range(5), [4, 0, 2]), strict=True):
+    for slate, offered in zip(checked_and_decided(line_up, asked, 3).slates, (range(5), [4, 0, 2]), strict=True):
         assert [decision.place for decision in slate] == [0, 1, 2]
         assert {decision.slate_id for decision in slate} == {slate[0].decision_id}
         taken = [decision.action for decision in slate]
         assert slate[0].candidates == ([] if len(offered) == 5 else offered)
         for place in (1, 2):
             assert slate[place].candidates == [action for action in offered if action not in taken[:place]]
-    for [decision] in deciding.decide(line_up, asked).slates:
+    for [decision] in checked_and_decided(line_up, asked).slates:
         assert decision.slate_id is None and decision.place is None
 
 
@@ -174,7 +176,7 @@ def test_slates_come_up_as_often_as_they_say(tmp_path):
     policy = policy_files.load(tmp_path / "v")
     n = 20_000
     line_up = LineUp(policy, policy_files.baseline(policy.card))
-    decided = deciding.decide(line_up, [Instance([0.5, -1.0, 0.2])] * n, slate_size=2)
+    decided = checked_and_decided(line_up, [Instance([0.5, -1.0, 0.2])] * n, slate_size=2)
     stated, counts = {}, collections.Counter()
     for slate in decided.slates:
         slate_actions = tuple(decision.action for decision in slate)
@@ -206,7 +208,7 @@ def test_what_is_not_on_offer_is_never_decided_for(tmp_path):
     line_up = LineUp(policy, policy_files.baseline(policy.card))
     observation = [1.0, 2.0, 3.0]
     for _ in range(50):
-        decided = deciding.decide(line_up, [Instance(observation), Instance(observation, None, [0, 1, 3, 4])], 2)
+        decided = checked_and_decided(line_up, [Instance(observation), Instance(observation, None, [0, 1, 3, 4])], 2)
         assert {decision.action for decision in decided.slates[0]} <= {1, 2, 4}
         assert {decision.action for decision in decided.slates[1]} == {1, 4}
     with pytest.raises(
@@ -227,7 +229,7 @@ def test_logged_bytes_is_an_upper_bound_of_what_is_logged(tmp_path, slate_size, 
         write_policy(tmp_path / user[:2] / "v", version=version)
         policy = policy_files.load(tmp_path / user[:2] / "v")
         asked = [Instance([number] * 3, user, candidates)] * 4
-        decided = deciding.decide(LineUp(policy, policy_files.baseline(policy.card)), asked, slate_size)
+        decided = checked_and_decided(LineUp(policy, policy_files.baseline(policy.card)), asked, slate_size)
         written = len(encoder.encode_lines([decision for slate in decided.slates for decision in slate]))
         bound = deciding.logged_bytes(asked, slate_size, LineUp(policy, policy))
         assert written <= bound
@@ -238,7 +240,7 @@ def test_a_live_version_that_fails_leaves_the_decision_to_its_base(store, caplog
     base = policy_files.load(store / "v1")
     card = msgspec.structs.replace(base.card, version="v1+3")
     live = policy_files.Policy(card, lambda observations: (np.full((len(observations), 5), np.nan),) * 2)
-    decided = deciding.decide(LineUp(base, policy_files.baseline(base.card), live=live), instances(3))
+    decided = checked_and_decided(LineUp(base, policy_files.baseline(base.card), live=live), instances(3))
     assert {decision.policy_version for (decision,) in decided.slates} == {"v1"}
     assert decided.failures == ["v1+3: scores must be finite"]
     assert "the base decides" in caplog.text

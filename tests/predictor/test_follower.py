@@ -31,9 +31,13 @@ def instances(count, seed=0, observation_dim=3):
     ]
 
 
+def checked_and_decided(line_up, instances):
+    return deciding.decide(line_up, deciding.check(instances, line_up))
+
+
 def decide(policy, instances):
     """One decision per instance, by `policy` alone."""
-    decided = deciding.decide(LineUp(policy, policy_files.baseline(policy.card)), instances)
+    decided = checked_and_decided(LineUp(policy, policy_files.baseline(policy.card)), instances)
     return [decision for (decision,) in decided.slates]
 
 
@@ -123,7 +127,7 @@ def test_rollback_is_one_pointer_and_loads_nothing(store):
     follower = PolicyFollower(store)
     follower.refresh()
     first = follower.line_up
-    assert {decision.policy_version for (decision,) in deciding.decide(first, instances(50)).slates} == {"v1"}
+    assert {decision.policy_version for (decision,) in checked_and_decided(first, instances(50)).slates} == {"v1"}
     point_at(store, "v2")
     follower.refresh()
     assert (follower.line_up.serving, follower.line_up.candidate) == (first.serving, None)
@@ -134,7 +138,7 @@ def test_apprentice_is_shadowed_by_the_baseline(store):
     point_at(store, "v1", mode="apprentice")
     follower = PolicyFollower(store)
     follower.refresh()
-    decided = deciding.decide(follower.line_up, instances(30))
+    decided = checked_and_decided(follower.line_up, instances(30))
     assert {decision.policy_version for (decision,) in decided.slates} == {"uniform"}
     assert {shadow.policy_version for shadow in decided.shadows} == {"v1"}
 
@@ -207,7 +211,7 @@ def test_a_version_on_probation_serves_beside_its_anchor(store):
     follower = PolicyFollower(store)
     follower.refresh()
     assert follower.line_up.deciding == {"serving": ("v2", 0.75), "anchor": ("v1", 0.25)}
-    decisions = [decision for (decision,) in deciding.decide(follower.line_up, instances(4000)).slates]
+    decisions = [decision for (decision,) in checked_and_decided(follower.line_up, instances(4000)).slates]
     by_anchor = follower.line_up.takes([decision.decision_id for decision in decisions])
     assert [decision.policy_version == "v1" for decision in decisions] == by_anchor.tolist()
     serving = follower.line_up.serving

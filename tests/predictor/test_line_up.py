@@ -30,7 +30,8 @@ def test_candidate_takes_its_share_and_the_id_tells_which(store):
     point_at(store, "v1", candidate="v2", candidate_share=0.3)
     follower = PolicyFollower(store)
     follower.refresh()
-    decided = deciding.decide(follower.line_up, instances(4000))
+    asked = deciding.check(instances(4000), follower.line_up)
+    decided = deciding.decide(follower.line_up, asked)
     decisions = [decision for (decision,) in decided.slates]
     by_version = {"v1": follower.line_up.serving, "v2": follower.line_up.candidate}
     share = sum(decision.policy_version == "v2" for decision in decisions) / 4000

@@ -18,6 +18,7 @@ from predictor import exploration as explorers
 from predictor import policy as serving
 from tests.windows import consecutive_windows, write_window
 from trainer import agents, checkpoint, networks, neural, training
+from trainer.contexts import Reader
 
 NUM_ACTIONS, DIM = 4, 3
 WINDOWS = consecutive_windows(datetime(2026, 1, 1, tzinfo=UTC), 60, 3)
@@ -347,7 +348,7 @@ def test_replay_is_bounded_and_takes_the_newest_windows_that_are_left(tmp_path):
     assert {window.start for window, _ in past} == {WINDOWS[0].start, WINDOWS[2].start}
 
     def replayed(records):
-        parts = neural._replayed(past, records, NUM_ACTIONS)
+        parts = neural._replayed(past, records, Reader(tmp_path / "policies", card))
         return [part.window.start for part in parts], sum(len(batch.action) for part in parts for batch in part())
 
     everything = sum(window.manifest.records(split) for window, split in past)

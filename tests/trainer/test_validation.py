@@ -134,7 +134,10 @@ def test_what_is_no_example_is_refused(tmp_path):
 
 
 COUNTS = {
-    "do not add up": ({"decisions": 7}, "7 decisions are not 10 with a reward, 0 defaulted, 0 dropped and 0 set aside"),
+    "do not add up": (
+        {"decisions": 7},
+        "7 decisions are not 10 with a reward, 0 defaulted, 0 dropped, 0 set aside, 0 not",
+    ),
     "records": ({"decisions": 12, "rewards": 12}, "counts say 12 records, the files hold 10"),
     "defaulted": ({"rewards": 8, "defaulted": 2}, "counts say 2 defaulted, the files hold 0"),
 }
