@@ -513,7 +513,11 @@ def test_a_first_policy_that_may_not_serve_is_one_line(tmp_path):
     """Everybody likes the same movie best, which the gate takes for a policy gone wrong."""
     ratings = tmp_path / "ratings"
     ratings.mkdir()
-    rows = [f"{user}\t{movie}\t{3}\t0\n" for user in range(1, 31) for movie in range(1, 31)]
+    rows = [
+        f"{user}\t{movie}\t{1 + user % 8 / 2}\t{(7 * user + 3 * movie + user * movie) % 11}\n"
+        for user in range(1, 101)  # with one factor they differ in how much they like, never in what
+        for movie in range(1, 31)
+    ]
     (ratings / "u.data").write_text("".join(rows))
     out = tmp_path / "run"
     answer = loop(out, ratings=str(ratings), num_actions="2", rank="1", bootstrap_decisions="2000")
