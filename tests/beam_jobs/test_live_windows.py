@@ -65,7 +65,7 @@ def test_an_emission_holds_the_cumulative_sums_of_the_arms_that_changed() -> Non
     state = fold(LiveState(), live_windows.joined(3, [change(0, sums(a1=2, a2=1), 4, 3)]), progress(3))
     first = emit(state, snapshot=True)
     assert (counts(first), first.snapshot, first.sequence, first.events) == ({0: {1: 2, 2: 1}}, True, 1, 3)
-    assert msgspec.structs.astuple(first.windows[0].counts) == (4, 3, 0, 1)
+    assert msgspec.structs.astuple(first.windows[0].counts) == (4, 3, 0, 1, 0)
     state = fold(state, live_windows.joined(1, [change(0, sums(a1=1), 0, 1)]), progress(4))
     assert counts(emit(state)) == {0: {1: 3}}
     assert counts(emit(state)) == {0: {}}

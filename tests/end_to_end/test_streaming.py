@@ -21,7 +21,7 @@ from beam_jobs.payloads import IngestCounts, ParseEvents, add_counts
 from beam_jobs.pubsub import BatchMessages, dead_letter_messages
 from beam_jobs.warehouses import EmbeddedWarehouse
 from contracts.records import Decision, RewardEvent, encoder
-from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, TABLES
+from contracts.schemas import DEAD_LETTERS, DECISIONS, REWARDS, STATUSES, TABLES
 from contracts.windows import TrainingWindow, WindowSettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -206,7 +206,7 @@ def test_a_redelivered_bundle_has_the_same_files(tmp_path: Path) -> None:
     stream(tmp_path, [bundle])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == before
     found = {table.name: warehouse.read_all(tmp_path, table, at(0), at(9)).num_rows for table in TABLES}
-    assert found == {DECISIONS.name: 2, REWARDS.name: 1, DEAD_LETTERS.name: 0}
+    assert found == {DECISIONS.name: 2, REWARDS.name: 1, STATUSES.name: 0, DEAD_LETTERS.name: 0}
 
 
 def test_follow_gives_each_window_once_it_has_closed(tmp_path: Path) -> None:
