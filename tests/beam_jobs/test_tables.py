@@ -49,6 +49,7 @@ def test_rows_hold_what_the_records_hold() -> None:
             "propensity": 0.25,
             "slate_id": None,
             "place": None,
+            "deferred": None,
         },
         {
             "decision_id": DECISION_ID,
@@ -61,6 +62,7 @@ def test_rows_hold_what_the_records_hold() -> None:
             "propensity": 0.25,
             "slate_id": DECISION_ID,
             "place": 0,
+            "deferred": None,
         },
     ]
 
