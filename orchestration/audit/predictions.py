@@ -68,7 +68,7 @@ def _worst(
     meaning: str,
     improves: bool = False,
 ) -> Finding:
-    """The comparison in which the figure moved most for the worse, in standard errors.
+    """The first comparison that alarms, else the one in which the figure moved most for the worse, in standard errors.
 
     `improves`: the figure gets better as the policy learns, and the steps for the better are not counted as noise.
     """
@@ -91,9 +91,11 @@ def _worst(
         error = math.sqrt(new_error**2 + old_error**2 + between * (1 / one.span + 1 / min(len(before), RECENT_WINDOWS)))
         worse = (new - old) * math.copysign(1, one.change)
         z = worse / error if error else 0.0
-        if z > best[0]:
+        alarm = z > STANDARD_ERRORS and worse > abs(one.change) * unit
+        if alarm or z > best[0]:
             best = (z, one, old, new)
-        alarm |= z > STANDARD_ERRORS and worse > abs(one.change) * unit
+        if alarm:
+            break
     z, one, old, new = best
     return Finding(
         check=f"prediction: {name}",
