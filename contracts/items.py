@@ -164,7 +164,7 @@ def renewed(catalogue: Sequence[Item], before: Sequence[Item]) -> list[int]:
 
 
 def _check_alone(catalogue: Sequence[Item], where: str) -> None:
-    """What must hold of a catalogue by itself: actions in order, ids that differ, attributes of one kind."""
+    """Raises InputError unless the actions are in order, all ids differ, and each attribute has one kind."""
     seen: dict[str, int] = {}
     kinds: dict[str, tuple[bool, str]] = {}
     for action, item in enumerate(catalogue):

@@ -6,7 +6,7 @@ features.json   the feature spec of the context (`contracts.features`); the owne
 policies/       the policy store, with the first policy
 events/, warehouse/, windows/, audit/, guard.json, probation.json, journal.jsonl: as below any root
 learner.json    how far the learner has come
-up.json         the processes that run for the folder, and problems.jsonl, every one that ended by itself
+up.json         the processes that run for the folder, and problems.jsonl, every one that ended unasked
 logs/           output of the processes
 """
 
