@@ -8,9 +8,17 @@ ARMS, DECISIONS = 20, 1_000
 
 
 def evidence(
-    rng: np.random.Generator, *, scale: float = 1.0, permuted: bool = False, decisions: int = DECISIONS
+    rng: np.random.Generator,
+    *,
+    scale: float = 1.0,
+    permuted: float = 0.0,
+    decisions: int = DECISIONS,
+    noise: float = 0.5,
 ) -> Evidence:
-    """A window of a policy that takes its favourite arm nine times in ten; rewards of 2 ± 1, predicted but for noise."""
+    """A window of a policy that takes its favourite arm nine times in ten; rewards of 2 ± 1, predicted but for noise.
+
+    `permuted` is the share of the rewards that are.
+    """
     favourite = rng.integers(0, ARMS, decisions)
     explores = rng.random(decisions) < 0.1
     action = np.where(explores, rng.integers(0, ARMS, decisions), favourite)
@@ -18,8 +26,9 @@ def evidence(
     expected = np.bincount(favourite, minlength=ARMS) * 0.9 + 0.1 * decisions / ARMS
     rewarded = rng.random(decisions) < 0.9
     predicted = rng.normal(2, 1, decisions)
-    reward = scale * (predicted + rng.normal(0, 0.5, decisions))
-    reward = rng.permutation(reward) if permuted else reward
+    reward = scale * (predicted + rng.normal(0, noise, decisions))
+    chosen = rng.random(decisions) < permuted
+    reward[chosen] = rng.permutation(reward[chosen])
     m, r = predicted[rewarded], reward[rewarded]
     best_is_taken = (action == favourite) - (0.9 + 0.1 / ARMS)
     return Evidence(
