@@ -26,6 +26,7 @@ import numpy as np
 
 from bench.loop import MOVIELENS_100K
 from bench.measure import Result
+from bench.pages import write_table
 from contracts.command_line import FlagParser, run_main
 
 FRESHNESS_RUNS = 3
@@ -192,7 +193,7 @@ def _write(found: list[dict[str, Any]]) -> None:
     found.sort(key=lambda one: (*map(str, one["setting"].values()), one["seed"]))
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     for measured in ROWS:
-        write_table(f"live {measured}", table([one for one in found if one["setting"]["measured"] == measured]))
+        write_table(PAGE, f"live {measured}", table([one for one in found if one["setting"]["measured"] == measured]))
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -224,14 +225,6 @@ def _cell(name: str, values: list[float | None]) -> str:
 
     ends = f" ({form(min(known))}-{form(max(known))})" if len(known) > 1 else ""
     return f"{form(float(np.median(known)) if name != 'times held' else max(known))}{ends}"
-
-
-def write_table(name: str, text: str) -> None:
-    """Replaces the table of that name in `docs/live.md`."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, _, rest = PAGE.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

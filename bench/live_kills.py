@@ -315,7 +315,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from bench.live import write_table
+    from bench.live import PAGE
+    from bench.pages import write_table
 
     parser = FlagParser(prog="python -m bench.live_kills", documentation=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="of each (default: %(default)s)")
@@ -327,7 +328,7 @@ def _run(argv: Sequence[str] | None) -> int:
         rows[target] = run_loop(given.kills, given.seed) if target == "loop" else run(target, given.kills, given.seed)
         print(rows[target], flush=True)
         RESULTS.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
-        write_table("live kills", table(list(rows.values())))
+        write_table(PAGE, "live kills", table(list(rows.values())))
     return 0
 
 

@@ -178,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from bench.live import default_ratings, write_table
+    from bench.live import PAGE, default_ratings
+    from bench.pages import write_table
 
     names = [*faults(), *CLEAN]
     parser = FlagParser(prog=f"python -m {PROGRAM}", documentation=__doc__)
@@ -208,7 +209,7 @@ def _run(argv: Sequence[str] | None) -> int:
             ratings = "MovieLens 100K" if Path(given.ratings).name == "ml-100k" else given.ratings
             data = {"ratings": ratings, "outcomes": [one._asdict() for one in outcomes]}
             RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=1) + b"\n")
-            write_table("live watch", table(outcomes))
+            write_table(PAGE, "live watch", table(outcomes))
     print(table(outcomes))
     return 0
 

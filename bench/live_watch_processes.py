@@ -129,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from bench.live import write_table
+    from bench.live import PAGE
+    from bench.pages import write_table
 
     parser = FlagParser(prog=f"python -m {PROGRAM}", documentation=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: %(default)s)")
@@ -143,7 +144,7 @@ def _run(argv: Sequence[str] | None) -> int:
             rows = [one for one in rows if (one["fault"], one["seed"]) != (name, seed)] + [row]
             rows.sort(key=lambda one: (list(faults()).index(one["fault"]), one["seed"]))
             RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-            write_table("live watch processes", table(rows))
+            write_table(PAGE, "live watch processes", table(rows))
     return 0
 
 

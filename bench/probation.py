@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
+from bench.pages import write_table
 from contracts.command_line import FlagParser, run_main
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ PROGRAM = "bench.probation"
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("probation.json")
 PAGE = ROOT / "docs" / "evidence" / "gate.md"
-MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("trials", "cost")}
 OWN, OTHER = "own update", "another algorithm, as canary"
 GAINS = {OWN: (0.1, 0.01, 0.0, -0.01, -0.05, -0.15, -0.5), OTHER: (0.1, 0.0, -0.05)}
 ARMS = (20, 100, 500)
@@ -211,7 +211,7 @@ def _run(argv: Sequence[str] | None) -> int:
     parser.add_argument("--seeds", type=int, default=20, help="trials of each kind (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="of the trials and loops (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
-    parser.add_argument("--only", choices=sorted(MARKS), help="only these")
+    parser.add_argument("--only", choices=("trials", "cost"), help="only these")
     given = parser.parse_args(argv)
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
@@ -239,10 +239,7 @@ def _write(name: str, table: str, results: dict[str, Any], given: argparse.Names
     found = msgspec.json.decode(RESULTS.read_bytes()) if RESULTS.is_file() else {}
     found[name] = {"settings": settings, **results}
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-    begin, end = MARKS[name]
-    before, _, rest = PAGE.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    PAGE.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}")
+    write_table(PAGE, name, table)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
+from bench.pages import write_table
 from contracts.command_line import FlagParser, run_main
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _run_processes(names: Sequence[str], seeds: Sequence[int]) -> int:
             rows = process_rows(known)
             data = msgspec.json.encode({"rows": rows, "outcomes": [one._asdict() for one in known]})
             PROCESS_RESULTS.write_bytes(msgspec.json.format(data, indent=2) + b"\n")
-            _write_table("sabotage of processes", process_table(rows))
+            write_table(PAGE, "sabotage of processes", process_table(rows))
     print(process_table(rows))
     return 0
 
@@ -227,14 +228,7 @@ def _write(rows: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], given: a
     settings = {"ratings": given.ratings, "num_actions": given.num_actions}
     data = {"settings": settings, "rows": rows, "outcomes": [one._asdict() for one in outcomes]}
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
-    _write_table("sabotage", table(rows))
-
-
-def _write_table(name: str, text: str) -> None:
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, _, rest = PAGE.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    write_table(PAGE, "sabotage", table(rows))
 
 
 if __name__ == "__main__":
